@@ -1,0 +1,70 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+# `make check` is the whole gate; run it before you push.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# pip's notes about its own age are noise in a first run
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Each test process has one core: two of them fill the two cores of a CI machine.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+.PHONY: help demo test check format lint types imports unit soak bench wheel sprout proto clean
+.DEFAULT_GOAL := help
+
+help: ## List the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# torch goes first and pinned: a looser range lets pip fetch gigabytes of CUDA packages.
+$(VENV)/.server: pyproject.toml
+	@echo "==> setting up $(VENV) (once; about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install 'torch==2.13.0'
+	@$(PIP) install --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.server
+	@echo "==> installing the development tools"
+	@$(PIP) install --editable '.[server,dev]'
+	@touch $@
+
+demo: $(VENV)/.server ## Start a server, fine-tune two adapters through the API, sample before and after
+	@$(BIN)/tinkex demo --output .demo
+
+test: $(VENV)/.dev ## Run every test, in parallel and in random order, with coverage
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=80
+
+unit: $(VENV)/.dev ## Run the unit tests alone
+	$(PYTEST) tests/unit
+
+check: format lint types imports test ## The whole gate: format, lint, types, import rules, tests
+
+format: $(VENV)/.dev ## Check the formatting
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.dev ## Lint and spell-check
+	$(BIN)/ruff check .
+	$(BIN)/codespell src tests tools benchmarks docs *.md
+
+types: $(VENV)/.dev ## Check the types
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev ## Check who may import whom
+	$(BIN)/lint-imports
+
+soak: $(VENV)/.dev ## Repeat unit and integration tests 20 times in random order (under an hour)
+	@for i in $$(seq 1 20); do \
+	  echo "==> round $$i of 20"; \
+	  $(PYTEST) -q --no-header tests/unit tests/integration || exit 1; \
+	done
+
+bench: $(VENV)/.dev ## Measure training and sampling through the API on the shipped model
+	$(BIN)/python benchmarks/train_sample.py --start-server
+
+wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
+	@$(PIP) install build
+	$(BIN)/python -m build
+
+clean: ## Remove what these commands made
+	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

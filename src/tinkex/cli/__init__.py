@@ -1,0 +1,1 @@
+"""The `tinkex` command. Each command imports what it needs when it runs, so help stays fast."""

@@ -1,0 +1,23 @@
+"""Tell a user of the client-only install what to install for the other rooms."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from tinkex.errors import MissingExtraError
+
+_SERVER_MODULES = ("torch", "transformers", "starlette", "uvicorn", "sqlalchemy", "aiosqlite")
+
+
+def require_server_extra(command: str) -> None:
+    """Check that the server's packages are installed.
+
+    Raises:
+        MissingExtraError: when one is missing; the message says how to install them.
+    """
+    missing = [name for name in _SERVER_MODULES if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"`{command}` needs {', '.join(missing)}, which the client-only install leaves out. "
+            "Install the server's packages: pip install 'tinkex[server]'"
+        )

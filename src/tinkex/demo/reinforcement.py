@@ -1,0 +1,220 @@
+"""The reinforcement part of the demo: small arithmetic, rewarded when the reply is the number.
+
+Policy gradient with group-centred advantages: for each problem several replies are sampled, and a
+reply's advantage is its reward less the mean of its group. The loss is `importance_sampling`, so
+tokens are weighted by how much likelier the trained policy finds them than the one that sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinkex import types
+from tinkex._clock import Clock
+from tinkex.client.sampling import SamplingClient
+from tinkex.client.training import TrainingClient
+from tinkex.demo import arithmetic, rendering
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforcementSettings:
+    """What the loop does; the defaults suit `tinkex/sprout` on two CPU cores."""
+
+    steps: int = 25
+    """Optimiser steps; each samples afresh from the newest weights."""
+    problems_per_step: int = 16
+    """Different problems in a step."""
+    group_size: int = 8
+    """Replies sampled for each problem."""
+    max_tokens: int = 12
+    """Longest reply, in tokens."""
+    learning_rate: float = 3e-3
+    """Rate of Adam."""
+    held_out: int = 200
+    """Problems of the evaluation before and after."""
+    seed: int = 0
+    """Seeds the problems and the sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforcementStep:
+    """What one step showed."""
+
+    step: int
+    """Steps done, from 1."""
+    mean_reward: float
+    """Mean reward over all replies of the step, 0 to 1."""
+    sampled_tokens: int
+    """Tokens sampled in the step."""
+    sample_seconds: float
+    """Wall time of saving the weights and sampling."""
+    train_seconds: float
+    """Wall time of forward, backward and the optimiser."""
+
+
+@dataclass(slots=True)
+class ReinforcementResult:
+    """The whole run."""
+
+    accuracy_before: float
+    accuracy_after: float = 0.0
+    steps: list[ReinforcementStep] = field(default_factory=list)
+
+    @property
+    def gain(self) -> float:
+        """Rise of the held-out accuracy, absolute."""
+        return self.accuracy_after - self.accuracy_before
+
+    @property
+    def sampled_tokens_per_second(self) -> float:
+        """Tokens sampled per second of sampling."""
+        seconds = sum(step.sample_seconds for step in self.steps)
+        return sum(step.sampled_tokens for step in self.steps) / seconds if seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One problem's group of replies."""
+
+    prompt: list[int]
+    replies: list[types.SampledSequence]
+    rewards: list[float]
+
+    def data(self) -> list[types.Datum]:
+        """Return a training example for each reply that was better or worse than its group."""
+        mean = sum(self.rewards) / len(self.rewards)
+        return [
+            rendering.policy_gradient_datum(
+                self.prompt, reply.tokens, reply.logprobs or [], reward - mean
+            )
+            for reply, reward in zip(self.replies, self.rewards, strict=True)
+            if reward != mean
+        ]
+
+
+def decode(tokens: Sequence[int], tokenizer: Any) -> str:
+    """Return a reply's text, special tokens left out."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def prompt_of(problem: arithmetic.Problem, tokenizer: Any) -> list[int]:
+    """Render a problem up to the point where the assistant answers."""
+    return rendering.prompt_tokens(arithmetic.messages(problem), tokenizer)
+
+
+def accuracy(
+    sampler: SamplingClient,
+    tokenizer: Any,
+    problems: Sequence[arithmetic.Problem],
+    *,
+    max_tokens: int,
+) -> float:
+    """Return the share of `problems` answered rightly by greedy decoding."""
+    params = types.SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    futures = [
+        sampler.sample(types.ModelInput.from_ints(prompt_of(problem, tokenizer)), 1, params)
+        for problem in problems
+    ]
+    rewards = [
+        arithmetic.reward(problem, decode(future.result().sequences[0].tokens, tokenizer))
+        for problem, future in zip(problems, futures, strict=True)
+    ]
+    return sum(rewards) / len(rewards)
+
+
+def collect(
+    sampler: SamplingClient,
+    tokenizer: Any,
+    problems: Sequence[arithmetic.Problem],
+    settings: ReinforcementSettings,
+    *,
+    seed: int,
+) -> list[Rollout]:
+    """Sample a group of replies to each problem and reward them."""
+    futures = []
+    for index, problem in enumerate(problems):
+        prompt = prompt_of(problem, tokenizer)
+        params = types.SamplingParams(
+            max_tokens=settings.max_tokens, temperature=1.0, seed=seed + index
+        )
+        futures.append(
+            (
+                problem,
+                prompt,
+                sampler.sample(types.ModelInput.from_ints(prompt), settings.group_size, params),
+            )
+        )
+    rollouts = []
+    for problem, prompt, future in futures:
+        replies = list(future.result().sequences)
+        rewards = [
+            arithmetic.reward(problem, decode(reply.tokens, tokenizer)) for reply in replies
+        ]
+        rollouts.append(Rollout(prompt=prompt, replies=replies, rewards=rewards))
+    return rollouts
+
+
+def _improve(client: TrainingClient, data: list[types.Datum], learning_rate: float) -> None:
+    """Take one optimiser step on `data`; nothing to learn from means no step."""
+    if not data:
+        return
+    forward_backward = client.forward_backward(data, "importance_sampling")
+    optim = client.optim_step(types.AdamParams(learning_rate=learning_rate))
+    forward_backward.result()
+    optim.result()
+
+
+def train(
+    client: TrainingClient,
+    tokenizer: Any,
+    settings: ReinforcementSettings,
+    *,
+    clock: Clock,
+    on_step: Callable[[ReinforcementStep], None] = lambda _: None,
+    on_accuracy: Callable[[float], None] = lambda _: None,
+) -> ReinforcementResult:
+    """Train the adapter behind `client` by policy gradient.
+
+    Args:
+        client: a fresh training client.
+        tokenizer: the base model's tokenizer.
+        settings: steps, group sizes and rates.
+        clock: measures the steps.
+        on_step: called after each step.
+        on_accuracy: called with the held-out accuracy, before training and after it.
+
+    Returns:
+        Mean reward of each step and the greedy held-out accuracy before and after.
+    """
+    held_out = arithmetic.held_out(settings.held_out)
+    sampler = client.save_weights_and_get_sampling_client()
+    before = accuracy(sampler, tokenizer, held_out, max_tokens=settings.max_tokens)
+    on_accuracy(before)
+    result = ReinforcementResult(accuracy_before=before)
+    needed = settings.steps * settings.problems_per_step
+    problems = arithmetic.problems(settings.seed, needed)
+    for step in range(settings.steps):
+        chosen = problems[step * settings.problems_per_step :][: settings.problems_per_step]
+        start = clock.monotonic()
+        sampler = client.save_weights_and_get_sampling_client()
+        seed = settings.seed * 1_000_003 + step * settings.problems_per_step
+        rollouts = collect(sampler, tokenizer, chosen, settings, seed=seed)
+        sampled_at = clock.monotonic()
+        data = [datum for rollout in rollouts for datum in rollout.data()]
+        _improve(client, data, settings.learning_rate)
+        rewards = [reward for rollout in rollouts for reward in rollout.rewards]
+        record = ReinforcementStep(
+            step=step + 1,
+            mean_reward=sum(rewards) / len(rewards),
+            sampled_tokens=sum(len(r.tokens) for rollout in rollouts for r in rollout.replies),
+            sample_seconds=sampled_at - start,
+            train_seconds=clock.monotonic() - sampled_at,
+        )
+        result.steps.append(record)
+        on_step(record)
+    sampler = client.save_weights_and_get_sampling_client()
+    result.accuracy_after = accuracy(sampler, tokenizer, held_out, max_tokens=settings.max_tokens)
+    on_accuracy(result.accuracy_after)
+    return result
