@@ -1,0 +1,152 @@
+"""The rules of ARCHITECTURE.md, checked on the source: a rule that no test checks is a wish."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "tinkex"
+FILES = sorted(p for p in SOURCE.rglob("*.py") if not p.name.endswith("_pb2.py"))
+
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 80
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "interfaces", "misc"}
+
+# Sans-IO modules: time, randomness and the network are arguments.
+PURE = {
+    "client/chunking.py",
+    "client/metrics.py",
+    "client/retry.py",
+    "engine/scheduler.py",
+    "_backoff.py",
+}
+IMPURE_MODULES = {"asyncio", "socket", "time", "os", "httpx", "threading"}
+
+# The environment is read once, at the edge.
+ENVIRONMENT_READERS = {"config.py", "credentials.py"}
+
+CLIENT_ROOMS = ["tinkex", "tinkex.client", "tinkex.types", "tinkex.wire.proto", "tinkex.cli.main"]
+SERVER_CONFIGS = ["tinkex.server.config", "tinkex.engine.config"]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, kinds)]
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_file_stays_below_the_ceiling(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_functions_stay_short(path):
+    long = {
+        f.name: f.end_lineno - f.lineno + 1
+        for f in functions(path)
+        if f.end_lineno - f.lineno + 1 > MAX_FUNCTION_LINES
+    }
+    assert long == {}
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_module_says_what_it_owns(path):
+    assert ast.get_docstring(parsed(path)), "a module opens with what it owns and what it does not"
+
+
+def test_no_file_is_a_drawer_for_everything():
+    assert [relative(p) for p in FILES if p.stem in FORBIDDEN_NAMES] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_unfinished_work_is_left(path):
+    text = path.read_text()
+    assert [word for word in ("TODO", "FIXME", "XXX", "NotImplementedError") if word in text] == []
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_pure_module_does_no_io(name):
+    roots = {module.split(".")[0] for module in imported_modules(SOURCE / name)}
+    assert roots & IMPURE_MODULES == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_environment_is_read_at_the_edge_only(path):
+    if path.name in ENVIRONMENT_READERS or relative(path).startswith("cli/"):
+        return
+    reads = [
+        node.lineno
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"environ", "getenv"}
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+    ]
+    assert reads == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_module_keeps_no_mutable_state(path):
+    """Upper-case tables are constants; a lower-case module-level container would be state."""
+    containers = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
+    found = []
+    for node in parsed(path).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
+        for target in targets:
+            name = getattr(target, "id", "")
+            if isinstance(node.value, containers) and not name.isupper() and name != "__all__":
+                found.append(name)
+    globals_used = [n.names for n in ast.walk(parsed(path)) if isinstance(n, ast.Global)]
+    assert found == []
+    assert globals_used == []
+
+
+def test_import_contracts_hold():
+    code = "import sys; from importlinter.cli import lint_imports_command as run; sys.exit(run())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"],
+        cwd=SOURCE.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", [*CLIENT_ROOMS, *SERVER_CONFIGS])
+def test_import_stays_free_of_torch(module):
+    code = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'transformers', 'rich.progress'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
