@@ -1,0 +1,1 @@
+"""Two small tasks that show fine-tuning: `arithmetic` (RL) and `translation` (supervised)."""
