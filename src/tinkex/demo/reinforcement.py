@@ -149,9 +149,7 @@ def collect(
     rollouts = []
     for problem, prompt, future in futures:
         replies = list(future.result().sequences)
-        rewards = [
-            arithmetic.reward(problem, decode(reply.tokens, tokenizer)) for reply in replies
-        ]
+        rewards = [arithmetic.reward(problem, decode(reply.tokens, tokenizer)) for reply in replies]
         rollouts.append(Rollout(prompt=prompt, replies=replies, rewards=rewards))
     return rollouts
 

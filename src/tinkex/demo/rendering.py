@@ -30,18 +30,19 @@ def completion_tokens(text: str, tokenizer: Any) -> list[int]:
     return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
 
 
-def supervised_datum(messages: Sequence[Message], tokenizer: Any) -> types.Datum:
-    """Build a cross-entropy example: the last message is learned, the rest is context.
+def supervised_datum(messages: Sequence[Message], reply: str, tokenizer: Any) -> types.Datum:
+    """Build a cross-entropy example: the reply is learned, the messages are context.
 
     Args:
-        messages: a chat that ends with the assistant's message.
+        messages: a chat up to the user's last message.
+        reply: what the assistant should answer.
         tokenizer: a Hugging Face tokenizer with a chat template.
 
     Shape:
         model_input [T], target_tokens [T] int64, weights [T] float32, T = len(tokens) - 1.
     """
-    prompt = prompt_tokens(messages[:-1], tokenizer)
-    completion = completion_tokens(messages[-1]["content"], tokenizer)
+    prompt = prompt_tokens(messages, tokenizer)
+    completion = completion_tokens(reply, tokenizer)
     tokens = np.asarray(prompt + completion, dtype=np.int64)
     weights = np.zeros(len(tokens) - 1, dtype=np.float32)
     weights[len(prompt) - 1 :] = 1.0

@@ -37,7 +37,9 @@ class DemoSettings:
     reinforcement: ReinforcementSettings | None = ReinforcementSettings()  # noqa: RUF009 - frozen
 
 
-def run(settings: DemoSettings, *, screen: Screen | None = None, clock: Clock | None = None) -> None:
+def run(
+    settings: DemoSettings, *, screen: Screen | None = None, clock: Clock | None = None
+) -> None:
     """Run the demo from start to end.
 
     Raises:
@@ -180,7 +182,7 @@ class _Demo:
         self, shown: list[translation.Example], before: list[str], after: list[str]
     ) -> None:
         rows = [
-            (example.messages[0]["content"], old, new)
+            (example.prompt, old, new)
             for example, old, new in zip(shown, before, after, strict=True)
         ]
         self.screen.say("")

@@ -124,8 +124,8 @@ def train(
         Losses before, during and after.
     """
     train_pairs, held_out_pairs = translation.load()
-    examples = [rendering.supervised_datum(e.messages, tokenizer) for e in train_pairs]
-    held_out = [rendering.supervised_datum(e.messages, tokenizer) for e in held_out_pairs]
+    examples = [rendering.supervised_datum(e.messages, e.reply, tokenizer) for e in train_pairs]
+    held_out = [rendering.supervised_datum(e.messages, e.reply, tokenizer) for e in held_out_pairs]
     result = SupervisedResult(held_out_loss_before=mean_loss(client, held_out))
     stream = batches(examples, settings)
     for step in range(settings.steps):
@@ -164,7 +164,7 @@ def translate(
     futures = [
         sampler.sample(
             prompt=types.ModelInput.from_ints(
-                rendering.prompt_tokens(sentence.messages[:-1], tokenizer)
+                rendering.prompt_tokens(sentence.messages, tokenizer)
             ),
             num_samples=1,
             sampling_params=params,
