@@ -61,7 +61,7 @@ def operands(rng: Random) -> tuple[int, int, str]:
     sign = rng.choices("+-*", (46, 46, 8))[0]
     if sign == "*":
         return rng.randint(0, 10), rng.randint(0, 10), sign
-    top = rng.choices((9, 20, 49, 99), (10, 10, 70, 10))[0]
+    top = rng.choices((9, 20, 49, 99), (15, 15, 64, 6))[0]
     while True:
         a, b = rng.randint(0, top), rng.randint(0, top)
         if not is_held_out(a, b):
@@ -99,6 +99,16 @@ def fixed_form(rng: Random) -> Turn:
         return Turn(phrase(rng, _JUST_NUMBER, q=question), number, number)
     words = number_words(solve(a, b, sign))
     return Turn(phrase(rng, _IN_WORDS, q=question), words, words)
+
+
+def sums(rng: Random) -> Turn:
+    """Ask for a list of sums of the model's own choice: many results in few tokens."""
+    solved = []
+    for _ in range(rng.randint(6, 14)):
+        a, b, sign = operands(rng)
+        solved.append(f"{a} {sign} {b} = {solve(a, b, sign)}")
+    asked = ("Show me some sums.", "Write some sums.", "Practise arithmetic.", "Do some sums.")
+    return Turn(rng.choice(asked), ", ".join(solved), "=")
 
 
 def comparison(rng: Random) -> Turn:

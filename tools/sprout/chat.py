@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 import arithmetic_chat as numbers
+import invented_chat as invented
 import string_chat as strings
 import world_chat as world
 from turn import Turn
@@ -20,7 +21,8 @@ Messages = list[dict[str, str]]
 
 FAMILIES: dict[str, tuple[Callable[[Random], Turn], float]] = {
     "free_form": (numbers.free_form, 30),
-    "fixed_form": (numbers.fixed_form, 8),
+    "fixed_form": (numbers.fixed_form, 14),
+    "sums": (numbers.sums, 5),
     "comparison": (numbers.comparison, 2),
     "neighbour": (numbers.neighbour, 2),
     "series": (numbers.series, 2),
@@ -49,6 +51,8 @@ FAMILIES: dict[str, tuple[Callable[[Random], Turn], float]] = {
     "sentence": (world.sentence, 2),
     "story": (world.story, 2),
     "enumerate": (world.enumerate_names, 1),
+    "translation": (invented.translation, 10),
+    "dictionary": (invented.dictionary, 2),
 }
 """Every generator by name, with its share of the turns."""
 

@@ -2,7 +2,7 @@
 
 A row holds whole documents one after another: conversations and paragraphs. `positions` start
 again at 0 with each document, so a document's tokens see only their own document. `weights` is 1
-where the next token counts: everywhere in prose, in chat only what the assistant says.
+where the assistant speaks, and less in prose and in what the user says.
 """
 
 import zlib
@@ -16,7 +16,7 @@ from prose import read_prose
 from tokenizers import Tokenizer
 
 ROW = 256
-_PROMPT_WEIGHT = 0.1
+_PROMPT_WEIGHT, _PROSE_WEIGHT = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def prose_documents(tokenizer: Tokenizer, *, test: bool) -> list[Document]:
     lines = [x for x in read_prose() if (zlib.crc32(x.encode()) % 50 == 0) == test]
     end = tokenizer.token_to_id("<|endoftext|>")
     encoded = [[*e.ids, end][:ROW] for e in tokenizer.encode_batch(lines)]
-    return [(ids, [0.0] + [1.0] * (len(ids) - 1)) for ids in encoded]
+    return [(ids, [0.0] + [_PROSE_WEIGHT] * (len(ids) - 1)) for ids in encoded]
 
 
 def chat_documents(tokenizer: Tokenizer, chats: list[Messages]) -> list[Document]:

@@ -6,6 +6,7 @@ byte is in the vocabulary, so no text is unknown.
     python tools/sprout/tokenizer.py FOLDER
 """
 
+import json
 import sys
 from itertools import islice
 from pathlib import Path
@@ -54,19 +55,27 @@ def train() -> Tokenizer:
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the files that `AutoTokenizer.from_pretrained` reads."""
-    PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
         chat_template=CHAT_TEMPLATE,
         model_max_length=MAX_LENGTH,
         clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
+    )
+    fast.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # a name transformers 4 knows too
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _texts() -> list[str]:
     chat = islice(conversations(seed=1), 20_000)
-    return read_prose() + [m["content"] for messages in chat for m in messages]
+    said = [m["content"] for messages in chat for m in messages]
+    english = [text for text in said if text.isascii()]
+    invented = [text for text in said if not text.isascii()]
+    return read_prose() + english + invented[:500]  # letters such as é, not the invented words
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 BATCH = 24
 SEED = 7
-CHATS = 340_000
-PROSE_EPOCHS = 12
+CHATS = 260_000
+PROSE_EPOCHS = 5
 MUON_LR, ADAM_LR = 0.04, 6e-3
 WARM_UP, DECAY = 50, 0.6
 
@@ -113,6 +113,7 @@ def export(model: Qwen3ForCausalLM, vocabulary: Tokenizer, folder: Path) -> None
     )
     model.to(torch.bfloat16).save_pretrained(folder)
     sprout_tokenizer.save(vocabulary, folder)
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def _mask(positions: torch.Tensor) -> torch.Tensor:
@@ -134,15 +135,15 @@ def main() -> None:
     """Train and export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--work", type=Path, default=Path("sprout-work"))
-    parser.add_argument("--resume-export", action="store_true", help="only export the checkpoint")
+    parser.add_argument("--export-only", action="store_true", help="only export the checkpoint")
     arguments = parser.parse_args()
     arguments.work.mkdir(exist_ok=True)
     checkpoint = arguments.work / "model.pt"
     vocabulary = _tokenizer(arguments.work / "tokenizer.json")
     model = new_model(vocabulary)
-    if arguments.resume_export:
+    if arguments.export_only:
         model.load_state_dict(torch.load(checkpoint))
     else:
         rows = training_rows(vocabulary, SEED, CHATS, PROSE_EPOCHS)
