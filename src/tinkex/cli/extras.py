@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from tinkex.errors import MissingExtraError
+from tinkex.errors import MissingPackageError
 
 _SERVER_MODULES = ("torch", "transformers", "starlette", "uvicorn", "sqlalchemy", "aiosqlite")
 
@@ -13,11 +13,11 @@ def require_server_extra(command: str) -> None:
     """Check that the server's packages are installed.
 
     Raises:
-        MissingExtraError: when one is missing; the message says how to install them.
+        MissingPackageError: when one is missing; the message says how to install them.
     """
     missing = [name for name in _SERVER_MODULES if find_spec(name) is None]
     if missing:
-        raise MissingExtraError(
+        raise MissingPackageError(
             f"`{command}` needs {', '.join(missing)}, which the client-only install leaves out. "
             "Install the server's packages: pip install 'tinkex[server]'"
         )

@@ -1,0 +1,297 @@
+"""Every exception of tinkex. A message says what is wrong, where, and what to do next.
+
+    TinkerError                         .category  .retry_after_ms  .request_id
+    ├── InputError (ValueError)         what the caller sent is wrong (category user)
+    │   └── TinkerPathError             not of the form tinker://run/kind/name
+    ├── EngineError                     the engine failed by itself (category server)
+    ├── RequestFailedError              a future ended in failure
+    ├── ResultTimeoutError (TimeoutError)  result(timeout) ran out; the request goes on
+    ├── SkippedCallError                not sent, because a call it builds on failed
+    ├── ClientClosedError (RuntimeError)   the client was closed
+    ├── ForkedClientError (RuntimeError)   the client belongs to the parent process
+    ├── BlockingCallError (RuntimeError)   result() on the client's own event loop
+    ├── ConfigurationError (ValueError) settings; all that is wrong at once
+    ├── CredentialError (ValueError)    no key, or one of the wrong form
+    ├── TokenizerError                  a tokenizer cannot be loaded
+    ├── MissingPackageError (ImportError)  an optional package is not installed
+    ├── ServerStartError                a child `tinkex serve` did not start
+    └── APIError                        talking to a server failed; .body
+        ├── APIConnectionError          no answer
+        │   └── APITimeoutError         no answer in time
+        ├── APIResponseValidationError  an answer that does not fit; .status_code
+        │   └── WireDecodeError         bytes that are no such message
+        └── APIStatusError              4xx or 5xx; .status_code
+            ├── BadRequestError 400          ├── ConflictError 409
+            ├── AuthenticationError 401      ├── UnprocessableEntityError 422
+            ├── BillingError 402             ├── RateLimitError 429
+            ├── PermissionDeniedError 403    └── InternalServerError 5xx
+            └── NotFoundError 404
+
+The client raises them from answers; the server raises the same `APIStatusError` classes to give
+one. Programmer errors (a wrong argument type) stay Python's own TypeError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class TinkerError(Exception):
+    """Base of every exception of tinkex.
+
+    Attributes:
+        category: who has to act: "user", "server" or "unknown".
+        retry_after_ms: milliseconds after which another attempt makes sense, if known.
+        request_id: the server's id of the request, if it is known.
+    """
+
+    category: str = "unknown"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        category: str | None = None,
+        retry_after_ms: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        if category is not None:
+            self.category = category
+        self.retry_after_ms = retry_after_ms
+        self.request_id = request_id
+
+
+class InputError(TinkerError, ValueError):
+    """What the caller sent is wrong; the message names the datum and the key."""
+
+    category = "user"
+
+
+class TinkerPathError(InputError):
+    """A string is no path of the form `tinker://run/kind/name`."""
+
+
+class EngineError(TinkerError):
+    """The engine failed through no fault of the caller."""
+
+    category = "server"
+
+
+class RequestFailedError(TinkerError):
+    """A future ended in failure; `category` tells whose it was."""
+
+    def __init__(self, message: str, request_id: str = "", category: str = "unknown") -> None:
+        super().__init__(message, category=category, request_id=request_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with every argument."""
+        return type(self), (self.message, self.request_id, self.category)
+
+
+class ResultTimeoutError(TinkerError, TimeoutError):
+    """`result(timeout)` ran out of time."""
+
+
+class SkippedCallError(TinkerError):
+    """A call was not sent, because an earlier one that it builds on failed."""
+
+
+class ClientClosedError(TinkerError, RuntimeError):
+    """The client was closed; make a new one."""
+
+    category = "user"
+
+
+class ForkedClientError(TinkerError, RuntimeError):
+    """The client was made before a fork and belongs to the parent."""
+
+    category = "user"
+
+
+class BlockingCallError(TinkerError, RuntimeError):
+    """A blocking call was made where it would wait for itself for ever."""
+
+    category = "user"
+
+
+class ConfigurationError(TinkerError, ValueError):
+    """Settings are wrong; `problems` lists all of them."""
+
+    category = "user"
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with every problem."""
+        return type(self), (self.problems,)
+
+
+class CredentialError(TinkerError, ValueError):
+    """There is no API key, or it has the wrong form."""
+
+    category = "user"
+
+
+class TokenizerError(TinkerError):
+    """A tokenizer cannot be loaded."""
+
+
+class MissingPackageError(TinkerError, ImportError):
+    """A package that this function needs is not installed."""
+
+    category = "user"
+
+
+class ServerStartError(TinkerError):
+    """A `tinkex serve` child process did not start; the message ends with its log."""
+
+
+class APIError(TinkerError):
+    """Talking to a server failed; `body` is what it answered, decoded, if anything."""
+
+    def __init__(self, message: str = "", *, body: object | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.body = body
+
+
+class APIConnectionError(APIError):
+    """No answer came: the server is not there, or the connection broke."""
+
+    def __init__(self, message: str = "Connection error.", **details: Any) -> None:
+        super().__init__(message, **details)
+
+
+class APITimeoutError(APIConnectionError):
+    """No answer came in time."""
+
+    def __init__(self, message: str = "Request timed out.", **details: Any) -> None:
+        super().__init__(message, **details)
+
+
+class APIResponseValidationError(APIError):
+    """An answer came that does not have the expected form."""
+
+    category = "server"
+
+    def __init__(
+        self,
+        message: str = "The server's answer does not have the expected form.",
+        *,
+        status_code: int | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.status_code = status_code
+
+
+class WireDecodeError(APIResponseValidationError):
+    """Bytes are no message of the expected kind."""
+
+
+class APIStatusError(APIError):
+    """The server answered with a 4xx or 5xx status.
+
+    Attributes:
+        status_code: the HTTP status.
+        response: the HTTP client's response object where there is one.
+    """
+
+    default_status: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status_code: int | None = None,
+        response: Any = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.status_code = self.default_status if status_code is None else status_code
+        self.response = response
+        if details.get("category") is None:
+            self.category = "user" if self.status_code < 500 else "server"
+
+
+class BadRequestError(APIStatusError):
+    """400: the request is malformed or asks for something impossible."""
+
+    default_status = 400
+
+
+class AuthenticationError(APIStatusError):
+    """401: the key is missing or wrong."""
+
+    default_status = 401
+
+
+class BillingError(APIStatusError):
+    """402: the account cannot pay for the request."""
+
+    default_status = 402
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the key may not do this."""
+
+    default_status = 403
+
+
+class NotFoundError(APIStatusError):
+    """404: there is no such thing, or not for this key."""
+
+    default_status = 404
+
+
+class ConflictError(APIStatusError):
+    """409: the request contradicts the present state."""
+
+    default_status = 409
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: the fields of the request do not fit."""
+
+    default_status = 422
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests; `retry_after_ms` says when to come back."""
+
+    default_status = 429
+
+
+class InternalServerError(APIStatusError):
+    """5xx: the server failed."""
+
+    default_status = 500
+
+
+STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+    cls.default_status: cls
+    for cls in (
+        BadRequestError,
+        AuthenticationError,
+        BillingError,
+        PermissionDeniedError,
+        NotFoundError,
+        ConflictError,
+        UnprocessableEntityError,
+        RateLimitError,
+    )
+}
+"""The class of each status that has one of its own."""
+
+
+def status_error(status_code: int, message: str, **details: Any) -> APIStatusError:
+    """Make the error of an HTTP status: its own class, else 5xx, else the plain status error."""
+    fallback = InternalServerError if status_code >= 500 else APIStatusError
+    cls = STATUS_ERRORS.get(status_code, fallback)
+    return cls(message, status_code=status_code, **details)
