@@ -1,0 +1,153 @@
+"""Saved checkpoints: their rows and their folders together.
+
+Owns finding a checkpoint by its tinker path, recording, deleting and expiring it. A checkpoint past
+its expiry is never served, whether or not the sweep came by yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tinkex.errors import InputError
+from tinkex.server.blobs import KINDS, CheckpointKey
+from tinkex.server.store import CheckpointRow
+from tinkex.types import ParsedCheckpointTinkerPath
+
+if TYPE_CHECKING:
+    from tinkex._clock import Clock
+    from tinkex.server.blobs import Blobs
+    from tinkex.server.runs import TrainingRun
+    from tinkex.server.store import Store
+    from tinkex.server.tasks import Tasks
+    from tinkex.server.timers import Timer, Timers
+
+MAX_SWEEP_WAIT_S = 86_400.0
+
+
+class Checkpoints:
+    """All checkpoints of a server."""
+
+    def __init__(
+        self, store: Store, blobs: Blobs, *, clock: Clock, timers: Timers, tasks: Tasks
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._clock = clock
+        self._timers = timers
+        self._tasks = tasks
+        self._sweep_timer: Timer | None = None
+
+    async def start(self) -> None:
+        """Clear what a killed server left, and begin to watch expiries."""
+        known = await self._store.all_checkpoint_keys()
+        await asyncio.to_thread(self._blobs.recover, known)
+        await self._sweep()
+
+    async def resolve(self, owner: str, tinker_path: str) -> CheckpointRow:
+        """Return the owner's checkpoint of a tinker path.
+
+        Raises:
+            InputError: for a path of another form, or a checkpoint that is not there.
+        """
+        key = parse_path(tinker_path)
+        row = await self._store.checkpoint(owner, key, now=self._clock.now())
+        if row is None:
+            raise InputError(
+                f"There is no checkpoint {tinker_path!r}: it was never saved, it was deleted, it "
+                "has expired, or it belongs to another key."
+            )
+        return row
+
+    async def base_of(self, row: CheckpointRow) -> str:
+        """Return the name of the base model that a checkpoint was trained on."""
+        run = await self._store.run(row.owner, row.run_id)
+        assert run is not None, "the database holds a checkpoint's run as long as the checkpoint"
+        return run.base_model
+
+    async def record(
+        self,
+        run: TrainingRun,
+        key: CheckpointKey,
+        *,
+        size_bytes: int,
+        has_optimizer: bool,
+        ttl_seconds: int | None,
+        user_metadata: dict[str, Any] | None,
+    ) -> None:
+        """Make a checkpoint known whose folder is in its place."""
+        now = self._clock.now()
+        expires_at = None if ttl_seconds is None else now + ttl_seconds
+        await self._store.put_checkpoint(
+            CheckpointRow(
+                run_id=key.run_id,
+                owner=run.owner,
+                kind=key.kind,
+                name=key.name,
+                created_at=now,
+                size_bytes=size_bytes,
+                has_optimizer=has_optimizer,
+                expires_at=expires_at,
+                user_metadata=user_metadata,
+            )
+        )
+        await self._store.touch_run(key.run_id, run.last_request_at)
+        if expires_at is not None:
+            self._watch(expires_at)
+
+    async def delete(self, owner: str, key: CheckpointKey) -> None:
+        """Delete the owner's checkpoint: the row first, so that nobody finds half a folder.
+
+        Raises:
+            InputError: when it is not there.
+        """
+        await self.resolve(owner, key.path)
+        await self._remove(key)
+
+    async def _remove(self, key: CheckpointKey) -> None:
+        await self._store.remove_checkpoint(key)
+        await asyncio.to_thread(self._blobs.delete, key)
+
+    async def _sweep(self) -> None:
+        for row in await self._store.expired_checkpoints(self._clock.now()):
+            await self._remove(row.key)
+        upcoming = await self._store.next_expiry()
+        if upcoming is not None:
+            self._watch(upcoming)
+
+    def _watch(self, expires_at: float) -> None:
+        """Sweep at `expires_at`, or earlier if that is arranged already."""
+        wait = min(max(0.0, expires_at - self._clock.now()), MAX_SWEEP_WAIT_S)
+        deadline = self._clock.monotonic() + wait
+        if self._sweep_timer is not None:
+            if not self._sweep_timer.cancelled and self._sweep_timer.deadline <= deadline:
+                return
+            self._sweep_timer.cancel()
+        self._sweep_timer = self._timers.call_later(
+            wait, lambda: self._tasks.spawn(self._sweep(), name="sweep checkpoints")
+        )
+
+
+def parse_path(tinker_path: str) -> CheckpointKey:
+    """Read a tinker path.
+
+    Raises:
+        InputError: for one of another form, or of a kind that this server does not keep.
+    """
+    parsed = ParsedCheckpointTinkerPath.from_tinker_path(tinker_path)
+    return parse_id(parsed.training_run_id, parsed.checkpoint_id)
+
+
+def parse_id(run_id: str, checkpoint_id: str) -> CheckpointKey:
+    """Read a checkpoint id, `<kind>/<name>`, of a run.
+
+    Raises:
+        InputError: for one of another form, or of a kind that this server does not keep.
+    """
+    kind, _, name = checkpoint_id.partition("/")
+    if kind not in KINDS or not name:
+        raise InputError(
+            f"Checkpoint id {checkpoint_id[:200]!r} is not of the form "
+            f"{' or '.join(f'{kind}/NAME' for kind in KINDS)}."
+        )
+    return CheckpointKey(run_id, kind, name)

@@ -1,0 +1,223 @@
+"""Every setting of a server, checked at once.
+
+Owns the settings and their bounds. Reads no environment and no file: the command line fills it in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from tinkex.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+DEFAULT_BASE_MODEL = "tinkex/sprout"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+KEY_PREFIX = "tml-"
+MIN_KEY_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request, one client and the whole server may hold. Sizes are bytes."""
+
+    max_body_bytes: int = 64 * 2**20
+    """Largest request body, after decompression."""
+
+    max_drained_bytes: int = 2**30
+    """An oversize forward_backward is read to its end, unkept, up to this, so that the answer can
+    be a failed future; beyond it the connection is closed with a 413."""
+
+    fwdbwd_max_chunk_len: int = 1024
+    """Datums that a client puts into one forward_backward request (advertised)."""
+
+    fwdbwd_max_chunk_bytes: int = 5_000_000
+    """Bytes that a client puts into one forward_backward request (advertised)."""
+
+    sample_max_concurrent_requests: int = 2000
+    """Sampling requests that one client keeps open (advertised)."""
+
+    max_rank: int = 256
+    """Largest LoRA rank."""
+
+    max_adapters: int = 256
+    """Adapters and sampler snapshots that one base model holds in memory."""
+
+    max_num_samples: int = 1024
+    """Samples of one request."""
+
+    max_sessions: int = 10_000
+    """Live sessions."""
+
+    max_open_futures: int = 20_000
+    """Requests accepted and not finished, over all clients; above it new ones get a 429."""
+
+    max_queued_bytes: int = 2**30
+    """Decoded request data waiting to run, over all clients; above it new ones get a 429."""
+
+    max_result_bytes: int = 2**30
+    """Results kept for collection; above it the oldest are dropped, delivered ones first."""
+
+    max_held_requests: int = 4096
+    """Requests of one training run that wait for an earlier sequence id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Settings of one server process.
+
+    Raises:
+        ConfigurationError: naming every setting that is wrong, not only the first.
+    """
+
+    data_dir: Path
+    """Folder for the database, the generated key and the checkpoints; made when missing."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reachable from this machine only."""
+
+    port: int = 8000
+    """TCP port; 0 lets the system pick a free one."""
+
+    base_models: tuple[str, ...] = (DEFAULT_BASE_MODEL,)
+    """Folders or hub ids of the base models to load."""
+
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Further names of base models: alias to base model."""
+
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Keys to accept. Empty: read `api_key_file`, or make a key in the data folder."""
+
+    api_key_file: Path | None = None
+    """File with the keys to accept, one a line; blank lines and `#` comments are skipped."""
+
+    device: str = "auto"
+    """Where the models run: cpu, cuda, cuda:N, mps, or auto."""
+
+    dtype: str = "auto"
+    """Number format of the base models: float32, bfloat16, or auto (float32 on a CPU)."""
+
+    threads: int | None = None
+    """CPU threads of one engine; None leaves the choice to torch."""
+
+    trust_remote_code: frozenset[str] = frozenset()
+    """Base models whose own Python code may run."""
+
+    allow_pickle: frozenset[str] = frozenset()
+    """Base models whose weights may be pickled."""
+
+    log_level: str = "info"
+    """Least severe log line that is written: debug, info, warning or error."""
+
+    long_poll_s: float = 30.0
+    """Seconds that retrieve_future holds a request open; clients give up at 45 s."""
+
+    sequence_gap_timeout_s: float = 60.0
+    """Seconds that a missing sequence id may hold back the later requests of its run."""
+
+    session_ttl_s: float = 150.0
+    """Seconds without a heartbeat or any other request after which a session ends."""
+
+    delivered_ttl_s: float = 120.0
+    """Seconds that a result stays after it was delivered, for a reply lost on the way."""
+
+    undelivered_ttl_s: float = 3600.0
+    """Seconds that a result nobody collected stays."""
+
+    shutdown_grace_s: float = 10.0
+    """Seconds that a stopping server gives open connections to finish."""
+
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on sizes and counts."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            *self._address_problems(),
+            *self._model_problems(),
+            *self._key_problems(),
+            *_not_positive(self, ("long_poll_s", "sequence_gap_timeout_s", "session_ttl_s")),
+            *_not_positive(self, ("delivered_ttl_s", "undelivered_ttl_s", "shutdown_grace_s")),
+            *_not_positive(self.limits, tuple(self.limits.__slots__), prefix="limits."),
+        ]
+        if self.log_level not in LOG_LEVELS:
+            problems.append(f"log_level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"threads is {self.threads}: it must be at least 1")
+        if self.long_poll_s > 40:
+            problems.append("long_poll_s is above 40: the official SDK hangs up after 45 s")
+        if problems:
+            raise ConfigurationError(problems)
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only programs on this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def _address_problems(self) -> list[str]:
+        problems = []
+        if not self.host:
+            problems.append("host is empty: give an address such as 127.0.0.1")
+        if not 0 <= self.port <= 65535:
+            problems.append(f"port {self.port} is outside 0..65535")
+        return problems
+
+    def _model_problems(self) -> list[str]:
+        problems = []
+        if not self.base_models:
+            problems.append("base_models is empty: give at least one")
+        if len(set(self.base_models)) != len(self.base_models):
+            problems.append("base_models names a model twice")
+        problems += [
+            f"alias {name!r} is also the name of a base model"
+            for name in self.aliases
+            if name in self.base_models
+        ]
+        for flag, models in (
+            ("trust_remote_code", self.trust_remote_code),
+            ("allow_pickle", self.allow_pickle),
+        ):
+            problems += [
+                f"{flag} names {model!r}, which is none of the base models"
+                for model in sorted(models - set(self.base_models))
+            ]
+        return problems
+
+    def _key_problems(self) -> list[str]:
+        problems = []
+        if self.api_keys and self.api_key_file is not None:
+            problems.append("api_keys and api_key_file are both given: choose one")
+        problems += [
+            f"api_keys[{index}] {problem}"
+            for index, key in enumerate(self.api_keys)
+            if (problem := key_problem(key)) is not None
+        ]
+        return problems
+
+
+def key_problem(key: str) -> str | None:
+    """Say what is wrong with an API key, without repeating it; None when it is fine."""
+    if not key.startswith(KEY_PREFIX):
+        return f"does not start with {KEY_PREFIX!r}, which the official SDK demands"
+    if len(key) < MIN_KEY_LENGTH:
+        return f"is shorter than {MIN_KEY_LENGTH} characters"
+    if not key.isascii() or not key.isprintable() or " " in key:
+        return "has characters that cannot stand in an HTTP header"
+    return None
+
+
+def _not_positive(holder: object, names: tuple[str, ...], prefix: str = "") -> list[str]:
+    return [
+        f"{prefix}{name} is {value}: it must be above 0"
+        for name in names
+        if (value := getattr(holder, name)) <= 0
+    ]

@@ -1,0 +1,296 @@
+"""Accepted work and its results.
+
+Owns the life of a future: pending, completed or failed, delivered, expired. A waiter is woken in
+the moment its result comes; nothing polls. Knows nothing of what computes a result or of its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from tinkex.server.refusal import gone, not_found, try_later
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tinkex.errors import TinkerError
+    from tinkex.server.timers import Timer, Timers
+
+REQUEST_ID_BYTES = 16
+TOMBSTONES = 10_000
+BUSY_RETRY_S = 1.0
+
+
+class Operation(Enum):
+    """What a future is the result of."""
+
+    CREATE_MODEL = "create_model"
+    FORWARD_BACKWARD = "forward_backward"
+    OPTIM_STEP = "optim_step"
+    SAVE_WEIGHTS = "save_weights"
+    LOAD_WEIGHTS = "load_weights"
+    SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
+    UNLOAD_MODEL = "unload_model"
+    SAMPLE = "sample"
+
+
+class Future:
+    """One accepted request. Completed once, by whoever did the work."""
+
+    __slots__ = (
+        "_expiry",
+        "_store",
+        "_waiters",
+        "delivered",
+        "error",
+        "on_cancel",
+        "operation",
+        "owner",
+        "request_bytes",
+        "request_id",
+        "result",
+        "result_bytes",
+    )
+
+    def __init__(self, store: FutureStore, owner: str, operation: Operation, request_bytes: int):
+        self.request_id = f"req-{secrets.token_hex(REQUEST_ID_BYTES)}"
+        self.owner = owner
+        self.operation = operation
+        self.request_bytes = request_bytes
+        """Size of the decoded request, in bytes; counted until the work is done."""
+        self.result: Any = None
+        self.result_bytes = 0
+        """Estimated size of the result, in bytes."""
+        self.error: TinkerError | None = None
+        self.delivered = False
+        self.on_cancel: Callable[[], None] | None = None
+        """Stops the work; None where it cannot be stopped."""
+        self._store = store
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._expiry: Timer | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a result or an error."""
+        return self.result is not None or self.error is not None
+
+    def complete(self, result: Any, *, size: int = 0) -> None:
+        """Set the result, of about `size` bytes; ignored when done already."""
+        if not self.done:
+            self.result, self.result_bytes = result, size
+            self._finish()
+
+    def fail(self, error: TinkerError) -> None:
+        """Set the error; ignored when done already."""
+        if not self.done:
+            self.error = error
+            self._finish()
+
+    def cancel(self, error: TinkerError) -> None:
+        """Stop the work if it can be stopped, and fail with `error`."""
+        if not self.done:
+            if self.on_cancel is not None:
+                self.on_cancel()
+            self.fail(error)
+
+    def wake(self) -> None:
+        """Wake every waiter, done or not."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def add_waiter(self) -> asyncio.Future[None]:
+        """Return a future that ends when this one is done or woken; give it to `drop_waiter`."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        if self.done:
+            waiter.set_result(None)
+        return waiter
+
+    def drop_waiter(self, waiter: asyncio.Future[None]) -> None:
+        """Forget a waiter."""
+        self._waiters.discard(waiter)
+
+    def mark_delivered(self) -> None:
+        """Note that a reply with the result was sent; from now on it is kept briefly."""
+        if not self.delivered:
+            self.delivered = True
+            self._store._delivered(self)  # noqa: SLF001 - the two classes are one mechanism
+
+    def expire_after(self, seconds: float, timers: Timers, forget: Callable[[], None]) -> None:
+        """Let `forget` be called in `seconds`, in place of any earlier arrangement."""
+        self.stop_expiry()
+        self._expiry = timers.call_later(seconds, forget)
+
+    def stop_expiry(self) -> None:
+        """Cancel the arrangement of `expire_after`."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def _finish(self) -> None:
+        self.on_cancel = None
+        self._store._finished(self)  # noqa: SLF001 - as above
+        self.wake()
+
+
+class FutureStore:
+    """All futures of a server, bounded in number, in request bytes and in result bytes.
+
+    Args:
+        timers: ends the life of results.
+        delivered_ttl_s: seconds that a delivered result stays.
+        undelivered_ttl_s: seconds that a result nobody fetched stays.
+        max_open: futures that may be pending; more are refused with a 429.
+        max_request_bytes: request data that may be pending; more is refused with a 429.
+        max_result_bytes: results kept; the oldest are dropped above it, delivered ones first.
+    """
+
+    def __init__(
+        self,
+        timers: Timers,
+        *,
+        delivered_ttl_s: float,
+        undelivered_ttl_s: float,
+        max_open: int,
+        max_request_bytes: int,
+        max_result_bytes: int,
+    ) -> None:
+        self._timers = timers
+        self._delivered_ttl_s = delivered_ttl_s
+        self._undelivered_ttl_s = undelivered_ttl_s
+        self._max_open = max_open
+        self._max_request_bytes = max_request_bytes
+        self._max_result_bytes = max_result_bytes
+        self._futures: dict[str, Future] = {}
+        self._kept: OrderedDict[str, Future] = OrderedDict()
+        self._kept_delivered: OrderedDict[str, Future] = OrderedDict()
+        self._expired: OrderedDict[str, str] = OrderedDict()
+        self.open_count = 0
+        """Futures that are pending."""
+        self.open_bytes = 0
+        """Request data of the pending futures."""
+        self.result_bytes = 0
+        """Results kept, in bytes."""
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def check_room(self, request_bytes: int) -> None:
+        """Refuse a request that does not fit now.
+
+        Raises:
+            Refusal: 429 when too much is pending.
+        """
+        if self.open_count >= self._max_open:
+            raise try_later(
+                f"{self.open_count} requests are pending on this server. Wait and send again.",
+                retry_after_s=BUSY_RETRY_S,
+            )
+        if self.open_bytes and self.open_bytes + request_bytes > self._max_request_bytes:
+            raise try_later(
+                f"{self.open_bytes} bytes of requests are pending on this server. "
+                "Wait and send again.",
+                retry_after_s=BUSY_RETRY_S,
+            )
+
+    def open(self, owner: str, operation: Operation, *, request_bytes: int = 0) -> Future:
+        """Make a pending future."""
+        future = Future(self, owner, operation, request_bytes)
+        self._futures[future.request_id] = future
+        self.open_count += 1
+        self.open_bytes += request_bytes
+        return future
+
+    def failed(self, owner: str, operation: Operation, error: TinkerError) -> Future:
+        """Make a future that has failed already."""
+        future = self.open(owner, operation)
+        future.fail(error)
+        return future
+
+    def get(self, owner: str, request_id: str) -> Future:
+        """Return the owner's future.
+
+        Raises:
+            Refusal: 410 for one that has expired, 404 for one that never was or is another's.
+        """
+        future = self._futures.get(request_id)
+        if future is not None and future.owner == owner:
+            return future
+        if self._expired.get(request_id) == owner:
+            raise gone(
+                f"The result of {request_id} was dropped: it is kept for "
+                f"{self._delivered_ttl_s:g} s after delivery and {self._undelivered_ttl_s:g} s "
+                "otherwise. Submit the request again."
+            )
+        raise not_found(f"There is no request {request_id!r} with this key.")
+
+    def known(self, request_id: str) -> Future | None:
+        """Return a future by id whoever owns it, or None when it has expired."""
+        return self._futures.get(request_id)
+
+    async def wait(self, future: Future, seconds: float) -> None:
+        """Return when the future is done or woken, at the latest after `seconds`."""
+        if future.done:
+            return
+        waiter = future.add_waiter()
+        timer = self._timers.call_later(seconds, lambda: _set(waiter))
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            future.drop_waiter(waiter)
+
+    def wake_all(self) -> None:
+        """Wake every waiter: the server is stopping."""
+        for future in self._futures.values():
+            future.wake()
+
+    def fail_all(self, error: TinkerError) -> None:
+        """Fail every pending future: nothing will complete them any more."""
+        for future in list(self._futures.values()):
+            future.fail(error)
+
+    def _finished(self, future: Future) -> None:
+        self.open_count -= 1
+        self.open_bytes -= future.request_bytes
+        self.result_bytes += future.result_bytes
+        self._kept[future.request_id] = future
+        self._arrange_expiry(future, self._undelivered_ttl_s)
+        self._drop_above_limit(spare=future)
+
+    def _delivered(self, future: Future) -> None:
+        if self._kept.pop(future.request_id, None) is not None:
+            self._kept_delivered[future.request_id] = future
+            self._arrange_expiry(future, self._delivered_ttl_s)
+
+    def _arrange_expiry(self, future: Future, seconds: float) -> None:
+        future.expire_after(seconds, self._timers, lambda: self._forget(future))
+
+    def _drop_above_limit(self, spare: Future) -> None:
+        for kept in (self._kept_delivered, self._kept):
+            while self.result_bytes > self._max_result_bytes and kept:
+                oldest = next(iter(kept.values()))
+                if oldest is spare:
+                    break
+                self._forget(oldest)
+
+    def _forget(self, future: Future) -> None:
+        if self._futures.pop(future.request_id, None) is None:
+            return
+        future.stop_expiry()
+        self._kept.pop(future.request_id, None)
+        self._kept_delivered.pop(future.request_id, None)
+        self.result_bytes -= future.result_bytes
+        self._expired[future.request_id] = future.owner
+        if len(self._expired) > TOMBSTONES:
+            self._expired.popitem(last=False)
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,308 @@
+"""The bridge between the event loop and an engine: one thread, which owns the engine.
+
+Owns the thread, its queues and whose turn it is. Knows nothing of HTTP, users or futures' ids.
+Work comes in from the event loop and its outcome goes back there; the engine is touched by the
+thread alone.
+
+Whose turn: a lane is one training run, and its work runs in the order it came. Lanes take turns by
+microbatch, so a long batch of one run does not hold up the others. Training and sampling share the
+thread by time spent, so neither starves the other, however long their slices are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from tinkex.errors import EngineError, TinkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tinkex._clock import Clock
+    from tinkex.engine.engine import Engine
+    from tinkex.engine.request import SampleJob
+    from tinkex.types import ForwardBackwardOutput, SampleResponse
+
+R = TypeVar("R")
+
+
+class SteppedTask(Protocol):
+    """Work that runs in slices: the engine's TrainingTask."""
+
+    def run_microbatch(self) -> bool:
+        """Run one slice; true when it was the last."""
+
+    def result(self) -> ForwardBackwardOutput:
+        """Return the outcome, after the last slice."""
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """Something to do for a lane. Without slices `begin` returns the outcome itself."""
+
+    begin: Callable[[Engine], Any]
+    outcome: asyncio.Future[Any]
+    stepped: bool = False
+    task: SteppedTask | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    name: str
+    queue: deque[_Work] = field(default_factory=deque)
+    dropped: bool = False
+
+
+class EngineJobs:
+    """Runs work on one engine, in its own thread.
+
+    Args:
+        engine: the engine; nobody else may touch it once this has started.
+        name: names the thread.
+        clock: measures the slices.
+        on_fault: told of exceptions that are bugs rather than answers.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        clock: Clock,
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._on_fault = on_fault
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._changed = threading.Condition()
+        # Guarded by `_changed`:
+        self._lanes: dict[str, _Lane] = {}
+        self._turns: deque[_Lane] = deque()
+        self._inbox: deque[tuple[SampleJob, asyncio.Future[SampleResponse]]] = deque()
+        self._cancels: deque[str] = deque()
+        self._stopping = False
+        # The thread's own:
+        self._samples: dict[str, asyncio.Future[SampleResponse]] = {}
+        self._training_s = 0.0
+        self._sampling_s = 0.0
+        self._sampled_last = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Start the thread; call it on the event loop that submits the work."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Let the slice that runs come to its end, and end the thread; other work is dropped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+        error = EngineError("The server is stopping. Send the request again once it is back.")
+        for lane in list(self._lanes.values()):
+            for work in lane.queue:
+                _settle(work.outcome, None, error)
+        for outcome in [*self._samples.values(), *(outcome for _, outcome in self._inbox)]:
+            _settle(outcome, None, error)
+
+    # called on the event loop
+
+    def call(self, lane: str, work: Callable[[Engine], R]) -> asyncio.Future[R]:
+        """Run `work` when the lane's earlier work is done."""
+        return self._submit(lane, work, stepped=False)
+
+    def train(
+        self, lane: str, begin: Callable[[Engine], SteppedTask]
+    ) -> asyncio.Future[ForwardBackwardOutput]:
+        """Begin a task when the lane's earlier work is done, and run it slice by slice."""
+        return self._submit(lane, begin, stepped=True)
+
+    def sample(self, job: SampleJob) -> asyncio.Future[SampleResponse]:
+        """Sample, along with whatever else is being sampled."""
+        outcome: asyncio.Future[SampleResponse] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._inbox.append((job, outcome))
+            self._changed.notify()
+        return outcome
+
+    def cancel_sample(self, job_id: str) -> None:
+        """Stop sampling for a job; its outcome does not come any more."""
+        with self._changed:
+            self._cancels.append(job_id)
+            self._changed.notify()
+
+    def drop_lane(self, lane_name: str, error: TinkerError) -> None:
+        """Fail everything that a lane has not finished."""
+        with self._changed:
+            lane = self._lanes.pop(lane_name, None)
+            if lane is None:
+                return
+            lane.dropped = True
+        for work in list(lane.queue):
+            _settle(work.outcome, None, error)
+
+    def _submit(
+        self, lane_name: str, begin: Callable[[Engine], Any], *, stepped: bool
+    ) -> asyncio.Future[Any]:
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            lane = self._lanes.get(lane_name)
+            if lane is None:
+                lane = self._lanes[lane_name] = _Lane(lane_name)
+                self._turns.append(lane)
+            lane.queue.append(_Work(begin, outcome, stepped))
+            self._changed.notify()
+        return outcome
+
+    # called in the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and not self._has_work():
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                arrived = list(self._inbox)
+                self._inbox.clear()
+                cancelled = list(self._cancels)
+                self._cancels.clear()
+            self._take_samples(arrived, cancelled)
+            if self._training_is_next():
+                self._training_s += self._timed(self._training_slice)
+            elif self._engine.has_sampling_work():
+                self._sampling_s += self._timed(self._sampling_slice)
+
+    def _has_work(self) -> bool:
+        return bool(self._turns or self._inbox or self._cancels or self._engine.has_sampling_work())
+
+    def _training_is_next(self) -> bool:
+        """Decide by time spent since both last had work; on a tie, alternate."""
+        if not self._turns or not self._engine.has_sampling_work():
+            self._training_s = self._sampling_s = 0.0
+            self._sampled_last = not self._turns
+            return bool(self._turns)
+        if self._training_s == self._sampling_s:
+            self._sampled_last = not self._sampled_last
+            return not self._sampled_last
+        return self._training_s < self._sampling_s
+
+    def _timed(self, run_slice: Callable[[], None]) -> float:
+        start = self._clock.monotonic()
+        run_slice()
+        return self._clock.monotonic() - start
+
+    def _training_slice(self) -> None:
+        """Run one slice of the lane whose turn it is, and put the lane behind the others."""
+        with self._changed:
+            while self._turns and (self._turns[0].dropped or not self._turns[0].queue):
+                self._turns.popleft()
+            if not self._turns:
+                return
+            lane = self._turns.popleft()
+            work = lane.queue[0]
+        result: Any = None
+        error: TinkerError | None = None
+        finished = True
+        try:
+            result, finished = self._advance(work)
+        except Exception as raised:  # noqa: BLE001 - one request's failure is its own answer
+            error = self._as_answer(raised)
+        with self._changed:
+            if finished:
+                lane.queue.popleft()
+            if lane.dropped:
+                return
+            if lane.queue:
+                self._turns.append(lane)
+            else:
+                del self._lanes[lane.name]
+        if finished:
+            self._post([(work.outcome, result, error)])
+
+    def _advance(self, work: _Work) -> tuple[Any, bool]:
+        """Run one slice of a piece of work: (its outcome, whether it is finished)."""
+        if not work.stepped:
+            return work.begin(self._engine), True
+        if work.task is None:
+            work.task = work.begin(self._engine)
+        if not work.task.run_microbatch():
+            return None, False
+        return work.task.result(), True
+
+    def _take_samples(
+        self,
+        arrived: list[tuple[SampleJob, asyncio.Future[SampleResponse]]],
+        cancelled: list[str],
+    ) -> None:
+        for job, outcome in arrived:
+            try:
+                self._engine.add_sample(job)
+            except Exception as raised:  # noqa: BLE001 - as in _training_slice
+                self._post([(outcome, None, self._as_answer(raised))])
+            else:
+                self._samples[job.job_id] = outcome
+        for job_id in cancelled:
+            if self._samples.pop(job_id, None) is not None:
+                self._engine.cancel_sample(job_id)
+
+    def _sampling_slice(self) -> None:
+        try:
+            finished = self._engine.step()
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the batch cannot go on
+            self._fail_samples(self._as_answer(raised))
+            return
+        self._post(
+            [
+                (outcome, end.response, end.error)
+                for end in finished
+                if (outcome := self._samples.pop(end.job_id, None)) is not None
+            ]
+        )
+
+    def _fail_samples(self, error: TinkerError) -> None:
+        """Drop every sample in the engine: a step failed, and the next would fail alike."""
+        samples, self._samples = self._samples, {}
+        for job_id in samples:
+            self._engine.cancel_sample(job_id)
+        self._post([(outcome, None, error) for outcome in samples.values()])
+
+    def _as_answer(self, raised: Exception) -> TinkerError:
+        if isinstance(raised, TinkerError):
+            return raised
+        self._on_fault(raised)
+        return EngineError(
+            f"The server failed in this request ({type(raised).__name__}). It is not your input's "
+            "fault; the server's log has the details. Send it again, or report it."
+        )
+
+    def _post(self, outcomes: list[tuple[asyncio.Future[Any], Any, TinkerError | None]]) -> None:
+        """Hand outcomes to the event loop, all with one wake-up."""
+        if not outcomes or self._loop is None:
+            return
+
+        def deliver() -> None:
+            for outcome, result, error in outcomes:
+                _settle(outcome, result, error)
+
+        try:
+            self._loop.call_soon_threadsafe(deliver)
+        except RuntimeError:
+            # The loop is closed: the server ended without stop(), and nobody waits any more.
+            return
+
+
+def _settle(outcome: asyncio.Future[Any], result: Any, error: TinkerError | None) -> None:
+    if outcome.done():
+        return
+    if error is None:
+        outcome.set_result(result)
+    else:
+        outcome.set_exception(error)

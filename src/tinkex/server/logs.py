@@ -1,0 +1,46 @@
+"""The server's log lines: structured, on stderr, without secrets.
+
+Owns their form. Nothing is configured for the process: a server has its own logger and hands it on.
+Request bodies, headers, keys and client tracebacks are never logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger, Processor
+
+    Logger = FilteringBoundLogger
+
+LEVELS = logging.getLevelNamesMapping()
+
+
+def make_logger(level: str, stream: TextIO | None = None) -> Logger:
+    """Return a logger that writes lines of at least `level` to `stream` (stderr when None).
+
+    On a terminal the lines are for people, elsewhere they are `key=value` pairs.
+    """
+    target = sys.stderr if stream is None else stream
+    processors: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if target.isatty():
+        processors.append(structlog.dev.ConsoleRenderer())
+    else:
+        order = ["timestamp", "level", "event"]
+        processors.append(structlog.processors.format_exc_info)
+        processors.append(structlog.processors.LogfmtRenderer(key_order=order))
+    logger: Any = structlog.wrap_logger(
+        structlog.WriteLogger(target),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level.upper()]),
+        cache_logger_on_first_use=True,
+    )
+    return cast("Logger", logger)

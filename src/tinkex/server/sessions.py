@@ -1,0 +1,165 @@
+"""Which clients are alive.
+
+Owns sessions and their leases: a session lives while its client is heard from, and ends when it
+finishes or falls silent. What belongs to a session is freed by who made it, told through `on_end`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from tinkex.server.refusal import Refusal, gone, not_found, try_later
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tinkex._clock import Clock
+    from tinkex.server.timers import Timer, Timers
+
+SESSION_ID_BYTES = 16
+FULL_RETRY_S = 10.0
+
+
+class SessionEnd(Enum):
+    """How a session ended."""
+
+    FINISHED = "finished"
+    EXPIRED = "expired"
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client's life on this server."""
+
+    session_id: str
+    owner: str
+    last_seen: float
+    """Monotonic seconds of the last request that named this session."""
+    model_ids: dict[int, str] = field(default_factory=dict)
+    """Training runs by the client's model_seq_id."""
+    sampler_ids: dict[int, str] = field(default_factory=dict)
+    """Sampling sessions by the client's sampling_session_seq_id."""
+    reason: str | None = None
+    """Why the client finished it: success, errored or interrupted."""
+    detail: str | None = None
+    """What the client said when it finished."""
+    lease: Timer | None = None
+    """Fires when the session may have fallen silent."""
+
+
+class SessionRegistry:
+    """The live sessions.
+
+    Args:
+        clock: tells time.
+        timers: watches the leases.
+        ttl_s: seconds of silence after which a session ends.
+        max_sessions: live sessions; more are refused with a 429.
+        on_end: told of every session that ends, once.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        timers: Timers,
+        *,
+        ttl_s: float,
+        max_sessions: int,
+        on_end: Callable[[Session, SessionEnd], None],
+    ) -> None:
+        self._clock = clock
+        self._timers = timers
+        self._ttl_s = ttl_s
+        self._max_sessions = max_sessions
+        self._on_end = on_end
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def create(self, owner: str) -> Session:
+        """Begin a session. Its id carries 128 random bits, so it cannot be guessed.
+
+        Raises:
+            Refusal: 429 when the server holds as many as it may.
+        """
+        if len(self._sessions) >= self._max_sessions:
+            raise try_later(
+                f"{len(self._sessions)} sessions are open on this server. "
+                "Finish some, or wait until idle ones end.",
+                retry_after_s=FULL_RETRY_S,
+            )
+        session_id = f"sess-{secrets.token_hex(SESSION_ID_BYTES)}"
+        session = Session(session_id, owner, self._clock.monotonic())
+        self._sessions[session_id] = session
+        self._arm(session, self._ttl_s)
+        return session
+
+    def get(self, owner: str, session_id: str) -> Session:
+        """Return the owner's live session, and note that its client is alive.
+
+        Raises:
+            Refusal: 404 when there is none of this owner.
+        """
+        session = self._sessions.get(session_id)
+        if session is None or session.owner != owner:
+            raise not_found(self.missing(session_id))
+        self.touch(session)
+        return session
+
+    def heartbeat(self, owner: str, session_id: str) -> None:
+        """Note that a session's client is alive.
+
+        Raises:
+            Refusal: 410 when it is not live: that status ends the client's heartbeat.
+        """
+        try:
+            self.get(owner, session_id)
+        except Refusal as error:
+            raise gone(error.message) from None
+
+    def find(self, session_id: str) -> Session | None:
+        """Return a live session whoever owns it, or None."""
+        return self._sessions.get(session_id)
+
+    def touch(self, session: Session) -> None:
+        """Note that the session's client is alive."""
+        session.last_seen = self._clock.monotonic()
+
+    def finish(self, owner: str, session_id: str, *, reason: str, detail: str | None) -> None:
+        """End a session at its client's wish.
+
+        Raises:
+            Refusal: 404 when there is none of this owner.
+        """
+        session = self.get(owner, session_id)
+        session.reason, session.detail = reason, detail
+        self._end(session, SessionEnd.FINISHED)
+
+    def missing(self, session_id: str) -> str:
+        """Say that a session is not live, and why that may be."""
+        return (
+            f"Session {session_id!r} is not open: it was finished, its client was silent for more "
+            f"than {self._ttl_s:g} s, the server was restarted, or it belongs to another key. "
+            "Create a new ServiceClient."
+        )
+
+    def _arm(self, session: Session, seconds: float) -> None:
+        session.lease = self._timers.call_later(seconds, lambda: self._check(session))
+
+    def _check(self, session: Session) -> None:
+        left = session.last_seen + self._ttl_s - self._clock.monotonic()
+        if left > 0:
+            self._arm(session, left)
+        else:
+            self._end(session, SessionEnd.EXPIRED)
+
+    def _end(self, session: Session, how: SessionEnd) -> None:
+        if self._sessions.pop(session.session_id, None) is None:
+            return
+        if session.lease is not None:
+            session.lease.cancel()
+        self._on_end(session, how)
