@@ -1,0 +1,288 @@
+"""Checkpoints of an adapter: a directory in PEFT's format, plus optimiser state and a manifest.
+
+    adapter_config.json         read by PEFT
+    adapter_model.safetensors   read by PEFT
+    optimizer.safetensors       Adam's moments, when saved with the optimiser
+    tinkex.json                 manifest: format, configuration, step, sha256 of each file, numerics
+
+Owns the files' form and their integrity: written to a directory beside, synced, renamed; every file
+is checked against its sum when loaded. A gradient accumulated but not yet applied is not part of a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tinkex.engine.lora import LoraPair, LoraShape, LoraWeights, lora_weights, parameter_count
+from tinkex.engine.optimizers import AdamState
+from tinkex.errors import EngineError, InputError
+from tinkex.types import LoraConfig
+
+FORMAT_VERSION = 1
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+MANIFEST = "tinkex.json"
+
+_PREFIX = "base_model.model."
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself."""
+
+    base_model: str
+    lora: LoraConfig
+    has_optimizer: bool
+    step: int
+    """Optimiser steps taken."""
+    alpha: float
+
+
+def write_checkpoint(
+    directory: Path,
+    *,
+    base_model: str,
+    lora: LoraConfig,
+    weights: LoraWeights,
+    optimizer: AdamState | None,
+    numerics: Mapping[str, str],
+) -> None:
+    """Write a checkpoint so that `directory` is either complete or as before.
+
+    Args:
+        directory: Replaced when it is there; its parents are made.
+        base_model: The base model's name.
+        lora: The adapter's configuration.
+        weights: Its weights.
+        optimizer: Its optimiser state, when that is to be saved.
+        numerics: What the bits of the numbers depend on.
+
+    Raises:
+        EngineError: the disk refused.
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            _fill(beside, base_model, lora, weights, optimizer, numerics)
+            _replace(beside, directory)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise EngineError(f"cannot write the checkpoint {directory.name}: {error}") from error
+
+
+def checkpoint_lora_config(directory: Path) -> CheckpointInfo:
+    """Read what a checkpoint says of itself, without its weights.
+
+    Raises:
+        InputError: there is no checkpoint.
+        EngineError: it is damaged or of a newer format.
+    """
+    manifest = _read_manifest(directory)
+    try:
+        return CheckpointInfo(
+            base_model=manifest["base_model"],
+            lora=LoraConfig(**manifest["lora_config"]),
+            has_optimizer=OPTIMIZER in manifest["sha256"],
+            step=manifest["step"],
+            alpha=manifest["lora_alpha"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"the manifest of checkpoint {directory.name} is damaged") from error
+
+
+def read_weights(
+    directory: Path, shapes: tuple[LoraShape, ...], info: CheckpointInfo, device: torch.device
+) -> LoraWeights:
+    """Load an adapter's weights onto the layers `shapes`.
+
+    Raises:
+        EngineError: the file is damaged, or does not fit the base model.
+    """
+    tensors = _read_tensors(directory, WEIGHTS)
+    rank = info.lora.rank
+    flat = torch.zeros(parameter_count(shapes, rank), device=device)
+    weights = lora_weights(flat, shapes, rank, info.alpha / rank, trainable=True)
+    _copy_into(_named(weights.pairs, _PREFIX), tensors, directory)
+    return weights
+
+
+def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) -> AdamState:
+    """Load the optimiser state that was saved with `weights`.
+
+    Raises:
+        InputError: the checkpoint has none.
+        EngineError: the file is damaged, or does not fit.
+    """
+    if not info.has_optimizer:
+        raise InputError(
+            f"checkpoint {directory.name} has no optimiser state; load it without the optimiser"
+        )
+    tensors = _read_tensors(directory, OPTIMIZER)
+    moments = []
+    for moment in _MOMENTS:
+        flat = torch.zeros_like(weights.flat)
+        laid = lora_weights(flat, weights.shapes, weights.rank, weights.scale, trainable=False)
+        part = {
+            k.removeprefix(f"{moment}."): v
+            for k, v in tensors.items()
+            if k.startswith(f"{moment}.")
+        }
+        _copy_into(_named(laid.pairs, ""), part, directory)
+        moments.append(flat)
+    return AdamState(moments[0], moments[1], info.step)
+
+
+def _fill(
+    folder: Path,
+    base_model: str,
+    lora: LoraConfig,
+    weights: LoraWeights,
+    optimizer: AdamState | None,
+    numerics: Mapping[str, str],
+) -> None:
+    alpha = weights.scale * weights.rank
+    _write_json(folder / CONFIG, _peft_config(base_model, lora, weights, alpha))
+    _save_tensors(folder / WEIGHTS, _named(weights.pairs, _PREFIX))
+    if optimizer is not None:
+        state: dict[str, Tensor] = {}
+        for moment, flat in zip(_MOMENTS, (optimizer.exp_avg, optimizer.exp_avg_sq), strict=True):
+            laid = lora_weights(flat, weights.shapes, weights.rank, weights.scale, trainable=False)
+            state |= _named(laid.pairs, f"{moment}.")
+        _save_tensors(folder / OPTIMIZER, state)
+    sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "base_model": base_model,
+        "lora_config": lora.model_dump(),
+        "lora_alpha": alpha,
+        "step": 0 if optimizer is None else optimizer.step,
+        "numerics": dict(numerics),
+        "sha256": sums,
+    }
+    _write_json(folder / MANIFEST, manifest)
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _replace(beside: Path, directory: Path) -> None:
+    """Put `beside` in the place of `directory`; an old one is moved away first, then deleted."""
+    old = beside.with_name(beside.name + ".old")
+    if directory.exists():
+        directory.rename(old)
+    beside.rename(directory)
+    _sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _peft_config(
+    base_model: str, lora: LoraConfig, weights: LoraWeights, alpha: float
+) -> dict[str, Any]:
+    """Describe the adapter as PEFT's LoraConfig does."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted({shape.name.rsplit(".", 1)[-1] for shape in weights.shapes}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def _named(pairs: Mapping[str, LoraPair], prefix: str) -> dict[str, Tensor]:
+    """Name each factor as PEFT does."""
+    named = {}
+    for name, pair in pairs.items():
+        named[f"{prefix}{name}.lora_A.weight"] = pair.a.detach()
+        named[f"{prefix}{name}.lora_B.weight"] = pair.b.detach()
+    return named
+
+
+@torch.no_grad()
+def _copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], directory: Path) -> None:
+    differing = sorted(wanted.keys() ^ found.keys()) or [
+        name for name, tensor in wanted.items() if tensor.shape != found[name].shape
+    ]
+    if differing:
+        raise EngineError(
+            f"checkpoint {directory.name} does not fit this base model: {differing[0]} differs"
+        )
+    for name, tensor in wanted.items():
+        tensor.copy_(found[name])
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"there is no checkpoint {directory.name}") from error
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"the manifest of checkpoint {directory.name} is damaged") from error
+    if version > FORMAT_VERSION:
+        raise EngineError(
+            f"checkpoint {directory.name} has format {version}, newer than this server's "
+            f"{FORMAT_VERSION}; upgrade tinkex"
+        )
+    return manifest
+
+
+def _read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
+    """Load one file after checking its sum."""
+    path = directory / name
+    expected = _read_manifest(directory)["sha256"].get(name)
+    try:
+        if _sha256(path) != expected:
+            raise EngineError(f"checkpoint {directory.name} is damaged: {name} has another sha256")
+        tensors: dict[str, Tensor] = load_file(path)
+    except OSError as error:
+        raise EngineError(f"checkpoint {directory.name} is damaged: no {name}") from error
+    return tensors
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path, {"format": "pt"})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,85 @@
+"""The engine's settings. Owns their meaning, defaults and bounds; imports no torch.
+
+Checked when made, with every fault reported at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinkex.errors import ConfigurationError
+
+_DTYPES = frozenset({"float32", "bfloat16", "float16"})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one engine, fixed for its life."""
+
+    device: str = "cpu"
+    """Torch device that holds the base model, the adapters and the KV cache."""
+    dtype: str = "float32"
+    """Of the base weights and activations; adapters and optimiser state are always float32."""
+    threads: int | None = None
+    """CPU threads for torch, set when the engine is built; None leaves torch's own choice."""
+    max_rank: int = 256
+    """Largest LoRA rank accepted."""
+    lora_alpha: float = 32.0
+    """LoRA scale is `lora_alpha / rank`."""
+    max_adapters: int = 64
+    """Trainable adapters held at once."""
+    max_samplers: int = 256
+    """Frozen sampler snapshots held at once."""
+    max_context_length: int | None = None
+    """Tokens in a sequence; None takes the model's own limit, which also bounds this."""
+    max_request_tokens: int = 1_048_576
+    """Tokens in one forward_backward call."""
+    microbatch_tokens: int = 1024
+    """Tokens in one training forward; a longer sequence goes alone."""
+    prefill_tokens: int = 2048
+    """Prompt tokens in one prefill; a longer prompt goes alone."""
+    max_running: int = 64
+    """Sequences decoded at once."""
+    max_num_samples: int = 1024
+    """Samples of one request."""
+    kv_cache_tokens: int = 65_536
+    """Tokens that the KV cache may reserve for admitted sequences; one request always runs."""
+    head_chunk_elements: int = 4_194_304
+    """Logits held at once in training: rows x vocabulary, at least 128 rows."""
+    row_multiple: int = 4
+    """Small batches are padded to a multiple of this many rows.
+
+    Matrix products in float32 on a CPU give each row the same bits whatever the number of rows, but
+    only from four rows up (measured: MKL, 1 and 2 threads). Padding makes a sequence's tokens
+    independent of its neighbours. 1 turns it off.
+    """
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} must be at least {low}, got {getattr(self, name)}"
+            for name, low in _LOWEST.items()
+            if getattr(self, name) is not None and getattr(self, name) < low
+        ]
+        if self.dtype not in _DTYPES:
+            faults.append(f"dtype must be one of {', '.join(sorted(_DTYPES))}, got {self.dtype!r}")
+        if not self.lora_alpha > 0:
+            faults.append(f"lora_alpha must be above 0, got {self.lora_alpha}")
+        if faults:
+            raise ConfigurationError(faults)
+
+
+_LOWEST = {
+    "threads": 1,
+    "max_rank": 1,
+    "max_adapters": 1,
+    "max_samplers": 1,
+    "max_context_length": 2,
+    "max_request_tokens": 1,
+    "microbatch_tokens": 1,
+    "prefill_tokens": 1,
+    "max_running": 1,
+    "max_num_samples": 1,
+    "kv_cache_tokens": 1,
+    "head_chunk_elements": 1,
+    "row_multiple": 1,
+}

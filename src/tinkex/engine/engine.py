@@ -1,0 +1,307 @@
+"""The engine: one base model, many adapters, training and sampling.
+
+The room's front. Owns which request goes where, and nothing of how it is done. Synchronous and not
+thread-safe: one thread owns it, alternating `TrainingTask.run_microbatch` and `step`.
+
+Everything a caller sends is checked before anything is computed (`InputError`); a failure of ours is
+`EngineError`. Either way weights, optimiser state, gradients and other requests stay as they were.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from tinkex.engine.adapters import Adapter, AdapterPool
+from tinkex.engine.batching import BatchLimits, prompt_tokens, training_sequences
+from tinkex.engine.checkpoint import (
+    CheckpointInfo,
+    checkpoint_lora_config,
+    read_optimizer,
+    read_weights,
+    write_checkpoint,
+)
+from tinkex.engine.config import EngineConfig
+from tinkex.engine.generation import Generator
+from tinkex.engine.lora import initial_weights
+from tinkex.engine.losses import loss_call
+from tinkex.engine.model_runner import ModelRunner
+from tinkex.engine.models.loader import BaseModel, load_base_model
+from tinkex.engine.optimizers import new_adam_state
+from tinkex.engine.sequence import (
+    JobState,
+    SampleFinished,
+    SampleJob,
+    SamplingRule,
+    check_job,
+    check_sampling,
+    token_limit,
+)
+from tinkex.engine.stops import stop_rule
+from tinkex.engine.trainer import TrainerSettings, TrainingTask
+from tinkex.errors import InputError
+from tinkex.types import AdamParams, Datum, ForwardBackwardOutput, LoraConfig
+
+__all__ = [
+    "BaseModel",
+    "CheckpointInfo",
+    "Engine",
+    "EngineConfig",
+    "SampleFinished",
+    "SampleJob",
+    "TrainingTask",
+    "checkpoint_lora_config",
+    "load_base_model",
+]
+
+
+class Engine:
+    """Trains and samples adapters of one base model; takes the model's modules over."""
+
+    def __init__(self, base: BaseModel, config: EngineConfig | None = None) -> None:
+        self.base = base
+        self.config = config = config or EngineConfig()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.context_length = min(
+            base.max_context_length, config.max_context_length or base.max_context_length
+        )
+        self._limits = BatchLimits(base.vocab_size, self.context_length, config.max_request_tokens)
+        self._runner = ModelRunner(base, config)
+        self._pool = AdapterPool.empty(config.max_adapters, config.max_samplers)
+        self._generator = Generator(self._runner, config)
+
+    # --- adapters -------------------------------------------------------------------------------
+
+    def create_adapter(self, adapter_id: str, lora: LoraConfig) -> None:
+        """Add an adapter with fresh weights; without `lora.seed` they are drawn anew each time.
+
+        Raises:
+            InputError: the name is taken, the rank out of bounds, or no layer chosen.
+            EngineError: no room for another adapter.
+        """
+        if self._pool.has_adapter(adapter_id):
+            raise InputError(f"adapter {adapter_id!r} exists already; choose another name")
+        self._check_rank(lora.rank)
+        shapes = self._runner.shapes(lora)
+        self._pool.check_room(adapter_id)
+        seed = secrets.randbits(63) if lora.seed is None else lora.seed
+        weights = initial_weights(
+            shapes, lora.rank, self.config.lora_alpha, seed, self._runner.device
+        )
+        self._pool.put_adapter(adapter_id, Adapter(lora, weights))
+
+    def remove_adapter(self, adapter_id: str) -> None:
+        """Forget an adapter, if there; its samplers stay."""
+        self._pool.remove_adapter(adapter_id)
+
+    def adapter_config(self, adapter_id: str) -> LoraConfig:
+        """Give the configuration of an adapter.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        return self._pool.adapter(adapter_id).lora
+
+    # --- training -------------------------------------------------------------------------------
+
+    def begin_forward_backward(
+        self,
+        adapter_id: str,
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+        *,
+        forward_only: bool = False,
+    ) -> TrainingTask:
+        """Check a request and give the task that computes it.
+
+        The gradient is added to the adapter's when the task ends; the adapter's weights are read at
+        each microbatch, so no `optim_step` of this adapter may come in between.
+
+        Raises:
+            InputError: anything wrong with the request, by datum and key.
+        """
+        adapter = self._pool.adapter(adapter_id)
+        call = loss_call(loss_fn, loss_fn_config)
+        return TrainingTask(
+            self._runner,
+            adapter,
+            training_sequences(data, call, self._limits),
+            call,
+            TrainerSettings(self.config.microbatch_tokens, self.config.row_multiple),
+            forward_only=forward_only,
+        )
+
+    def forward_backward(
+        self,
+        adapter_id: str,
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+        *,
+        forward_only: bool = False,
+    ) -> ForwardBackwardOutput:
+        """Run a whole request.
+
+        Raises:
+            InputError: anything wrong with the request, or a loss that overflows on it.
+            EngineError: the computation failed.
+        """
+        task = self.begin_forward_backward(
+            adapter_id, data, loss_fn, loss_fn_config, forward_only=forward_only
+        )
+        while not task.run_microbatch():
+            pass
+        return task.result()
+
+    def optim_step(self, adapter_id: str, params: AdamParams) -> dict[str, float]:
+        """Apply the accumulated gradient with Adam and zero it.
+
+        Without a gradient the step is taken with zeros: momentum and weight decay still act.
+
+        Returns:
+            `grad_norm` (global norm before clipping) and `learning_rate`.
+
+        Raises:
+            InputError: hyperparameters out of range, or a step that would not be finite; weights
+                and optimiser state are then unchanged.
+        """
+        return self._pool.adapter(adapter_id).step(params)
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def save_adapter(self, adapter_id: str, directory: Path, *, optimizer: bool) -> None:
+        """Write an adapter in PEFT's format, with its optimiser state if asked; see `checkpoint`.
+
+        Raises:
+            InputError: there is no such adapter.
+            EngineError: the disk refused.
+        """
+        adapter = self._pool.adapter(adapter_id)
+        state = adapter.optimizer or new_adam_state(adapter.weights.flat)
+        write_checkpoint(
+            directory,
+            base_model=self.base.name,
+            lora=adapter.lora,
+            weights=adapter.weights,
+            optimizer=state if optimizer else None,
+            numerics=self.numerics(),
+        )
+
+    def load_adapter(self, adapter_id: str, directory: Path, *, optimizer: bool) -> LoraConfig:
+        """Create or replace an adapter from a checkpoint; a gradient not yet applied is dropped.
+
+        Raises:
+            InputError: no checkpoint there, one of another base model, or without optimiser state.
+            EngineError: it is damaged, or there is no room.
+        """
+        info = self._check_checkpoint(directory)
+        self._pool.check_room(adapter_id)
+        shapes = self._runner.shapes(info.lora)
+        adapter = Adapter(info.lora, read_weights(directory, shapes, info, self._runner.device))
+        if optimizer:
+            adapter.optimizer = read_optimizer(directory, adapter.weights, info)
+        self._pool.put_adapter(adapter_id, adapter)
+        return info.lora
+
+    # --- samplers -------------------------------------------------------------------------------
+
+    def snapshot_sampler(self, sampler_id: str, adapter_id: str) -> None:
+        """Keep a copy of an adapter's present weights for sampling.
+
+        Raises:
+            InputError: there is no such adapter.
+            EngineError: no room.
+        """
+        self._pool.put_sampler(sampler_id, self._pool.adapter(adapter_id).weights.frozen_copy())
+
+    def load_sampler(self, sampler_id: str, directory: Path) -> None:
+        """Load a checkpoint's weights for sampling.
+
+        Raises:
+            InputError: no checkpoint there, or one of another base model.
+            EngineError: it is damaged, or there is no room.
+        """
+        info = self._check_checkpoint(directory)
+        shapes = self._runner.shapes(info.lora)
+        weights = read_weights(directory, shapes, info, self._runner.device)
+        self._pool.put_sampler(sampler_id, weights)
+
+    def remove_sampler(self, sampler_id: str) -> None:
+        """Forget a sampler, if there; samples that run with it go on."""
+        self._pool.remove_sampler(sampler_id)
+
+    # --- sampling -------------------------------------------------------------------------------
+
+    def add_sample(self, request: SampleJob) -> None:
+        """Check a sampling request and queue it.
+
+        Raises:
+            InputError: anything wrong with the request.
+        """
+        if self._generator.has_job(request.job_id):
+            raise InputError(f"sampling job {request.job_id!r} is already there; choose another id")
+        sampler = request.sampler_id
+        weights = None if sampler is None else self._pool.sampler(sampler)
+        check_job(request, self.config.max_num_samples, self.base.vocab_size)
+        params = request.sampling_params
+        check_sampling(params)
+        prompt = prompt_tokens(request.prompt, self._limits, "prompt")
+        state = JobState(
+            job=request,
+            weights=weights,
+            prompt=prompt,
+            max_tokens=token_limit(params, len(prompt), self.context_length),
+            rule=SamplingRule(
+                temperature=params.temperature,
+                top_k=max(params.top_k, 0),
+                top_p=params.top_p,
+                seed=secrets.randbits(64) if params.seed is None else params.seed,
+                stop=stop_rule(params.stop, self.base.eos_token_ids, lambda: self.base.tokenizer),
+            ),
+        )
+        self._generator.add(state)
+
+    def cancel_sample(self, job_id: str) -> None:
+        """Forget a sampling job, if there; it gets no `SampleFinished`."""
+        self._generator.cancel(job_id)
+
+    def has_sampling_work(self) -> bool:
+        """Say whether `step` would do something."""
+        return self._generator.has_work
+
+    def step(self) -> list[SampleFinished]:
+        """Do one prefill or one decode for everybody; give the jobs that ended."""
+        return self._generator.step()
+
+    # --- itself ---------------------------------------------------------------------------------
+
+    def numerics(self) -> dict[str, str]:
+        """Say what the bits of results depend on, for checkpoints."""
+        return {
+            "torch": torch.__version__,
+            "device": self.config.device,
+            "dtype": self.config.dtype,
+            "threads": str(torch.get_num_threads()),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "row_multiple": str(self.config.row_multiple),
+            "microbatch_tokens": str(self.config.microbatch_tokens),
+        }
+
+    def _check_rank(self, rank: int) -> None:
+        if not 1 <= rank <= self.config.max_rank:
+            raise InputError(f"rank must be between 1 and {self.config.max_rank}, got {rank}")
+
+    def _check_checkpoint(self, directory: Path) -> CheckpointInfo:
+        info = checkpoint_lora_config(directory)
+        if info.base_model != self.base.name:
+            raise InputError(
+                f"checkpoint {directory.name} belongs to the base model {info.base_model!r}, not "
+                f"{self.base.name!r}"
+            )
+        self._check_rank(info.lora.rank)
+        return info

@@ -1,0 +1,325 @@
+"""Sampling, a step at a time: schedule, run, postprocess.
+
+Owns the life of sampling jobs. A step is one prefill of waiting prompts or one decode of all running
+sequences; nothing here waits. A job that fails takes no other with it, unless the computation itself
+failed for the whole batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinkex.engine.attention import PrefillAttention
+from tinkex.engine.config import EngineConfig
+from tinkex.engine.head import top_logprobs
+from tinkex.engine.kv_cache import DecodeAttention, KVCache, PrefillWriter
+from tinkex.engine.lora import LoraSegment, LoraWeights
+from tinkex.engine.model_runner import ModelRunner
+from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
+from tinkex.engine.scheduler import Scheduler
+from tinkex.engine.sequence import JobState, RunningSequence, SampleFinished
+from tinkex.engine.uniform import UniformStream
+from tinkex.errors import EngineError, TinkerError
+from tinkex.types import SampledSequence, SampleResponse, TopkLogprobs
+
+_NOT_FINITE = (
+    "the model gave logits that are not finite; the adapter's weights may have diverged. Load an "
+    "earlier checkpoint"
+)
+
+
+class Generator:
+    """All sampling of one engine."""
+
+    def __init__(self, runner: ModelRunner, config: EngineConfig) -> None:
+        self._runner = runner
+        self._row_multiple = config.row_multiple
+        self._cache = KVCache()
+        self._jobs: dict[str, JobState] = {}
+        self._scheduler = Scheduler(
+            max_running=config.max_running,
+            prefill_tokens=config.prefill_tokens,
+            cache_tokens=config.kv_cache_tokens,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return self._scheduler.has_work
+
+    def has_job(self, job_id: str) -> bool:
+        """Say whether a job of this name is not finished."""
+        return job_id in self._jobs
+
+    def add(self, state: JobState) -> None:
+        """Let a checked job in."""
+        self._jobs[state.job.job_id] = state
+        self._scheduler.add(state)
+
+    @torch.inference_mode()
+    def cancel(self, job_id: str) -> None:
+        """Forget a job, if there."""
+        state = self._jobs.get(job_id)
+        if state is not None:
+            self._discard(state)
+
+    @torch.inference_mode()
+    def step(self) -> list[SampleFinished]:
+        """Do one prefill or one decode; give the jobs that ended."""
+        prefill = self._scheduler.take_prefill()
+        if prefill:
+            finished = self._guarded(prefill, lambda: self._prefill(prefill))
+            return finished + self._start()
+        finished = self._start()
+        running = list(self._scheduler.running)
+        if running:
+            states = {id(s.state): s.state for s in running}.values()
+            finished += self._guarded(states, lambda: self._decode(running))
+        return finished
+
+    def _guarded(
+        self, states: Iterable[JobState], work: Callable[[], list[SampleFinished]]
+    ) -> list[SampleFinished]:
+        """Run `work`; when the computation fails, fail all of `states`."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            text = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+            failure = EngineError(f"sampling computation failed: {text}")
+            return [self._fail(state, failure) for state in list(states) if self._alive(state)]
+
+    def _alive(self, state: JobState) -> bool:
+        return self._jobs.get(state.job.job_id) is state
+
+    # --- prefill --------------------------------------------------------------------------------
+
+    def _prefill(self, states: Sequence[JobState]) -> list[SampleFinished]:
+        """Compute prompts: their keys and values, log-probabilities asked for, last logits."""
+        order = sorted(states, key=lambda s: (id(s.weights), len(s.prompt)))
+        lengths = [len(s.prompt) for s in order]
+        for state in order:
+            state.prompt_row = self._cache.allocate(len(state.prompt))
+        writer = PrefillWriter([s.prompt_row for s in order if s.prompt_row], lengths)
+        ends = list(itertools.accumulate(lengths))
+        extra = -ends[-1] % self._row_multiple
+        ids = torch.from_numpy(np.concatenate([s.prompt for s in order])).to(self._runner.device)
+        positions = torch.cat([torch.arange(n) for n in (*lengths, extra)]).to(ids.device)
+        hidden = self._runner.hidden(
+            F.pad(ids, (0, extra)),
+            positions,
+            PrefillAttention((*lengths, extra) if extra else lengths, writer),
+            _segments([s.weights for s in order], lengths),
+        )
+        last = hidden[torch.tensor(ends, device=hidden.device) - 1]
+        logits = self._runner.head.logits(
+            last, _segments([s.weights for s in order], [1] * len(order))
+        )
+        finished = []
+        for state, end, length, row in zip(order, ends, lengths, logits, strict=True):
+            state.first_logits = row
+            self._keep_prompt_logprobs(state, hidden[end - length : end], ids[end - length : end])
+            if not bool(row.isfinite().all()):
+                finished.append(self._fail(state, EngineError(_NOT_FINITE)))
+        return finished
+
+    def _keep_prompt_logprobs(self, state: JobState, hidden: Tensor, ids: Tensor) -> None:
+        """Compute what the job asked for about its prompt; position 0 has no prediction."""
+        job, head, length = state.job, self._runner.head, len(state.prompt)
+        first = 1
+        if job.prompt_logprobs_last_n is not None:
+            first = max(1, length - job.prompt_logprobs_last_n)
+        before = hidden[first - 1 : length - 1]
+        if job.prompt_logprobs:
+            state.prompt_logprobs = np.full(length, np.nan, dtype=np.float32)
+            if before.shape[0]:
+                found = head.logprobs(before, ids[first:, None], state.weights)
+                state.prompt_logprobs[first:] = found[:, 0].cpu().numpy()
+        k = job.topk_prompt_logprobs
+        if k:
+            token_ids = np.zeros((length, k), dtype=np.int32)
+            values = np.full((length, k), EMPTY_LOGPROB, dtype=np.float32)
+            if before.shape[0]:
+                top, top_ids = head.topk_logprobs(before, k, state.weights)
+                token_ids[first:], values[first:] = top_ids.cpu().numpy(), top.cpu().numpy()
+            state.topk_prompt = (token_ids, values)
+
+    # --- start and decode -----------------------------------------------------------------------
+
+    def _start(self) -> list[SampleFinished]:
+        """Fork samples from computed prompts and choose their first tokens."""
+        taken = self._scheduler.take_start()
+        if not taken:
+            return []
+        started = []
+        for state, index in taken:
+            sequence = RunningSequence(state, index, UniformStream(state.rule.seed, index))
+            assert state.prompt_row is not None
+            if index + 1 == state.job.num_samples:
+                sequence.row, state.prompt_row = state.prompt_row, None
+            else:
+                sequence.row = self._cache.fork(state.prompt_row)
+            state.sequences.append(sequence)
+            started.append(sequence)
+        logits = torch.stack([s.state.first_logits for s in started])
+        for state, _ in taken:
+            if state.prompt_row is None:
+                state.first_logits = None
+        self._scheduler.run(started)
+        return self._append_tokens(started, logits)
+
+    def _decode(self, running: Sequence[RunningSequence]) -> list[SampleFinished]:
+        """Feed each running sequence its newest token and choose the next."""
+        device = self._runner.device
+        rows = []
+        for sequence in running:
+            assert sequence.row is not None
+            sequence.row = self._cache.make_room(sequence.row)
+            rows.append(sequence.row)
+        extra = -len(rows) % self._row_multiple
+        ids = torch.tensor([s.tokens[-1] for s in running] + [0] * extra, device=device)
+        positions = torch.tensor([row.length for row in rows] + [0] * extra, device=device)
+        segments = _segments([s.state.weights for s in running], [1] * len(rows))
+        if len(segments) == 1 and segments[0].end == len(rows):
+            # One adapter: filler rows may go along, which spares padding in every layer.
+            segments = [LoraSegment(0, len(rows) + extra, segments[0].weights)]
+        attention = DecodeAttention(rows, device)
+        hidden = self._runner.hidden(ids, positions, attention, segments)
+        logits = self._runner.head.logits(hidden, segments)[: len(rows)]
+        return self._append_tokens(running, logits)
+
+    def _append_tokens(
+        self, sequences: Sequence[RunningSequence], logits: Tensor
+    ) -> list[SampleFinished]:
+        """Choose each sequence's next token from its row of logits [n, V]; end what is done."""
+        choices = []
+        for s in sequences:
+            rule = s.state.rule
+            uniform = s.uniforms.draw()
+            choices.append(RowChoice(rule.temperature, rule.top_k, rule.top_p, uniform))
+        tokens = choose_tokens(logits, choices)
+        logprobs = token_logprobs(logits, tokens).tolist()
+        topk = self._topk(sequences, logits)
+        finished = []
+        for i, (sequence, token) in enumerate(zip(sequences, tokens.tolist(), strict=True)):
+            if not self._alive(sequence.state):
+                continue  # another sample of the job failed in this very step
+            if not np.isfinite(logprobs[i]):
+                finished.append(self._fail(sequence.state, EngineError(_NOT_FINITE)))
+                continue
+            sequence.tokens.append(token)
+            sequence.logprobs.append(logprobs[i])
+            if topk is not None:
+                k = sequence.state.job.topk_sample_logprobs
+                sequence.topk.append((topk[1][i][:k], topk[0][i][:k]))
+            self._check_end(sequence)
+            if sequence.stop_reason is not None:
+                finished += self._finish(sequence)
+        return finished
+
+    @staticmethod
+    def _topk(
+        sequences: Sequence[RunningSequence], logits: Tensor
+    ) -> tuple[list[list[float]], list[list[int]]] | None:
+        k = max(s.state.job.topk_sample_logprobs for s in sequences)
+        if k == 0:
+            return None
+        values, ids = top_logprobs(logits, k)
+        return values.tolist(), ids.tolist()
+
+    @staticmethod
+    def _check_end(sequence: RunningSequence) -> None:
+        if sequence.state.rule.stop.hit(sequence.tokens):
+            sequence.stop_reason = "stop"
+        elif len(sequence.tokens) >= sequence.state.max_tokens:
+            sequence.stop_reason = "length"
+
+    # --- ends -----------------------------------------------------------------------------------
+
+    def _finish(self, sequence: RunningSequence) -> list[SampleFinished]:
+        """End one sequence, and its job with the last."""
+        self._scheduler.finish(sequence)
+        self._free(sequence)
+        state = sequence.state
+        done = [s for s in state.sequences if s.stop_reason is not None]
+        if len(done) < state.job.num_samples:
+            return []
+        del self._jobs[state.job.job_id]
+        return [SampleFinished(state.job.job_id, _response(state), None)]
+
+    def _fail(self, state: JobState, error: TinkerError) -> SampleFinished:
+        self._discard(state, scrub=True)
+        return SampleFinished(state.job.job_id, None, error)
+
+    def _discard(self, state: JobState, *, scrub: bool = False) -> None:
+        """Take a job out of everything; `scrub` its rows when they may hold NaN."""
+        del self._jobs[state.job.job_id]
+        for sequence in self._scheduler.drop(state):
+            self._free(sequence, scrub=scrub)
+        if state.prompt_row is not None:
+            self._cache.free(state.prompt_row, scrub=scrub)
+            state.prompt_row = None
+
+    def _free(self, sequence: RunningSequence, *, scrub: bool = False) -> None:
+        if sequence.row is not None:
+            self._cache.free(sequence.row, scrub=scrub)
+            sequence.row = None
+
+
+EMPTY_LOGPROB = -99999.0
+"""The wire's mark of a cell without an entry, with token id 0."""
+
+
+def _segments(weights: Sequence[LoraWeights | None], counts: Sequence[int]) -> list[LoraSegment]:
+    """Merge neighbours of the same adapter into segments; the base model needs none."""
+    segments: list[LoraSegment] = []
+    start = 0
+    for adapter, count in zip(weights, counts, strict=True):
+        end = start + count
+        if adapter is not None:
+            if segments and segments[-1].weights is adapter and segments[-1].end == start:
+                segments[-1] = LoraSegment(segments[-1].start, end, adapter)
+            else:
+                segments.append(LoraSegment(start, end, adapter))
+        start = end
+    return segments
+
+
+def _response(state: JobState) -> SampleResponse:
+    job = state.job
+    names = job.sequence_ids or [f"{job.job_id}:{i}" for i in range(job.num_samples)]
+    return SampleResponse(
+        sequences=[_sampled(s, names[s.index]) for s in state.sequences],
+        prompt_logprobs_np=state.prompt_logprobs,
+        topk_prompt_logprobs_np=_topk_record(state.topk_prompt),
+    )
+
+
+def _sampled(sequence: RunningSequence, name: str) -> SampledSequence:
+    assert sequence.stop_reason is not None
+    topk = None
+    if sequence.topk:
+        ids, values = zip(*sequence.topk, strict=True)
+        topk = (np.array(ids, dtype=np.int32), np.array(values, dtype=np.float32))
+    return SampledSequence(
+        stop_reason=sequence.stop_reason,
+        sequence_id=name,
+        tokens_np=np.array(sequence.tokens, dtype=np.int32),
+        logprobs_np=np.array(sequence.logprobs, dtype=np.float32),
+        topk_logprobs_np=_topk_record(topk),
+    )
+
+
+def _topk_record(
+    arrays: tuple[
+        np.ndarray[tuple[int, ...], np.dtype[np.int32]],
+        np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    ]
+    | None,
+) -> TopkLogprobs | None:
+    return None if arrays is None else TopkLogprobs(token_ids=arrays[0], logprobs=arrays[1])

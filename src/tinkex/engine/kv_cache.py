@@ -1,0 +1,233 @@
+"""Keys and values of running sequences, and attention over them.
+
+Owns the memory. A sequence has one row in a slab of its size class (64, 128, 256 ... tokens) and
+moves to the next class when it outgrows it: rows of a slab lie side by side, so one decode step is
+one attention call for each class in use, on views, without gathering blocks. The class depends on
+the sequence's own length alone, so its attention gives the same bits in any company.
+
+Masked positions are never read as numbers, but they are multiplied by zero: slabs start as zeros,
+and a row that held a NaN must be scrubbed when freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinkex.engine.scheduler import row_capacity
+
+
+class KVRow:
+    """One sequence's place in the cache."""
+
+    __slots__ = ("index", "length", "slab")
+
+    def __init__(self, slab: Slab, index: int) -> None:
+        self.slab = slab
+        self.index = index
+        self.length = 0
+        """Tokens stored."""
+
+
+class Slab:
+    """Rows of one size class: for each layer, keys and values [rows, kv_heads, capacity, dim]."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.rows: list[KVRow] = []
+        self._allocated = 0
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def add(self) -> KVRow:
+        """Open a row, doubling the storage when it is full."""
+        row = KVRow(self, len(self.rows))
+        self.rows.append(row)
+        if len(self.rows) > self._allocated:
+            self._allocated = max(1, 2 * self._allocated)
+            for store in (self._keys, self._values):
+                for layer, old in store.items():
+                    store[layer] = old.new_zeros(self._allocated, *old.shape[1:])
+                    store[layer][: old.shape[0]] = old
+        return row
+
+    def remove(self, row: KVRow, *, scrub: bool) -> None:
+        """Close a row; the last one moves into the hole."""
+        last = self.rows.pop()
+        for store in (self._keys, self._values):
+            for tensor in store.values():
+                if last is not row:
+                    tensor[row.index] = tensor[last.index]
+                if scrub:
+                    tensor[last.index] = 0
+        if last is not row:
+            last.index = row.index
+            self.rows[last.index] = last
+
+    def release(self) -> None:
+        """Give the storage back; only when no row is open."""
+        self._keys, self._values, self._allocated = {}, {}, 0
+
+    def layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Give one layer's storage, made on first use to fit [N, kv_heads, dim] keys and values."""
+        for store, like in ((self._keys, key), (self._values, value)):
+            if layer not in store:
+                store[layer] = like.new_zeros(
+                    self._allocated, like.shape[1], self.capacity, like.shape[2]
+                )
+        return self._keys[layer], self._values[layer]
+
+    def copy_row(self, source: KVRow, target: KVRow) -> None:
+        """Copy what `source`, a row of this slab, holds into `target`, of any slab."""
+        other = target.slab
+        for layer, keys in self._keys.items():
+            values = self._values[layer]
+            to_keys, to_values = other.layer(layer, keys[:, :, 0], values[:, :, 0])
+            for stored, to in ((keys, to_keys), (values, to_values)):
+                to[target.index, :, : source.length] = stored[source.index, :, : source.length]
+        target.length = source.length
+
+
+class KVCache:
+    """All slabs of one engine."""
+
+    def __init__(self) -> None:
+        self._slabs: dict[int, Slab] = {}
+
+    def allocate(self, tokens: int) -> KVRow:
+        """Open a row with room for `tokens`."""
+        capacity = row_capacity(tokens)
+        slab = self._slabs.get(capacity)
+        if slab is None:
+            self._release_empty()
+            slab = self._slabs[capacity] = Slab(capacity)
+        return slab.add()
+
+    def fork(self, row: KVRow) -> KVRow:
+        """Copy a row, so that a sample may go on from a shared prompt."""
+        copy = self.allocate(row.length)
+        row.slab.copy_row(row, copy)
+        return copy
+
+    def make_room(self, row: KVRow) -> KVRow:
+        """Give a row with room for one more token: the same, or its copy in the next class."""
+        if row.length < row.slab.capacity:
+            return row
+        larger = self.allocate(row.length + 1)
+        row.slab.copy_row(row, larger)
+        self.free(row)
+        return larger
+
+    def free(self, row: KVRow, *, scrub: bool = False) -> None:
+        """Close a row; `scrub` when it may hold what is not finite."""
+        row.slab.remove(row, scrub=scrub)
+
+    @property
+    def open_rows(self) -> int:
+        """Rows in use."""
+        return sum(len(slab.rows) for slab in self._slabs.values())
+
+    def _release_empty(self) -> None:
+        for slab in self._slabs.values():
+            if not slab.rows:
+                slab.release()
+
+
+class PrefillWriter:
+    """Puts the keys and values of a packed prefill into one row for each sequence."""
+
+    def __init__(self, rows: Sequence[KVRow], lengths: Sequence[int]) -> None:
+        self._rows = tuple(rows)
+        self._lengths = tuple(lengths)
+        for row, length in zip(rows, lengths, strict=True):
+            row.length = length
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """See `attention.KeyValueWriter.write`; rows past the sequences are filler."""
+        start = 0
+        for row, length in zip(self._rows, self._lengths, strict=True):
+            keys, values = row.slab.layer(layer, key, value)
+            keys[row.index, :, :length] = key[start : start + length].transpose(0, 1)
+            values[row.index, :, :length] = value[start : start + length].transpose(0, 1)
+            start += length
+
+
+class DecodeAttention:
+    """Attention of one new token for each running sequence over its row.
+
+    Rows of the batch past `rows` are filler and attend to nothing.
+    """
+
+    def __init__(self, rows: Sequence[KVRow], device: torch.device) -> None:
+        plan: dict[int, tuple[Slab, list[int]]] = {}
+        for place, row in enumerate(rows):
+            plan.setdefault(row.slab.capacity, (row.slab, []))[1].append(place)
+        self._groups = [
+            _DecodeGroup(slab, places, [rows[i] for i in places], device)
+            for slab, places in plan.values()
+        ]
+        for row in rows:
+            row.length += 1
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int
+    ) -> Tensor:
+        """See `PackedAttention.attend`."""
+        out = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+        for group in self._groups:
+            part = [t[group.places] for t in (query, key, value)]
+            out[group.places] = group.attend(layer, part[0], part[1], part[2], scaling, window)
+        return out
+
+
+class _DecodeGroup:
+    """The running sequences of one slab."""
+
+    def __init__(
+        self, slab: Slab, places: Sequence[int], rows: Sequence[KVRow], device: torch.device
+    ) -> None:
+        self._slab = slab
+        self.places = torch.tensor(places, device=device)
+        self._at = torch.tensor([row.index for row in rows], device=device)
+        self._position = torch.tensor([row.length for row in rows], device=device)
+        self._open = len(slab.rows)
+        self._masks: dict[int, Tensor] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int
+    ) -> Tensor:
+        """Store the new keys and values [n, kv_heads, dim], then attend: [n, heads, dim]."""
+        keys, values = self._slab.layer(layer, key, value)
+        keys[self._at, :, self._position] = key
+        values[self._at, :, self._position] = value
+        count, heads, dim = query.shape
+        # Query heads that share a key head ride along as query positions: no copy of the keys.
+        folded = query.view(count, key.shape[1], heads // key.shape[1], dim)
+        # Rows of the slab that wait (prompts held for later samples) attend too, for nothing.
+        full = folded.new_zeros(self._open, *folded.shape[1:])
+        full[self._at] = folded
+        out = F.scaled_dot_product_attention(
+            full,
+            keys[: self._open],
+            values[: self._open],
+            attn_mask=self._mask(window),
+            scale=scaling,
+        )
+        return out[self._at].reshape(count, heads, -1)
+
+    def _mask(self, window: int) -> Tensor:
+        """Give [open rows, 1, 1, capacity]: True where a row's token may look."""
+        mask = self._masks.get(window)
+        if mask is None:
+            position = self._position.new_zeros(self._open)
+            position[self._at] = self._position
+            slots = torch.arange(self._slab.capacity, device=position.device)
+            distance = position[:, None] - slots
+            mask = distance >= 0
+            if window:
+                mask &= distance < window
+            mask = self._masks[window] = mask[:, None, None]
+        return mask

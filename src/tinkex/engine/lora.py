@@ -1,0 +1,183 @@
+r"""LoRA on linear layers: weights of one adapter, and the layer that applies many of them at once.
+
+y = W x + (alpha / r) B A x, with A [r, in] uniform in +-1/sqrt(in), B [out, r] zero at the start
+(Hu et al. 2021, arXiv 2106.09685; the scale and the start as in "LoRA Without Regret", Thinking
+Machines 2025). Owns the arithmetic; which adapters exist is `adapters`' matter, files are
+`checkpoint`'s.
+
+Rows of a batch come grouped by adapter, and each group is one small matrix product (the "segments"
+of Punica's SGMV, arXiv 2310.18547); A and B are never gathered row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+UNEMBED = "lm_head"
+"""Name of the unembedding among an adapter's modules (and in PEFT's files)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraShape:
+    """Name and sizes of one linear layer that an adapter covers."""
+
+    name: str
+    """Qualified name in the causal LM, e.g. `model.layers.0.self_attn.q_proj`."""
+    rows_in: int
+    rows_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """The two factors for one layer: `a` [r, in], `b` [out, r], float32."""
+
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWeights:
+    """All weights of one adapter, in one flat float32 buffer with a view for each factor.
+
+    One buffer makes the optimiser, the norm, a copy and a finiteness check one operation each.
+    """
+
+    flat: Tensor
+    shapes: tuple[LoraShape, ...]
+    rank: int
+    scale: float
+    pairs: Mapping[str, LoraPair]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The factors in the order of the flat buffer: a, b of each layer."""
+        return [factor for pair in self.pairs.values() for factor in (pair.a, pair.b)]
+
+    def frozen_copy(self) -> LoraWeights:
+        """Copy the present values into a buffer of their own, without gradients."""
+        return lora_weights(
+            self.flat.detach().clone(), self.shapes, self.rank, self.scale, trainable=False
+        )
+
+
+def lora_weights(
+    flat: Tensor, shapes: Sequence[LoraShape], rank: int, scale: float, *, trainable: bool
+) -> LoraWeights:
+    """Lay an adapter's factors over `flat` [parameter_count(shapes, rank)]."""
+    pairs = {}
+    offset = 0
+    for shape in shapes:
+        factors = []
+        for rows, columns in ((rank, shape.rows_in), (shape.rows_out, rank)):
+            view = flat[offset : offset + rows * columns].view(rows, columns).detach()
+            factors.append(view.requires_grad_(trainable))
+            offset += rows * columns
+        pairs[shape.name] = LoraPair(*factors)
+    return LoraWeights(flat, tuple(shapes), rank, scale, MappingProxyType(pairs))
+
+
+def parameter_count(shapes: Sequence[LoraShape], rank: int) -> int:
+    """Count the parameters of an adapter of `rank` over `shapes`."""
+    return sum(rank * (shape.rows_in + shape.rows_out) for shape in shapes)
+
+
+def initial_weights(
+    shapes: Sequence[LoraShape], rank: int, alpha: float, seed: int, device: torch.device
+) -> LoraWeights:
+    """Make the weights of a new adapter: A uniform +-1/sqrt(in) from `seed`, B zero."""
+    flat = torch.zeros(parameter_count(shapes, rank), device=device)
+    weights = lora_weights(flat, shapes, rank, alpha / rank, trainable=True)
+    # Drawn on the CPU, so that a seed gives one adapter whatever the device.
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    with torch.no_grad():
+        for shape in shapes:
+            bound = 1 / math.sqrt(shape.rows_in)
+            drawn = torch.rand(rank, shape.rows_in, generator=generator)
+            weights.pairs[shape.name].a.copy_(drawn.mul_(2 * bound).sub_(bound))
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSegment:
+    """Rows `start` to `end` of a packed batch belong to one adapter."""
+
+    start: int
+    end: int
+    weights: LoraWeights
+
+
+class LoraRouting:
+    """Which adapter each row of the present forward uses; shared by all layers of one model.
+
+    The model runner sets `segments` before each forward and clears it after. Segments are
+    disjoint, in order, and need not cover every row.
+    """
+
+    def __init__(self, row_multiple: int = 1) -> None:
+        self.segments: tuple[LoraSegment, ...] = ()
+        self.row_multiple = row_multiple
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus the LoRA of each row's adapter."""
+
+    def __init__(self, linear: nn.Linear, name: str, routing: LoraRouting) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self._name = name
+        self._routing = routing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]; leading dimensions hold the batch's rows in order."""
+        rows = x.reshape(-1, x.shape[-1])
+        out = F.linear(rows, self.weight, self.bias)
+        if self._routing.segments:
+            add_lora(out, rows, self._name, self._routing.segments, self._routing.row_multiple)
+        return out.view(*x.shape[:-1], -1)
+
+
+def add_lora(
+    out: Tensor, rows: Tensor, name: str, segments: Sequence[LoraSegment], row_multiple: int
+) -> None:
+    """Add each segment's LoRA of layer `name` to `out`, in place.
+
+    Args:
+        out: [N, out], the frozen layer's output.
+        rows: [N, in], its input.
+        name: The layer.
+        segments: Rows by adapter; an adapter without this layer leaves its rows alone.
+        row_multiple: Small segments are computed padded to a multiple of this many rows, so that a
+            row's bits do not depend on how many rows share its adapter (see `EngineConfig`).
+    """
+    for segment in segments:
+        pair = segment.weights.pairs.get(name)
+        if pair is None:
+            continue
+        start, end, scale = segment.start, segment.end, segment.weights.scale
+        if start == 0 and end == rows.shape[0]:
+            _add_pair(out, rows, pair, scale)
+            continue
+        extra = -(end - start) % row_multiple
+        if not extra:
+            _add_pair(out[start:end], rows[start:end], pair, scale)
+            continue
+        padded = F.pad(out[start:end], (0, 0, 0, extra))
+        _add_pair(padded, F.pad(rows[start:end], (0, 0, 0, extra)), pair, scale)
+        out[start:end] = padded[: end - start]
+
+
+def _add_pair(out: Tensor, rows: Tensor, pair: LoraPair, scale: float) -> None:
+    """Compute out += scale * rows A^T B^T, in float32 whatever the base model's dtype."""
+    if rows.dtype == pair.a.dtype:
+        out.addmm_(F.linear(rows, pair.a), pair.b.t(), alpha=scale)
+        return
+    delta = F.linear(F.linear(rows.to(pair.a.dtype), pair.a), pair.b)
+    out.add_(delta.mul(scale).to(out.dtype))

@@ -1,0 +1,193 @@
+r"""The losses: one pure function for each `loss_fn`, from per-token log-probabilities to a loss.
+
+Every loss is a SUM over tokens and data, never a mean. With lp the learner's log-probability of the
+target, q the sampling one, A the advantage, w the weight, r = exp(lp - q):
+
+    cross_entropy        L = sum(-lp w)
+    importance_sampling  L = -sum(r A)
+    ppo                  L = -sum(min(r A, clamp(r, lo, hi) A))           lo, hi = 0.8, 1.2
+    cispo                L = -sum(stop_gradient(clamp(r, lo, hi)) lp A)   lo, hi = 0.0, 4.0
+    dro                  L = -sum(lp A - beta/2 (lp - q)^2)               beta must be given
+
+(The Tinker documentation's losses page; thresholds are absolute ratios. It names no default for
+`beta`, so neither do we.) PPO: arXiv 1707.06347; CISPO: arXiv 2506.13585; DRO: arXiv 2405.19107.
+
+Choices of ours, where the documentation is silent: `weights` absent means 1 everywhere; the
+reinforcement losses take an optional `weights` too, a factor on each token's loss (its one general
+example carries the key); `clip_low_threshold` and `clip_high_threshold` may also be per-token
+inputs, which then win over the configuration. Any other key is refused by name.
+
+Owns formulas and the names of inputs; checks of shapes and values are `batching`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from tinkex.errors import InputError
+
+LOW = "clip_low_threshold"
+HIGH = "clip_high_threshold"
+TARGETS = "target_tokens"
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What a loss sees; the caller guarantees equal shapes and finite inputs."""
+
+    logprobs: Tensor
+    """[n, K] float32 log p(target), with gradient; K is 1 but for soft targets."""
+    fields: Mapping[str, Tensor]
+    """The datum's inputs by name, [n, K] float32 each."""
+    config: Mapping[str, float]
+    """loss_fn_config with defaults filled in."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """What a loss gives back."""
+
+    elementwise: Tensor
+    """[n, K] float32; their sum is the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossFunction:
+    """One loss and the inputs that it takes."""
+
+    compute: Callable[[LossInputs], LossOutput]
+    required: tuple[str, ...] = ()
+    """Float inputs that each datum must carry, besides `target_tokens`."""
+    optional: tuple[str, ...] = (WEIGHTS,)
+    defaults: tuple[tuple[str, float | None], ...] = ()
+    """Configuration keys; None marks one without a default."""
+    soft_targets: bool = False
+    """Whether target_tokens may be [T, K]."""
+
+
+def cross_entropy(inputs: LossInputs) -> LossOutput:
+    """L = sum(-lp w); w is any float, so this is also the backward of a client's own loss."""
+    return LossOutput(_weighted(-inputs.logprobs, inputs))
+
+
+def importance_sampling(inputs: LossInputs) -> LossOutput:
+    """L = -sum(r A)."""
+    return LossOutput(_weighted(-_ratio(inputs) * inputs.fields["advantages"], inputs))
+
+
+def ppo(inputs: LossInputs) -> LossOutput:
+    """L = -sum(min(r A, clamp(r, lo, hi) A))."""
+    ratio, advantages = _ratio(inputs), inputs.fields["advantages"]
+    clipped = _clip(ratio, inputs)
+    return LossOutput(_weighted(-torch.minimum(ratio * advantages, clipped * advantages), inputs))
+
+
+def cispo(inputs: LossInputs) -> LossOutput:
+    """L = -sum(stop_gradient(clamp(r, lo, hi)) lp A)."""
+    clipped = _clip(_ratio(inputs).detach(), inputs)
+    return LossOutput(_weighted(-clipped * inputs.logprobs * inputs.fields["advantages"], inputs))
+
+
+def dro(inputs: LossInputs) -> LossOutput:
+    """L = -sum(lp A - beta/2 (lp - q)^2)."""
+    gap = _gap(inputs)
+    gain = inputs.logprobs * inputs.fields["advantages"]
+    return LossOutput(_weighted(0.5 * inputs.config["beta"] * gap.square() - gain, inputs))
+
+
+def _ratio(inputs: LossInputs) -> Tensor:
+    return torch.exp(_gap(inputs))
+
+
+def _gap(inputs: LossInputs) -> Tensor:
+    """Compute lp - q; 0 without gradient where the weight is 0, lest 0 x inf give NaN later."""
+    gap = inputs.logprobs - inputs.fields["logprobs"]
+    weights = inputs.fields.get(WEIGHTS)
+    return gap if weights is None else torch.where(weights == 0, torch.zeros_like(gap), gap)
+
+
+def _clip(ratio: Tensor, inputs: LossInputs) -> Tensor:
+    low, high = (
+        inputs.fields.get(key, ratio.new_tensor(inputs.config[key])) for key in (LOW, HIGH)
+    )
+    return torch.clamp(ratio, low, high)
+
+
+def _weighted(values: Tensor, inputs: LossInputs) -> Tensor:
+    """Multiply by the weights; a zero weight gives zero even on an infinite value."""
+    weights = inputs.fields.get(WEIGHTS)
+    if weights is None:
+        return values
+    return torch.where(weights == 0, torch.zeros_like(values), values * weights)
+
+
+_REINFORCEMENT = ("logprobs", "advantages")
+_CLIPPED = (WEIGHTS, LOW, HIGH)
+
+LOSSES: Mapping[str, LossFunction] = MappingProxyType(
+    {
+        "cross_entropy": LossFunction(cross_entropy, soft_targets=True),
+        "importance_sampling": LossFunction(importance_sampling, _REINFORCEMENT),
+        "ppo": LossFunction(ppo, _REINFORCEMENT, _CLIPPED, ((LOW, 0.8), (HIGH, 1.2))),
+        "cispo": LossFunction(cispo, _REINFORCEMENT, _CLIPPED, ((LOW, 0.0), (HIGH, 4.0))),
+        "dro": LossFunction(dro, _REINFORCEMENT, defaults=(("beta", None),)),
+    }
+)
+
+_NOT_YET = frozenset({"gspo", "stable_reinforce", "custom"})
+
+
+@dataclass(frozen=True, slots=True)
+class LossCall:
+    """A loss as one request asks for it."""
+
+    name: str
+    loss: LossFunction
+    config: Mapping[str, float]
+    """Checked, with defaults filled in."""
+
+
+def loss_call(name: str, config: Mapping[str, float | str] | None) -> LossCall:
+    """Find a loss by its wire name and check its configuration.
+
+    Raises:
+        InputError: no such loss, one of the official service that this engine does not have, or a
+            configuration that does not fit.
+    """
+    loss = LOSSES.get(name)
+    if loss is not None:
+        return LossCall(name, loss, _checked_config(name, loss, config or {}))
+    have = ", ".join(LOSSES)
+    if name in _NOT_YET:
+        raise InputError(
+            f"loss_fn {name!r} is not available on this server; use one of {have}, or "
+            "forward_backward_custom, which computes any loss on the client"
+        )
+    raise InputError(f"unknown loss_fn {name!r}; this server has {have}")
+
+
+def _checked_config(
+    name: str, loss: LossFunction, given: Mapping[str, float | str]
+) -> dict[str, float]:
+    config = dict(loss.defaults)
+    for key, value in given.items():
+        if key not in config:
+            known = ", ".join(config) or "none"
+            raise InputError(f"loss_fn_config: {name} has no key {key!r}; it takes {known}")
+        if isinstance(value, str) or not math.isfinite(value):
+            raise InputError(f"loss_fn_config: {key!r} must be a finite number, got {value!r}")
+        config[key] = float(value)
+    checked = {key: value for key, value in config.items() if value is not None}
+    missing = sorted(config.keys() - checked.keys())
+    if missing:
+        raise InputError(f"loss_fn_config: {name} needs {', '.join(missing)}, which has no default")
+    if checked.get(LOW, 0.0) > checked.get(HIGH, math.inf):
+        raise InputError(f"loss_fn_config: {LOW} is above {HIGH}")
+    return checked

@@ -1,0 +1,106 @@
+"""Packed batches -> hidden states and logits, through transformers' modelling code.
+
+Owns the model's modules: swaps its linear layers for `LoraLinear` and sets the routing for each
+forward. Knows no sequence, job or loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinkex.engine.attention import PackedAttention
+from tinkex.engine.config import EngineConfig
+from tinkex.engine.head import Head
+from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
+from tinkex.engine.models.loader import BaseModel
+from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
+from tinkex.errors import EngineError
+from tinkex.types import LoraConfig
+
+
+class ModelRunner:
+    """One base model with room for adapters on every linear layer."""
+
+    def __init__(self, base: BaseModel, config: EngineConfig) -> None:
+        model = base.model
+        self.device: torch.device = model.device
+        self._decoder = decoder_of(model)
+        self._routing = LoraRouting(config.row_multiple)
+        self._linears: dict[str, LoraShape] = {}
+        if any(isinstance(module, LoraLinear) for module in model.modules()):
+            raise EngineError("an engine already drives this model; load it again")
+        for name, linear in linear_modules(model).items():
+            self._linears[name] = LoraShape(name, linear.in_features, linear.out_features)
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, LoraLinear(linear, name, self._routing))
+        unembed = model.get_output_embeddings()
+        self._unembed = LoraShape(UNEMBED, unembed.weight.shape[1], unembed.weight.shape[0])
+        self.head = Head(
+            unembed.weight.detach(),
+            unembed.bias.detach() if getattr(unembed, "bias", None) is not None else None,
+            chunk_elements=config.head_chunk_elements,
+            row_multiple=config.row_multiple,
+        )
+
+    def shapes(self, lora: LoraConfig) -> tuple[LoraShape, ...]:
+        """Choose the layers that an adapter of this configuration covers.
+
+        Raises:
+            InputError: none, or of a kind that the model does not have.
+        """
+        return adapter_shapes(
+            self._linears,
+            self._unembed,
+            attn=lora.train_attn,
+            mlp=lora.train_mlp,
+            with_unembed=lora.train_unembed,
+        )
+
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attention: PackedAttention,
+        segments: Sequence[LoraSegment],
+    ) -> Tensor:
+        """Run the decoder on packed tokens.
+
+        Args:
+            ids: [N] int64.
+            positions: [N] int64, each token's place in its own sequence.
+            attention: How tokens attend.
+            segments: Which rows belong to which adapter.
+
+        Returns:
+            Last hidden states [N, C], after the final norm.
+        """
+        with self._routed(segments):
+            out = self._decoder(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                use_cache=False,
+                packed_attention=attention,
+            )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    @contextmanager
+    def _routed(self, segments: Sequence[LoraSegment]) -> Iterator[None]:
+        if self._routing.segments:
+            raise EngineError("the engine was entered twice; one thread must own it")
+        self._routing.segments = tuple(segments)
+        try:
+            yield
+        finally:
+            self._routing.segments = ()
+
+
+def padded(values: Tensor, row_multiple: int) -> Tensor:
+    """Pad [N] up to a multiple of `row_multiple` with zeros (see `EngineConfig.row_multiple`)."""
+    extra = -values.shape[0] % row_multiple
+    return F.pad(values, (0, extra)) if extra else values

@@ -1,0 +1,162 @@
+"""Base models from a folder, a hub id, or the package itself.
+
+Owns what is accepted: safetensors only, no code from the model's repository unless asked for. What
+the engine can drive is checked in `support`; how the modules are used is `model_runner`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from tinkex.engine.models.support import check_supported
+from tinkex.engine.models.tokenizer import TextDecoder, load_decoder
+from tinkex.errors import ConfigurationError
+
+SPROUT = "tinkex/sprout"
+"""The base model that ships with the package."""
+
+_ASSETS = Path(__file__).parent.parent / "assets"
+_DEFAULT_CONTEXT = 2048
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base model and what the rest needs to know of it."""
+
+    name: str
+    """What clients call it."""
+    model: Any
+    """The transformers module, frozen, in evaluation mode."""
+    tokenizer_id: str
+    """Folder or hub id where its tokenizer lies."""
+    vocab_size: int
+    """Rows of the unembedding; token ids are below it."""
+    max_context_length: int
+    architecture: str
+    """Class name of the transformers model."""
+    eos_token_ids: tuple[int, ...]
+    """Tokens that end a sequence when a request names no stop."""
+    parameter_count: int
+    """Parameters, tied ones counted once."""
+
+    @cached_property
+    def tokenizer(self) -> TextDecoder | None:
+        """The tokenizer, loaded on first use; None where the model has none."""
+        return load_decoder(self.tokenizer_id)
+
+
+def load_base_model(
+    source: str,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> BaseModel:
+    """Load a causal language model.
+
+    Args:
+        source: A folder in Hugging Face's layout, a hub id, or `tinkex/sprout`.
+        name: What clients call it; `source` when absent.
+        device: Torch device.
+        dtype: Of the weights.
+        trust_remote_code: Let the model's repository run its own code here.
+        allow_pickle: Take pickled weights where there is no safetensors file.
+
+    Raises:
+        ConfigurationError: nothing there, weights as pickle only, code of its own, or an architecture that
+            the engine cannot drive.
+    """
+    location = str(_ASSETS / "sprout") if source == SPROUT else source
+    _check_folder(source, location, allow_pickle=allow_pickle)
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            location,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ConfigurationError(_explain(source, error)) from error
+    return wrap_model(model.to(device), name=name or source, tokenizer_id=location)
+
+
+def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:
+    """Freeze a transformers causal LM and check that the engine can drive it.
+
+    Raises:
+        ConfigurationError: the engine cannot.
+    """
+    model.eval().requires_grad_(requires_grad=False)
+    check_supported(model)
+    config = model.config
+    return BaseModel(
+        name=name,
+        model=model,
+        tokenizer_id=tokenizer_id,
+        vocab_size=int(model.get_output_embeddings().weight.shape[0]),
+        max_context_length=int(getattr(config, "max_position_embeddings", 0) or _DEFAULT_CONTEXT),
+        architecture=type(model).__name__,
+        eos_token_ids=_eos_token_ids(model),
+        parameter_count=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _check_folder(source: str, location: str, *, allow_pickle: bool) -> None:
+    """Refuse a local folder without safetensors by saying what it has instead."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(f"{source} has no config.json; give a Hugging Face model folder")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
+    if not pickles:
+        raise ConfigurationError(f"{source} has no weights (*.safetensors)")
+    if not allow_pickle:
+        raise ConfigurationError(_pickle_refusal(source, ", ".join(pickles)))
+
+
+def _pickle_refusal(source: str, found: str) -> str:
+    return (
+        f"{source} has no *.safetensors file, only {found}. Pickled weights can run code and are "
+        "refused: save the model again with save_pretrained, which writes safetensors, or start "
+        f"with --allow-pickle {source}"
+    )
+
+
+def _explain(source: str, error: Exception) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            f"{source} needs code from its own repository, which is refused unless a flag names "
+            f"the model: --trust-remote-code {source}"
+        )
+    if "safetensors" in text:
+        return _pickle_refusal(source, "other formats")
+    first_line = text.strip().split("\n", 1)[0]
+    return f"cannot load the base model {source!r}: {first_line}"
+
+
+def _eos_token_ids(model: Any) -> tuple[int, ...]:
+    """Collect the end tokens of the generation settings, else of the model's settings."""
+    for settings in (getattr(model, "generation_config", None), model.config):
+        ids = getattr(settings, "eos_token_id", None)
+        if isinstance(ids, int):
+            return (ids,)
+        if ids:
+            return tuple(int(i) for i in ids)
+    return ()

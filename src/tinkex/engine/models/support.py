@@ -1,0 +1,133 @@
+"""Which base models the engine can drive, and where their linear layers are.
+
+The engine runs transformers' own modelling code on packed tokens, so most decoder-only models work;
+those of `TESTED` are compared with plain transformers in our tests. Any other is compared once, at
+load, on a few tokens, and refused when the logits differ. Refused by name: attention sinks,
+softcapping and masks of their own (in `attention`), final softcapping, and fused expert weights when
+an adapter wants them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinkex.engine import attention
+from tinkex.engine.lora import LoraShape
+from tinkex.errors import ConfigurationError, InputError
+
+TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3"})
+"""Values of `model_type` whose logits our tests compare with plain transformers."""
+
+_TOLERANCE = 1e-3
+_PROBE_LENGTHS = (5, 3)
+
+
+def decoder_of(model: Any) -> Any:
+    """Give the part of a causal LM that maps tokens to the last hidden states."""
+    return getattr(model, model.base_model_prefix)
+
+
+def check_supported(model: Any) -> None:
+    """Switch a model to packed attention and make sure that it is computed rightly.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(model, model.base_model_prefix):
+        raise ConfigurationError(
+            f"{type(model).__name__} is not a decoder-only causal language model"
+        )
+    if getattr(config, "final_logit_softcapping", None):
+        raise ConfigurationError(
+            f"{type(model).__name__} caps its logits, which tinkex does not have"
+        )
+    known = config.model_type in TESTED
+    before = None if known else _plain_logits(model)
+    attention.register()
+    model.set_attn_implementation(attention.IMPLEMENTATION)
+    if before is None:
+        return
+    after = _packed_logits(model)
+    if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_tolerance(before)):
+        raise ConfigurationError(
+            f"{type(model).__name__} gives other logits on packed tokens than in transformers, so "
+            f"tinkex cannot drive it; known to work: {', '.join(sorted(TESTED))}"
+        )
+
+
+def linear_modules(model: Any) -> dict[str, nn.Linear]:
+    """Find the linear layers of attention and MLP, by qualified name in the causal LM."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in f".{name}" and not _is_router(name)
+    }
+
+
+def adapter_shapes(
+    linears: dict[str, LoraShape], unembed: LoraShape, *, attn: bool, mlp: bool, with_unembed: bool
+) -> tuple[LoraShape, ...]:
+    """Choose the layers that an adapter covers.
+
+    Raises:
+        InputError: nothing was chosen, or the model has no such layer.
+    """
+    if not (attn or mlp or with_unembed):
+        raise InputError(
+            "train_attn, train_mlp and train_unembed are all false; set at least one of them"
+        )
+    groups = {True: [], False: []}  # type: dict[bool, list[LoraShape]]
+    for name, shape in linears.items():
+        groups[_is_attention(name)].append(shape)
+    for wanted, is_attention, flag in ((attn, True, "train_attn"), (mlp, False, "train_mlp")):
+        if wanted and not groups[is_attention]:
+            raise InputError(
+                f"{flag}: this base model has no separate linear layers of that kind (fused "
+                f"expert weights are not covered yet); set {flag}=False"
+            )
+    chosen = [shape for name, shape in linears.items() if (attn if _is_attention(name) else mlp)]
+    return (*chosen, unembed) if with_unembed else tuple(chosen)
+
+
+def _is_attention(name: str) -> bool:
+    return any("attn" in part or "attention" in part for part in name.split("."))
+
+
+def _is_router(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in {"gate", "router"}
+
+
+def _probe_ids(model: Any) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    size = int(model.get_output_embeddings().weight.shape[0])
+    return [
+        torch.randint(size, (1, n), generator=generator).to(model.device) for n in _PROBE_LENGTHS
+    ]
+
+
+def _tolerance(logits: Tensor) -> float:
+    relative = _TOLERANCE if logits.dtype == torch.float32 else 0.05
+    return relative * float(logits.abs().max())
+
+
+@torch.no_grad()
+def _plain_logits(model: Any) -> Tensor:
+    return torch.cat([model(ids, use_cache=False).logits[0] for ids in _probe_ids(model)])
+
+
+@torch.no_grad()
+def _packed_logits(model: Any) -> Tensor:
+    lengths = _PROBE_LENGTHS
+    positions = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
+    hidden = decoder_of(model)(
+        input_ids=torch.cat(_probe_ids(model), dim=1),
+        position_ids=positions[None],
+        use_cache=False,
+        packed_attention=attention.PrefillAttention(lengths),
+    ).last_hidden_state[0]
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    return logits

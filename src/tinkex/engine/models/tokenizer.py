@@ -1,0 +1,35 @@
+"""Text of token ids, for stop strings. The engine never turns text into tokens.
+
+Loaded on first use: most requests stop at token ids, and tokenizers cost time and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+
+class TextDecoder(Protocol):
+    """The one thing that the engine needs of a tokenizer."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str:
+        """Give the text of token ids."""
+        ...
+
+
+def load_decoder(location: str) -> TextDecoder | None:
+    """Load the tokenizer at a folder or hub id; None where there is none."""
+    if not location:
+        return None
+    fast = Path(location) / "tokenizer.json"
+    if fast.is_file():
+        from tokenizers import Tokenizer  # noqa: PLC0415 - see the module's docstring
+
+        return cast("TextDecoder", Tokenizer.from_file(str(fast)))
+    from transformers import AutoTokenizer  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        return cast("TextDecoder", AutoTokenizer.from_pretrained(location))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,111 @@
+"""Adam for one adapter, on its flat buffers.
+
+Adam with decoupled weight decay (Kingma & Ba 2014, arXiv 1412.6980; Loshchilov & Hutter 2017, arXiv
+1711.05101) and clipping by the global norm. All hyperparameters come with each call. Owns the state
+and the formula, not the gradient's accumulation (`adapters`) nor files (`checkpoint`).
+
+Plain tensor operations on one flat buffer: `torch.optim` would import `torch._dynamo` (seconds and
+memory) on first use, and its fused kernel's gain is over many small tensors, of which there are none
+here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinkex.errors import EngineError, InputError
+from tinkex.types import AdamParams
+
+
+@dataclass(slots=True)
+class AdamState:
+    """Moments of one adapter, [P] float32 each, and the number of steps taken."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: int = 0
+
+
+def new_adam_state(flat: Tensor) -> AdamState:
+    """Make the state of an adapter that has taken no step."""
+    return AdamState(torch.zeros_like(flat), torch.zeros_like(flat))
+
+
+def check_adam_params(params: AdamParams) -> None:
+    """Check the hyperparameters.
+
+    Raises:
+        InputError: naming every value out of range.
+    """
+    bounds = {
+        "learning_rate": (0.0, math.inf),
+        "beta1": (0.0, 1.0),
+        "beta2": (0.0, 1.0),
+        "eps": (0.0, math.inf),
+        "weight_decay": (0.0, math.inf),
+        "grad_clip_norm": (0.0, math.inf),
+    }
+    faults = [
+        f"{name} must be in [{low:g}, {high:g}), got {value}"
+        for name, (low, high) in bounds.items()
+        if not low <= (value := float(getattr(params, name))) < high
+    ]
+    if faults:
+        raise InputError("adam_params: " + "; ".join(faults))
+
+
+@torch.no_grad()
+def adam_step(
+    weights: Tensor, gradient: Tensor, state: AdamState, params: AdamParams
+) -> dict[str, float]:
+    """Take one step; on any failure weights and state are as before.
+
+    Args:
+        weights: [P] float32, changed in place.
+        gradient: [P] float32, the sum over all calls since the last step; left alone.
+        state: Changed in place.
+        params: Checked hyperparameters; `grad_clip_norm` 0 means no clipping.
+
+    Returns:
+        `grad_norm` (before clipping) and `learning_rate`.
+
+    Raises:
+        InputError: the gradient's norm or the new weights would not be finite.
+        EngineError: the state is another adapter's.
+    """
+    if weights.shape != state.exp_avg.shape:
+        raise EngineError("optimiser state does not fit the adapter")
+    norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+    if not math.isfinite(norm):
+        raise InputError(
+            "the accumulated gradient is not finite; it was discarded, weights are unchanged. "
+            "Lower the weights or advantages"
+        )
+    clip = params.grad_clip_norm
+    factor = clip / norm if 0 < clip < norm else 1.0
+    grad = gradient if factor == 1.0 else gradient * factor
+    step = state.step + 1
+    exp_avg = torch.lerp(state.exp_avg, grad, 1 - params.beta1)
+    exp_avg_sq = (state.exp_avg_sq * params.beta2).addcmul_(grad, grad, value=1 - params.beta2)
+    correction = math.sqrt(1 - params.beta2**step)
+    denominator = (exp_avg_sq.sqrt() / correction).add_(params.eps)
+    rate = params.learning_rate / (1 - params.beta1**step)
+    updated = weights * (1 - params.learning_rate * params.weight_decay)
+    updated.sub_(_quotient(exp_avg, denominator).mul_(rate))
+    if not (bool(updated.isfinite().all()) and bool(exp_avg_sq.isfinite().all())):
+        raise InputError(
+            "the step would make weights infinite or NaN; it was not taken and the gradient was "
+            "discarded. Lower learning_rate, or set grad_clip_norm"
+        )
+    weights.copy_(updated)
+    state.exp_avg, state.exp_avg_sq, state.step = exp_avg, exp_avg_sq, step
+    return {"grad_norm": norm, "learning_rate": params.learning_rate}
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide, with 0 / 0 = 0: a weight that never had a gradient stays put even at eps 0."""
+    return torch.where(numerator == 0, 0.0, numerator / denominator)

@@ -1,0 +1,179 @@
+"""Sampling jobs and the sequences that they become. Data only; no torch.
+
+Owns the checks of what a caller asked for; who runs when is `scheduler`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinkex.engine.stops import StopRule
+from tinkex.engine.uniform import UniformStream
+from tinkex.errors import InputError, TinkerError
+from tinkex.types import ModelInput, SampleResponse, SamplingParams, StopReason
+
+if TYPE_CHECKING:
+    from tinkex.engine.kv_cache import KVRow
+    from tinkex.engine.lora import LoraWeights
+
+MAX_TOPK_LOGPROBS = 256
+"""Most alternatives given for each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleJob:
+    """One sampling request."""
+
+    job_id: str
+    sampler_id: str | None
+    """A sampler of this engine, or None for the base model."""
+    prompt: ModelInput
+    num_samples: int = 1
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
+    """Prompt log-probabilities of the last n tokens only, NaN before."""
+    sequence_ids: Sequence[str] = ()
+    """A name for each sample; `<job_id>:<n>` when empty."""
+    target_prompt_logprobs: Any = None
+    """Refused."""
+    prompt_alt_tokens_k: int = 0
+    """Refused unless 0."""
+    record_stability_info: bool = False
+    """Refused unless false."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFinished:
+    """The end of one job: a response, or an error."""
+
+    job_id: str
+    response: SampleResponse | None
+    error: TinkerError | None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRule:
+    """Checked sampling parameters."""
+
+    temperature: float
+    top_k: int
+    """0 means all tokens."""
+    top_p: float
+    seed: int
+    stop: StopRule
+
+
+@dataclass(slots=True, eq=False)
+class JobState:
+    """A job that was let in."""
+
+    job: SampleJob
+    weights: LoraWeights | None
+    """The sampler's weights as they were then."""
+    prompt: NDArray[np.int64]
+    max_tokens: int
+    rule: SamplingRule
+    sequences: list[RunningSequence] = field(default_factory=list)
+    started: int = 0
+    prompt_row: KVRow | None = None
+    """The prompt's keys and values, until the last sample has started."""
+    first_logits: Any = None
+    """[V] after the prompt, as long as `prompt_row`."""
+    prompt_logprobs: NDArray[np.float32] | None = None
+    topk_prompt: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
+
+    @property
+    def length_limit(self) -> int:
+        """Tokens of one sequence in the cache at most; the last token is never fed back."""
+        return len(self.prompt) + self.max_tokens - 1
+
+
+@dataclass(slots=True, eq=False)
+class RunningSequence:
+    """One sample on its way."""
+
+    state: JobState
+    index: int
+    uniforms: UniformStream
+    row: KVRow | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+
+
+def check_job(job: SampleJob, max_num_samples: int, vocab_size: int) -> None:
+    """Check everything but prompt and sampling parameters.
+
+    Raises:
+        InputError: naming the argument at fault.
+    """
+    refused = {
+        "target_prompt_logprobs": job.target_prompt_logprobs is not None,
+        "prompt_alt_tokens_k": bool(job.prompt_alt_tokens_k),
+        "record_stability_info": bool(job.record_stability_info),
+    }
+    for name, given in refused.items():
+        if given:
+            raise InputError(f"{name} is not available on this server; leave it out")
+    _check_range("num_samples", job.num_samples, 1, max_num_samples)
+    most = min(MAX_TOPK_LOGPROBS, vocab_size)
+    _check_range("topk_prompt_logprobs", job.topk_prompt_logprobs, 0, most)
+    _check_range("topk_sample_logprobs", job.topk_sample_logprobs, 0, most)
+    if job.prompt_logprobs_last_n is not None and job.prompt_logprobs_last_n < 0:
+        raise InputError("prompt_logprobs_last_n must not be negative")
+    if job.sequence_ids and len(job.sequence_ids) != job.num_samples:
+        raise InputError(
+            f"{len(job.sequence_ids)} sequence ids for {job.num_samples} samples; give one each"
+        )
+
+
+def token_limit(params: SamplingParams, prompt: int, context: int) -> int:
+    """Give the most tokens to sample: `max_tokens`, or what the context leaves.
+
+    The last token is sampled but never fed back, so a prompt that fills the context leaves one.
+
+    Raises:
+        InputError: the prompt and max_tokens do not fit.
+    """
+    room = context - prompt + 1
+    if params.max_tokens is None:
+        return room
+    if params.max_tokens < 1:
+        raise InputError(f"max_tokens must be at least 1, got {params.max_tokens}")
+    if params.max_tokens > room:
+        raise InputError(
+            f"a prompt of {prompt} tokens leaves room for {room} of the model's {context}; "
+            f"max_tokens {params.max_tokens} is too many"
+        )
+    return params.max_tokens
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Check temperature, top_k and top_p.
+
+    Raises:
+        InputError: naming the parameter at fault.
+    """
+    if not (math.isfinite(params.temperature) and params.temperature >= 0):
+        raise InputError(
+            f"temperature must be 0 (greedy) or a positive number, got {params.temperature}"
+        )
+    if params.top_k < -1:
+        raise InputError(f"top_k must be at least 1, or -1 for all tokens, got {params.top_k}")
+    if not 0 < params.top_p <= 1:
+        raise InputError(f"top_p must be above 0 and at most 1, got {params.top_p}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} must be between {low} and {high}, got {value}")

@@ -1,0 +1,74 @@
+"""When a sequence stops: at token ids, or at strings, also across token borders.
+
+Owns the reading of `SamplingParams.stop`: absent means the model's end tokens; an empty list means
+no stop at all; ints are token ids; a string or strings are text. Whatever completes the stop is part
+of the tokens, as in the official service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tinkex.engine.models.tokenizer import TextDecoder
+from tinkex.errors import InputError
+
+_MAX_STOPS = 64
+_MAX_STOP_BYTES = 1024
+
+Stop = str | Sequence[str] | Sequence[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """One request's stops."""
+
+    token_ids: frozenset[int]
+    strings: tuple[str, ...] = ()
+    decoder: TextDecoder | None = None
+    window: int = 0
+    """Last tokens whose text can hold a stop string that the newest token completes."""
+
+    def hit(self, tokens: Sequence[int]) -> bool:
+        """Say whether the newest token completes a stop."""
+        if tokens[-1] in self.token_ids:
+            return True
+        if not self.strings or self.decoder is None:
+            return False
+        text = self.decoder.decode(tokens[-self.window :], skip_special_tokens=False)
+        return any(stop in text for stop in self.strings)
+
+
+def stop_rule(
+    stop: Stop, eos_token_ids: Sequence[int], tokenizer: Callable[[], TextDecoder | None]
+) -> StopRule:
+    """Read a request's `stop`.
+
+    Args:
+        stop: As on the wire.
+        eos_token_ids: The model's end tokens.
+        tokenizer: Gives the tokenizer; called only for stop strings.
+
+    Raises:
+        InputError: mixed or empty stops, too many or too long, or strings without a tokenizer.
+    """
+    if stop is None:
+        return StopRule(frozenset(eos_token_ids))
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if len(stops) > _MAX_STOPS:
+        raise InputError(f"stop has {len(stops)} entries; at most {_MAX_STOPS}")
+    ids = [s for s in stops if isinstance(s, int)]
+    strings = tuple(s for s in stops if isinstance(s, str))
+    if ids and strings:
+        raise InputError("stop mixes token ids and strings; send one kind")
+    if not strings:
+        return StopRule(frozenset(ids))
+    longest = max(len(s.encode()) for s in strings)
+    if not all(strings) or longest > _MAX_STOP_BYTES:
+        raise InputError(f"a stop string must have 1 to {_MAX_STOP_BYTES} bytes")
+    decoder = tokenizer()
+    if decoder is None:
+        raise InputError("this base model has no tokenizer; give stop as token ids")
+    # Every token carries at least a byte; a few more cover tokens whose text is empty or that only
+    # begin a character.
+    return StopRule(frozenset(), strings, decoder, longest + 8)

@@ -1,0 +1,248 @@
+"""forward_backward as a task of microbatches; its gradient is kept all or not at all.
+
+Owns the order of work in one call: forward, head and loss, backward, and the reply. A task touches
+nothing of its adapter until the last microbatch is done and everything is finite, so a bad input, a
+failure or an abandoned task leaves no trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinkex.engine.adapters import Adapter
+from tinkex.engine.attention import PrefillAttention
+from tinkex.engine.batching import PackedBatch, TrainingSequence, microbatches, pack
+from tinkex.engine.lora import UNEMBED, LoraSegment, LoraWeights
+from tinkex.engine.losses import LossCall, LossInputs
+from tinkex.engine.model_runner import ModelRunner
+from tinkex.errors import EngineError, InputError, TinkerError
+from tinkex.types import ForwardBackwardOutput, TensorData
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """How a task is cut up."""
+
+    microbatch_tokens: int
+    row_multiple: int
+
+
+class TrainingTask:
+    """One forward or forward_backward call, run a microbatch at a time."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        adapter: Adapter,
+        sequences: Sequence[TrainingSequence],
+        call: LossCall,
+        settings: TrainerSettings,
+        *,
+        forward_only: bool,
+    ) -> None:
+        self._runner = runner
+        self._adapter = adapter
+        # A load may replace the adapter's weights while the task runs; it then commits nowhere.
+        self._weights = adapter.weights
+        self._call = call
+        self._row_multiple = settings.row_multiple
+        self._forward_only = forward_only
+        self._left = microbatches(sequences, settings.microbatch_tokens)[::-1]
+        self._gradient = None if forward_only else torch.zeros_like(adapter.weights.flat)
+        self._logprobs: dict[int, NDArray[np.float32]] = {}
+        self._elementwise: dict[int, NDArray[np.float32]] = {}
+        self._sequences = tuple(sequences)
+        self._failure: TinkerError | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether `result` has something to give."""
+        return not self._left or self._failure is not None
+
+    def run_microbatch(self) -> bool:
+        """Run the next microbatch; commit the gradient after the last.
+
+        Returns:
+            Whether the task is finished.
+
+        Raises:
+            InputError: the loss is not finite on these inputs.
+            EngineError: the computation failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if not self._left:
+            return True
+        try:
+            self._run(pack(self._left.pop(), self._runner.device))
+            if not self._left:
+                self._commit()
+        except TinkerError as error:
+            self._failure = error
+            raise
+        except (RuntimeError, MemoryError) as error:
+            self._failure = EngineError(f"training computation failed: {_first_line(error)}")
+            raise self._failure from error
+        return not self._left
+
+    def result(self) -> ForwardBackwardOutput:
+        """Give the reply: log-probabilities and losses in the order and shapes of the data.
+
+        Raises:
+            TinkerError: the task failed.
+            EngineError: the task is not finished.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._left:
+            raise EngineError("the training task has microbatches left to run")
+        total = math.fsum(float(e.sum(dtype=np.float64)) for e in self._elementwise.values())
+        outputs = [
+            {
+                "logprobs": TensorData.from_numpy(self._logprobs[s.index]),
+                "elementwise_loss": TensorData.from_numpy(self._elementwise[s.index]),
+            }
+            for s in self._sequences
+        ]
+        tokens = sum(len(s.tokens) for s in self._sequences)
+        return ForwardBackwardOutput(
+            loss_fn_output_type="ArrayRecord",
+            loss_fn_outputs=outputs,
+            metrics={"loss:sum": total, "num_tokens:sum": float(tokens)},
+        )
+
+    def _run(self, batch: PackedBatch) -> None:
+        logprobs, elementwise = (
+            self._forward(batch) if self._forward_only else self._forward_backward(batch)
+        )
+        self._keep(batch, logprobs, elementwise)
+
+    @torch.inference_mode()
+    def _forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        hidden = self._hidden(batch)
+        logprobs = self._runner.head.logprobs(hidden, batch.targets, self._weights)
+        inputs = LossInputs(logprobs, batch.fields, self._call.config)
+        return logprobs, self._call.loss.compute(inputs).elementwise
+
+    def _forward_backward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            hidden = self._hidden(batch)
+        elementwise = torch.empty(batch.targets.shape, dtype=torch.float32, device=hidden.device)
+
+        def gradient_of(rows: slice, logprobs: Tensor) -> Tensor:
+            with torch.enable_grad():
+                leaf = logprobs.detach().clone().requires_grad_()
+                fields = {key: value[rows] for key, value in batch.fields.items()}
+                losses = self._call.loss.compute(LossInputs(leaf, fields, self._call.config))
+                (slope,) = torch.autograd.grad(losses.elementwise.sum(), leaf)
+            elementwise[rows] = losses.elementwise.detach()
+            return slope
+
+        grads = self._runner.head.logprobs_and_gradients(
+            hidden.detach(), batch.targets, self._weights, gradient_of
+        )
+        self._check_finite(batch, grads.logprobs, elementwise)
+        self._add_head_gradient(grads.a, grads.b)
+        self._add_decoder_gradient(hidden, grads.hidden)
+        return grads.logprobs, elementwise
+
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        """Run the decoder; filler rows form a sequence of their own at the end."""
+        count = batch.ids.shape[0]
+        extra = -count % self._row_multiple
+        lengths = (*batch.lengths, extra) if extra else batch.lengths
+        hidden = self._runner.hidden(
+            F.pad(batch.ids, (0, extra)),
+            torch.cat([batch.positions, torch.arange(extra, device=batch.positions.device)]),
+            PrefillAttention(lengths),
+            [LoraSegment(0, count + extra, self._weights)],
+        )
+        return hidden[:count]
+
+    @torch.no_grad()
+    def _add_head_gradient(self, a: Tensor | None, b: Tensor | None) -> None:
+        if a is None or b is None:
+            return
+        for name, (view_a, view_b) in self._gradient_views():
+            if name == UNEMBED:
+                view_a.add_(a)
+                view_b.add_(b)
+
+    def _add_decoder_gradient(self, hidden: Tensor, d_hidden: Tensor) -> None:
+        if not hidden.requires_grad:  # the adapter covers the unembedding alone
+            return
+        views = [(name, pair) for name, pair in self._gradient_views() if name != UNEMBED]
+        leaves = [f for n, _ in views for f in _factors(self._weights, n)]
+        grads = torch.autograd.grad(hidden, leaves, d_hidden, allow_unused=True)
+        with torch.no_grad():
+            for view, grad in zip((v for _, pair in views for v in pair), grads, strict=True):
+                if grad is not None:
+                    view.add_(grad)
+
+    def _gradient_views(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """Lay each layer's factors over the task's own flat gradient."""
+        assert self._gradient is not None
+        offset = 0
+        for name, pair in self._weights.pairs.items():
+            views = []
+            for factor in (pair.a, pair.b):
+                flat = self._gradient[offset : offset + factor.numel()]
+                views.append(flat.view_as(factor))
+                offset += factor.numel()
+            yield name, (views[0], views[1])
+
+    def _keep(self, batch: PackedBatch, logprobs: Tensor, elementwise: Tensor) -> None:
+        self._check_finite(batch, logprobs, elementwise)
+        lengths = list(batch.lengths)
+        for kept, values in ((self._logprobs, logprobs), (self._elementwise, elementwise)):
+            for sequence, rows in zip(batch.sequences, values.cpu().split(lengths), strict=True):
+                width = sequence.targets.shape[1]
+                array = rows[:, :width].reshape(sequence.target_shape).numpy()
+                kept[sequence.index] = np.ascontiguousarray(array)
+
+    def _check_finite(self, batch: PackedBatch, logprobs: Tensor, elementwise: Tensor) -> None:
+        """Refuse what is not finite: the weights' fault for logprobs, the caller's for the loss."""
+        if not bool(logprobs.isfinite().all()):
+            raise EngineError(
+                "the model gave log-probabilities that are not finite; the adapter's weights may "
+                "have diverged. Load an earlier checkpoint"
+            )
+        bad = ~elementwise.isfinite().all(dim=1)
+        if not bool(bad.any()):
+            return
+        row = int(bad.nonzero()[0, 0])
+        for sequence in batch.sequences:
+            if row < len(sequence.tokens):
+                raise InputError(
+                    f"datum {sequence.index}: the loss {self._call.name} overflows at position "
+                    f"{row}; check its weights, advantages and logprobs"
+                )
+            row -= len(sequence.tokens)
+
+    def _commit(self) -> None:
+        if self._gradient is None:
+            return
+        if not bool(self._gradient.isfinite().all()):
+            raise InputError(
+                "the gradient is not finite and was discarded; lower the weights or advantages"
+            )
+        if self._adapter.weights is self._weights:
+            self._adapter.accumulate(self._gradient)
+        self._gradient = None
+
+
+def _factors(weights: LoraWeights, name: str) -> tuple[Tensor, Tensor]:
+    pair = weights.pairs[name]
+    return pair.a, pair.b
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
