@@ -1,0 +1,117 @@
+"""Datum: one training example, and where its tokens came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from tinkex.errors import InputError
+from tinkex.types.model_input import ModelInput
+from tinkex.types.tensor_data import TensorData, TensorDtype
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LossFnInputs = dict[str, TensorData]
+
+LIST_DTYPES: Mapping[str, TensorDtype] = {
+    "target_tokens": "int64",
+    "weights": "float32",
+    "advantages": "float32",
+    "logprobs": "float32",
+    "clip_low_threshold": "float32",
+    "clip_high_threshold": "float32",
+    "sequence_ratio_mask": "float32",
+}
+"""The dtype a plain list takes, by key; an array brings its own."""
+
+SPARSE_KEYS = frozenset({"target_tokens", "weights"})
+"""Keys whose 2-D torch tensors travel as sparse rows where that is smaller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptProvenanceSpan:
+    """Positions that are the prompt of a sampled sequence."""
+
+    sequence_id: str
+    offset: int = 0
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledProvenanceSpan:
+    """Positions that were sampled as part of a sequence."""
+
+    sequence_id: str
+    offset: int = 0
+    length: int
+
+
+ProvenanceSpan = PromptProvenanceSpan | SampledProvenanceSpan
+ProvenanceSpans = list[ProvenanceSpan]
+
+
+@dataclass(frozen=True)
+class Datum:
+    """One training example. Immutable.
+
+    Args:
+        model_input: what the model reads, N tokens.
+        loss_fn_inputs: the loss function's tensors by name, mostly of length N. Lists, NumPy
+            arrays and torch tensors are taken and become TensorData.
+        model_input_spans: which sampled sequence each part of the input came from.
+        loss_fn_input_spans: the same for the positions of the loss inputs; both or neither.
+
+    Raises:
+        InputError: for a list under a key without a known dtype, or an unsendable array.
+    """
+
+    model_input: ModelInput
+    loss_fn_inputs: LossFnInputs = field(default_factory=dict)
+    model_input_spans: ProvenanceSpans | None = None
+    loss_fn_input_spans: ProvenanceSpans | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model_input", ModelInput.model_validate(self.model_input))
+        inputs = {key: _tensor(key, value) for key, value in self.loss_fn_inputs.items()}
+        object.__setattr__(self, "loss_fn_inputs", inputs)
+
+    def with_provenance(
+        self, model_input: ProvenanceSpans, loss_fn_inputs: ProvenanceSpans
+    ) -> Self:
+        """Return a copy that says which sampled sequences its positions came from."""
+        return replace(
+            self, model_input_spans=model_input, loss_fn_input_spans=loss_fn_inputs
+        )
+
+
+def _tensor(key: str, value: Any) -> TensorData:
+    if isinstance(value, TensorData):
+        return value
+    if isinstance(value, np.ndarray):
+        return TensorData.from_numpy(value)
+    if hasattr(value, "detach"):  # a torch tensor, known without importing torch
+        tensor = TensorData.from_torch(value)
+        is_matrix = len(tensor.dimensions) == 2
+        return tensor.to_sparse() if key in SPARSE_KEYS and is_matrix else tensor
+    if isinstance(value, Mapping):
+        return TensorData(**value)
+    return _tensor_from_list(key, value)
+
+
+def _tensor_from_list(key: str, value: Sequence[Any]) -> TensorData:
+    if key not in LIST_DTYPES:
+        known = ", ".join(LIST_DTYPES)
+        raise InputError(
+            f"loss_fn_inputs[{key!r}] is a plain list, whose dtype is only known for {known}. "
+            "Pass a NumPy array or a TensorData."
+        )
+    dtype = LIST_DTYPES[key]
+    try:
+        array = np.asarray(value, dtype=np.int64 if dtype == "int64" else np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"loss_fn_inputs[{key!r}] is no array of numbers: {error}") from error
+    return TensorData(array, dtype, array.shape)

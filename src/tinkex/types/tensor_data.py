@@ -1,0 +1,258 @@
+"""TensorData: a dense or sparse array as it travels. Owns the dtype rules of the wire."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tinkex.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+TensorDtype = Literal["int64", "float32"]
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "int64": np.dtype("<i8"),
+    "float32": np.dtype("<f4"),
+}
+"""The two element types of the wire, little endian."""
+
+
+def wire_dtype(dtype: np.dtype[Any]) -> TensorDtype:
+    """Return the wire's element type for a NumPy one.
+
+    Every float becomes float32, every integer int64. Unsigned integers are accepted too, which
+    the official SDK refuses (docs/deviations.md).
+
+    Raises:
+        InputError: for booleans, complex numbers, strings and objects.
+    """
+    if dtype.kind == "f":
+        return "float32"
+    if dtype.kind in "iu":
+        return "int64"
+    raise InputError(
+        f"An array of dtype {dtype} cannot be sent: the wire has float32 and int64. "
+        "Convert it first, for example with .astype(np.float32)."
+    )
+
+
+def _converted(values: Any, dtype: TensorDtype | None) -> npt.NDArray[Any]:
+    """Return `values` as a flat array of one of the wire's dtypes, without a copy if possible."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"The rows of a tensor differ in length: {error}") from error
+    if array.size == 0 and dtype is None and array.dtype.kind == "f":
+        dtype = "float32"
+    if array.dtype.kind not in "iuf":
+        wire_dtype(array.dtype)
+    chosen = dtype or wire_dtype(array.dtype)
+    if chosen not in NUMPY_DTYPES:
+        raise InputError(f"dtype {chosen!r} is none of float32, int64.")
+    return array.astype(NUMPY_DTYPES[chosen], copy=False).reshape(-1)
+
+
+class TensorData:
+    """An array of float32 or int64, dense or in compressed sparse rows. Immutable.
+
+    Args:
+        data: the values, flat, or of the shape given; for a sparse tensor the stored values.
+        dtype: `float32` or `int64`; None takes it from `data`.
+        shape: dimensions; None means one dimension for dense data.
+        sparse_crow_indices: row pointers [rows + 1] of a sparse tensor.
+        sparse_col_indices: column of each stored value [nnz].
+
+    Raises:
+        InputError: when the values do not fit the shape, or have another kind of dtype.
+    """
+
+    __slots__ = ("_values", "dtype", "shape", "sparse_col_indices", "sparse_crow_indices")
+
+    _values: npt.NDArray[Any]
+    dtype: TensorDtype
+    shape: list[int] | None
+    sparse_crow_indices: list[int] | None
+    sparse_col_indices: list[int] | None
+
+    def __init__(
+        self,
+        data: Sequence[int] | Sequence[float] | npt.NDArray[Any] | None = None,
+        dtype: TensorDtype | None = None,
+        shape: Sequence[int] | None = None,
+        sparse_crow_indices: Sequence[int] | None = None,
+        sparse_col_indices: Sequence[int] | None = None,
+    ) -> None:
+        values = _converted([] if data is None else data, dtype)
+        name: TensorDtype = "float32" if values.dtype.kind == "f" else "int64"
+        given = list(map(int, shape)) if shape is not None else None
+        if given is None and isinstance(data, np.ndarray) and data.ndim != 1:
+            given = list(data.shape)
+        self._freeze(values, name, given, sparse_crow_indices, sparse_col_indices)
+
+    def _freeze(
+        self,
+        values: npt.NDArray[Any],
+        dtype: TensorDtype,
+        shape: list[int] | None,
+        crow: Sequence[int] | None,
+        col: Sequence[int] | None,
+    ) -> None:
+        if (crow is None) != (col is None):
+            raise InputError("A sparse tensor needs both sparse_crow_indices and _col_indices.")
+        if crow is None and shape is not None and math.prod(shape) != values.size:
+            raise InputError(f"{values.size} values do not fill the shape {shape}.")
+        if crow is not None and col is not None:
+            _check_sparse(shape, crow, col, values.size)
+        put = object.__setattr__
+        put(self, "_values", values)
+        put(self, "dtype", dtype)
+        put(self, "shape", shape)
+        put(self, "sparse_crow_indices", None if crow is None else [int(i) for i in crow])
+        put(self, "sparse_col_indices", None if col is None else [int(i) for i in col])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: a tensor may be shared."""
+        raise AttributeError(f"TensorData is immutable: make a new one to change {name}.")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse: a tensor may be shared."""
+        raise AttributeError(f"TensorData is immutable: cannot delete {name}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy through the constructor."""
+        arguments = (self._values, self.dtype, self.shape)
+        return type(self), (*arguments, self.sparse_crow_indices, self.sparse_col_indices)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare dtype, shape, layout and values (NaN equals NaN)."""
+        if not isinstance(other, TensorData):
+            return NotImplemented
+        return (
+            self.dtype == other.dtype
+            and self.dimensions == other.dimensions
+            and self.sparse_crow_indices == other.sparse_crow_indices
+            and self.sparse_col_indices == other.sparse_col_indices
+            and np.array_equal(self._values, other._values, equal_nan=self.dtype == "float32")
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # equality by value, over arrays
+
+    def __repr__(self) -> str:
+        """Show dtype and shape; values may be many."""
+        kind = "sparse " if self.is_sparse else ""
+        return f"TensorData({kind}{self.dtype}, shape={list(self.dimensions)})"
+
+    @classmethod
+    def from_buffer(
+        cls, buffer: bytes | memoryview, dtype: TensorDtype, shape: Sequence[int] | None
+    ) -> Self:
+        """Wrap little-endian bytes without a copy.
+
+        Raises:
+            InputError: when the bytes are no whole number of elements or do not fill `shape`.
+        """
+        kind = NUMPY_DTYPES[dtype]
+        if len(buffer) % kind.itemsize:
+            raise InputError(f"{len(buffer)} bytes are no whole number of {dtype} values.")
+        return cls(np.frombuffer(buffer, kind), dtype, shape)
+
+    @classmethod
+    def from_numpy(cls, array: npt.NDArray[Any]) -> Self:
+        """Take an array of any float or integer dtype; float64 narrows to float32."""
+        return cls(array, wire_dtype(array.dtype), array.shape)
+
+    @classmethod
+    def from_torch(cls, tensor: torch.Tensor) -> Self:
+        """Take a torch tensor of any float or integer dtype (bfloat16 widens exactly)."""
+        plain = tensor.detach().cpu()
+        if plain.is_floating_point():
+            plain = plain.float()
+        return cls.from_numpy(plain.numpy())
+
+    @classmethod
+    def from_torch_sparse(cls, tensor: torch.Tensor, pad_value: int = 0) -> Self:
+        """Store a 2-D tensor as sparse rows, leaving `pad_value` out, if that is smaller.
+
+        The rule is the official one: sparse when (rows + 1) + 2 nnz < rows * columns.
+
+        Raises:
+            InputError: when the tensor does not have two dimensions.
+        """
+        dense = cls.from_torch(tensor)
+        if len(dense.dimensions) != 2:
+            raise InputError(f"A sparse tensor has 2 dimensions, not {len(dense.dimensions)}.")
+        return dense.to_sparse(pad_value)
+
+    def to_sparse(self, pad_value: int = 0) -> Self:
+        """Return this 2-D tensor as sparse rows where that is smaller, else itself."""
+        rows, columns = self.dimensions
+        matrix = self._values.reshape(rows, columns)
+        kept = matrix != pad_value
+        count = int(np.count_nonzero(kept))
+        if (rows + 1) + 2 * count >= rows * columns:
+            return self
+        crow = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+        row_columns = np.nonzero(kept)[1]
+        return type(self)(
+            matrix[kept], self.dtype, [rows, columns], crow.tolist(), row_columns.tolist()
+        )
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """The stored values, flat, float32 or int64. Do not write into it."""
+        return self._values
+
+    @property
+    def data(self) -> list[int] | list[float]:
+        """The stored values as a flat list."""
+        return self._values.tolist()  # type: ignore[no-any-return]  # numpy types it as Any
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the values are sparse rows."""
+        return self.sparse_crow_indices is not None
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """The shape; one dimension where none was given."""
+        return tuple(self.shape) if self.shape is not None else (self._values.size,)
+
+    def to_numpy(self, pad_value: int = 0) -> npt.NDArray[Any]:
+        """Return a dense array; positions a sparse tensor leaves out hold `pad_value`."""
+        if self.sparse_crow_indices is None or self.sparse_col_indices is None:
+            return self._values.reshape(self.dimensions)
+        dense = np.full(self.dimensions, pad_value, dtype=self._values.dtype)
+        counts = np.diff(np.asarray(self.sparse_crow_indices))
+        dense[np.repeat(np.arange(len(counts)), counts), self.sparse_col_indices] = self._values
+        return dense
+
+    def to_torch(self, pad_value: int = 0) -> torch.Tensor:
+        """Return a dense torch tensor of its own memory."""
+        import torch  # noqa: PLC0415 - the client runs without torch
+
+        return torch.from_numpy(self.to_numpy(pad_value).copy())
+
+    def tolist(self, pad_value: int = 0) -> list[Any]:
+        """Return nested lists in the tensor's shape."""
+        return self.to_numpy(pad_value).tolist()  # type: ignore[no-any-return]  # as data
+
+
+def _check_sparse(
+    shape: Sequence[int] | None, crow: Sequence[int], col: Sequence[int], count: int
+) -> None:
+    if shape is None or len(shape) != 2:
+        raise InputError("A sparse tensor needs a shape of 2 dimensions.")
+    rows, columns = shape
+    pointers = np.asarray(crow)
+    if len(pointers) != rows + 1 or pointers[0] != 0 or np.any(np.diff(pointers) < 0):
+        raise InputError(f"sparse_crow_indices must rise from 0 over {rows + 1} entries.")
+    if pointers[-1] != count or len(col) != count:
+        raise InputError(f"{count} sparse values need {count} columns and row pointers up to it.")
+    if count and (min(col) < 0 or max(col) >= columns):
+        raise InputError(f"sparse_col_indices must lie in 0..{columns - 1}.")

@@ -1,0 +1,100 @@
+"""Checkpoints: saving, loading and describing weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from tinkex.types._model import WireRequest, WireResponse, absent
+from tinkex.types.sampling import SamplingClientKind
+from tinkex.types.training import AdamOptimizerConfig, OptimizerConfig
+
+
+class SaveWeightsRequest(WireRequest):
+    """Save an adapter with its optimiser."""
+
+    model_id: str
+    path: str | None = absent()
+    """The checkpoint's name."""
+    seq_id: int | None = absent()
+    ttl_seconds: int | None = absent()
+    overwrite: bool = False
+    user_metadata: dict[str, str] | None = absent()
+    type: Literal["save_weights"] = "save_weights"
+
+
+class SaveWeightsResponse(WireResponse):
+    """Where the checkpoint is."""
+
+    path: str
+    type: Literal["save_weights"] | None = absent()
+
+
+class LoadWeightsRequest(WireRequest):
+    """Load a checkpoint into a training run, or into a new one (session_id and model_seq_id)."""
+
+    model_id: str | None = absent()
+    seq_id: int | None = absent()
+    session_id: str | None = absent()
+    model_seq_id: int | None = absent()
+    base_model: str | None = absent()
+    user_metadata: dict[str, Any] | None = absent()
+    path: str
+    optimizer: bool
+    """Whether the optimiser's state is loaded too."""
+    optimizer_config: OptimizerConfig | None = absent()
+    weights_access_token: str | None = absent()
+    type: Literal["load_weights"] = "load_weights"
+
+
+class LoadWeightsResponse(WireResponse):
+    """What was loaded, and the run it was loaded into."""
+
+    path: str | None = absent()
+    model_id: str | None = absent()
+    type: Literal["load_weights"] | None = absent()
+
+
+class SaveWeightsForSamplerRequest(WireRequest):
+    """Save weights to sample from: under a name, or only for a sampling session."""
+
+    model_id: str
+    path: str | None = absent()
+    sampling_session_seq_id: int | None = absent()
+    kind: SamplingClientKind = "snapshot"
+    seq_id: int | None = absent()
+    ttl_seconds: int | None = absent()
+    user_metadata: dict[str, str] | None = absent()
+    type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
+
+
+class SaveWeightsForSamplerResponseInternal(WireResponse):
+    """What the server answers: a path for named weights, else a sampling session."""
+
+    path: str | None = absent()
+    sampling_session_id: str | None = absent()
+    type: Literal["save_weights_for_sampler"] | None = absent()
+
+
+class SaveWeightsForSamplerResponse(WireResponse):
+    """Where named sampler weights are."""
+
+    path: str
+    type: Literal["save_weights_for_sampler"] | None = absent()
+
+
+class WeightsInfoRequest(WireRequest):
+    """Ask what a checkpoint holds."""
+
+    tinker_path: str
+
+
+class WeightsInfoResponse(WireResponse):
+    """What a checkpoint holds."""
+
+    base_model: str
+    optimizer_config: OptimizerConfig = AdamOptimizerConfig()
+    is_lora: bool
+    lora_rank: int | None = absent()
+    train_unembed: bool | None = absent()
+    train_mlp: bool | None = absent()
+    train_attn: bool | None = absent()
