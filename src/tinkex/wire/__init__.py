@@ -1,0 +1,1 @@
+"""How the wire types become bytes. Used by client and server alike."""
