@@ -3,6 +3,7 @@
 from tinkex.types.config import (
     ClientConfigRequest,
     ClientConfigResponse,
+    ClientDynamicConfigRequest,
     ClientDynamicConfigResponse,
     GetServerCapabilitiesResponse,
     HealthResponse,
@@ -81,6 +82,9 @@ from tinkex.types.tensor_data import (
     TensorData,
     TensorDtype,
 )
+from tinkex.types.tinker_path import (
+    ParsedCheckpointTinkerPath,
+)
 from tinkex.types.training import (
     AdamOptimizerConfig,
     AdamParams,
@@ -127,6 +131,7 @@ __all__ = [
     "CheckpointsListResponse",
     "ClientConfigRequest",
     "ClientConfigResponse",
+    "ClientDynamicConfigRequest",
     "ClientDynamicConfigResponse",
     "CreateModelRequest",
     "CreateModelResponse",
@@ -175,6 +180,7 @@ __all__ = [
     "OptimStepRequest",
     "OptimStepResponse",
     "OptimizerConfig",
+    "ParsedCheckpointTinkerPath",
     "PromptAltTokens",
     "PromptProvenanceSpan",
     "ProvenanceSpan",

@@ -11,6 +11,12 @@ class ClientConfigRequest(WireRequest):
     sdk_version: str
 
 
+class ClientDynamicConfigRequest(WireRequest):
+    """Ask for the flags that may change."""
+
+    sdk_version: str
+
+
 class ClientConfigResponse(WireResponse):
     """Limits and flags a client follows; each has the official default."""
 

@@ -1,0 +1,30 @@
+"""Every header name of the API, once, in lower case."""
+
+from __future__ import annotations
+
+API_KEY = "x-api-key"
+IDEMPOTENCY_KEY = "x-idempotency-key"
+SDK_VERSION = "x-sdk-version"
+SDK_METHOD = "x-sdk-method"
+REQUEST_ITERATION = "x-tinker-request-iteration"
+REQUEST_TYPE = "x-tinker-request-type"
+CREATE_PROMISE_ROUNDTRIP_TIME = "x-tinker-create-promise-roundtrip-time"
+SAMPLING_BACKPRESSURE = "x-tinker-sampling-backpressure"
+WEIGHTS_ACCESS_TOKEN = "x-tinker-weights-access-token"  # noqa: S105 - a header's name
+CLOUDFLARE_CLIENT_ID = "cf-access-client-id"
+CLOUDFLARE_CLIENT_SECRET = "cf-access-client-secret"  # noqa: S105 - a header's name
+
+RETRY_AFTER_MS = "retry-after-ms"
+RETRY_AFTER = "retry-after"
+SHOULD_RETRY = "x-should-retry"
+DEPRECATION_NOTE = "x-deprecation-note"
+DEPRECATION_LEVEL = "x-deprecation-level"
+REQUEST_ID = "x-request-id"
+
+ACCEPT = "accept"
+CONTENT_TYPE = "content-type"
+CONTENT_ENCODING = "content-encoding"
+USER_AGENT = "user-agent"
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
