@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tinkex.wire.tinker_path import ParsedCheckpointTinkerPath
+
 from tinkex.errors import InputError
 from tinkex.server.blobs import KINDS, CheckpointKey
+from tinkex.server.refusal import not_found
 from tinkex.server.store import CheckpointRow
-from tinkex.types import ParsedCheckpointTinkerPath
 
 if TYPE_CHECKING:
     from tinkex._clock import Clock
     from tinkex.server.blobs import Blobs
     from tinkex.server.runs import TrainingRun
-    from tinkex.server.store import Store
+    from tinkex.server.store import RunRow, Store
     from tinkex.server.tasks import Tasks
     from tinkex.server.timers import Timer, Timers
 
@@ -53,10 +55,7 @@ class Checkpoints:
         key = parse_path(tinker_path)
         row = await self._store.checkpoint(owner, key, now=self._clock.now())
         if row is None:
-            raise InputError(
-                f"There is no checkpoint {tinker_path!r}: it was never saved, it was deleted, it "
-                "has expired, or it belongs to another key."
-            )
+            raise InputError(_no_checkpoint(tinker_path))
         return row
 
     async def base_of(self, row: CheckpointRow) -> str:
@@ -95,22 +94,28 @@ class Checkpoints:
         if expires_at is not None:
             self._watch(expires_at)
 
-    async def delete(self, owner: str, key: CheckpointKey) -> None:
-        """Delete the owner's checkpoint: the row first, so that nobody finds half a folder.
+    async def run_of(self, owner: str, tinker_path: str) -> RunRow:
+        """Return the training run of the owner's checkpoint.
 
         Raises:
-            InputError: when it is not there.
+            APIStatusError: 404 when there is no such checkpoint.
+            InputError: for a path of another form.
         """
-        await self.resolve(owner, key.path)
-        await self._remove(key)
+        key = parse_path(tinker_path)
+        row = await self._store.checkpoint(owner, key, now=self._clock.now())
+        run = None if row is None else await self._store.run(owner, row.run_id)
+        if run is None:
+            raise not_found(_no_checkpoint(tinker_path))
+        return run
 
-    async def _remove(self, key: CheckpointKey) -> None:
+    async def delete(self, key: CheckpointKey) -> None:
+        """Delete a checkpoint: the row first, so that nobody finds half a folder."""
         await self._store.remove_checkpoint(key)
         await asyncio.to_thread(self._blobs.delete, key)
 
     async def _sweep(self) -> None:
         for row in await self._store.expired_checkpoints(self._clock.now()):
-            await self._remove(row.key)
+            await self.delete(row.key)
         upcoming = await self._store.next_expiry()
         if upcoming is not None:
             self._watch(upcoming)
@@ -151,3 +156,10 @@ def parse_id(run_id: str, checkpoint_id: str) -> CheckpointKey:
             f"{' or '.join(f'{kind}/NAME' for kind in KINDS)}."
         )
     return CheckpointKey(run_id, kind, name)
+
+
+def _no_checkpoint(tinker_path: str) -> str:
+    return (
+        f"There is no checkpoint {tinker_path[:300]!r}: it was never saved, it was deleted, it has "
+        "expired, or it belongs to another key."
+    )

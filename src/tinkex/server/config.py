@@ -156,12 +156,7 @@ class ServerConfig:
     @property
     def listens_on_loopback(self) -> bool:
         """Whether only programs on this machine can connect."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def _address_problems(self) -> list[str]:
         problems = []
@@ -202,6 +197,16 @@ class ServerConfig:
             if (problem := key_problem(key)) is not None
         ]
         return problems
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can connect to an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def key_problem(key: str) -> str | None:

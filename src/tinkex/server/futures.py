@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
+from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from tinkex.server.refusal import gone, not_found, try_later
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterator
 
     from tinkex.errors import TinkerError
     from tinkex.server.timers import Timer, Timers
@@ -38,6 +39,23 @@ class Operation(Enum):
     SAMPLE = "sample"
 
 
+class Waiter:
+    """Somebody who waits on the event loop, and may be woken by whoever has a reason."""
+
+    __slots__ = ("_woken",)
+
+    def __init__(self) -> None:
+        self._woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._woken.__await__()
+
+    def wake(self) -> None:
+        """End the wait; harmless when it has ended."""
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+
 class Future:
     """One accepted request. Completed once, by whoever did the work."""
 
@@ -56,7 +74,9 @@ class Future:
         "result_bytes",
     )
 
-    def __init__(self, store: FutureStore, owner: str, operation: Operation, request_bytes: int):
+    def __init__(
+        self, store: FutureStore, owner: str, operation: Operation, request_bytes: int
+    ) -> None:
         self.request_id = f"req-{secrets.token_hex(REQUEST_ID_BYTES)}"
         self.owner = owner
         self.operation = operation
@@ -70,7 +90,7 @@ class Future:
         self.on_cancel: Callable[[], None] | None = None
         """Stops the work; None where it cannot be stopped."""
         self._store = store
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: set[Waiter] = set()
         self._expiry: Timer | None = None
 
     @property
@@ -100,18 +120,15 @@ class Future:
     def wake(self) -> None:
         """Wake every waiter, done or not."""
         for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            waiter.wake()
 
-    def add_waiter(self) -> asyncio.Future[None]:
-        """Return a future that ends when this one is done or woken; give it to `drop_waiter`."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def add_waiter(self, waiter: Waiter) -> None:
+        """Wake `waiter` when this is done, at once if it is already; `drop_waiter` ends that."""
         self._waiters.add(waiter)
         if self.done:
-            waiter.set_result(None)
-        return waiter
+            waiter.wake()
 
-    def drop_waiter(self, waiter: asyncio.Future[None]) -> None:
+    def drop_waiter(self, waiter: Waiter) -> None:
         """Forget a waiter."""
         self._waiters.discard(waiter)
 
@@ -233,16 +250,17 @@ class FutureStore:
         """Return a future by id whoever owns it, or None when it has expired."""
         return self._futures.get(request_id)
 
-    async def wait(self, future: Future, seconds: float) -> None:
-        """Return when the future is done or woken, at the latest after `seconds`."""
-        if future.done:
-            return
-        waiter = future.add_waiter()
-        timer = self._timers.call_later(seconds, lambda: _set(waiter))
+    @contextmanager
+    def waiter(self, future: Future, seconds: float) -> Iterator[Waiter]:
+        """Give something to await that ends when the future is done or woken, or in `seconds`."""
+        waiter = Waiter()
+        future.add_waiter(waiter)
+        timer = None if future.done else self._timers.call_later(seconds, waiter.wake)
         try:
-            await waiter
+            yield waiter
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             future.drop_waiter(waiter)
 
     def wake_all(self) -> None:
@@ -289,8 +307,3 @@ class FutureStore:
         self._expired[future.request_id] = future.owner
         if len(self._expired) > TOMBSTONES:
             self._expired.popitem(last=False)
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -98,7 +98,7 @@ class ErrorReplies:
             await self._app(scope, receive, watch)
         except ClientDisconnected:
             return
-        except Exception as error:  # noqa: BLE001 - the last place that can answer
+        except Exception as error:
             reply = self._reply(scope, error)
             if started:
                 raise
@@ -145,9 +145,9 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and scope["path"].startswith(API_PREFIX):
-            if scope["path"] not in OPEN_PATHS:
-                scope["state"]["owner"] = self._owner(Headers(scope=scope))
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path.startswith(API_PREFIX) and path not in OPEN_PATHS:
+            scope["state"]["owner"] = self._owner(Headers(scope=scope))
         await self._app(scope, receive, send)
 
     def _owner(self, headers: Headers) -> str:

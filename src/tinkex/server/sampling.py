@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tinkex.engine.request import SampleJob
+from tinkex.engine.sequence import SampleJob
 from tinkex.errors import EngineError, InputError, TinkerError
 from tinkex.server.futures import Operation
 from tinkex.server.refusal import bad_request, invalid_fields, not_found
@@ -156,7 +156,7 @@ class Sampling:
             session = self._s.samplers.find(owner, request.sampling_session_id)
             if session is None:
                 raise not_found(self._missing(request.sampling_session_id))
-            self._s.touch(session.session_id)
+            self._s.sessions.touch_id(session.session_id)
             earlier = self._earlier(session, request, digest)
             if earlier is not None:
                 return earlier, _sequence_ids(request, earlier)
@@ -172,8 +172,9 @@ class Sampling:
         future = self._s.futures.open(owner, Operation.SAMPLE, request_bytes=size)
         if session is not None and request.seq_id is not None:
             session.seen.add(request.seq_id, digest, future)
-        self._submit(future, snapshot, request, session)
-        return future, _sequence_ids(request, future)
+        sequence_ids = _sequence_ids(request, future)
+        self._submit(future, snapshot, request, session, sequence_ids)
+        return future, sequence_ids
 
     def _check(self, request: SampleRequest) -> None:
         limit = self._s.config.limits.max_num_samples
@@ -184,17 +185,6 @@ class Sampling:
         ):
             raise invalid_fields(
                 "Give either sampling_session_id, or base_model or model_path, not both."
-            )
-        unsupported = {
-            "topk_sample_logprobs": bool(request.topk_sample_logprobs),
-            "target_prompt_logprobs": request.target_prompt_logprobs is not None,
-            "prompt_alt_tokens_k": bool(request.prompt_alt_tokens_k),
-            "record_stability_info": bool(request.record_stability_info),
-        }
-        asked = [name for name, is_set in unsupported.items() if is_set]
-        if asked:
-            raise bad_request(
-                f"{', '.join(asked)} of asample: not supported by this server. Leave it out."
             )
 
     def _earlier(
@@ -223,6 +213,7 @@ class Sampling:
         snapshot: Snapshot,
         request: SampleRequest,
         session: SamplingSession | None,
+        sequence_ids: list[str],
     ) -> None:
         """Send a request to the engine; whatever comes of it, let go of the weights after it."""
         jobs = snapshot.base.jobs
@@ -235,6 +226,12 @@ class Sampling:
                 sampling_params=request.sampling_params,
                 prompt_logprobs=bool(request.prompt_logprobs),
                 topk_prompt_logprobs=request.topk_prompt_logprobs,
+                topk_sample_logprobs=request.topk_sample_logprobs,
+                prompt_logprobs_last_n=request.prompt_logprobs_last_n,
+                sequence_ids=sequence_ids,
+                target_prompt_logprobs=request.target_prompt_logprobs,
+                prompt_alt_tokens_k=request.prompt_alt_tokens_k,
+                record_stability_info=request.record_stability_info,
             )
         )
         if session is not None:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from tinkex.errors import EngineError, TinkerError
 from tinkex.server.blobs import Blobs
 from tinkex.server.checkpoints import Checkpoints
+from tinkex.server.creation import Creation
 from tinkex.server.futures import FutureStore
 from tinkex.server.runs import Runs
 from tinkex.server.samplers import Samplers
 from tinkex.server.sampling import Sampling
+from tinkex.server.saving import Saving
 from tinkex.server.sessions import SessionRegistry
 from tinkex.server.store import Store
+from tinkex.server.submissions import Submissions
 from tinkex.server.tasks import Tasks
 from tinkex.server.timers import Timers
 from tinkex.server.training import Training
@@ -77,7 +80,10 @@ class Services:
         self.checkpoints = Checkpoints(
             self.store, self.blobs, clock=clock, timers=self.timers, tasks=self.tasks
         )
+        self.submissions = Submissions(self.runs, self.futures, self.sessions)
+        self.creation = Creation(self)
         self.training = Training(self)
+        self.saving = Saving(self)
         self.sampling = Sampling(self)
 
     async def start(self) -> None:
@@ -110,12 +116,6 @@ class Services:
     def fault(self, error: BaseException) -> None:
         """Log an exception that is a bug or a broken machine, not an answer. Safe in any thread."""
         self.logger.error("fault", exc_info=error)
-
-    def touch(self, session_id: str) -> None:
-        """Note that a session's client is alive."""
-        session = self.sessions.find(session_id)
-        if session is not None:
-            self.sessions.touch(session)
 
     def perform(self, request: RunRequest, ended: Callable[[], None]) -> None:
         """Carry out a training run's request in the background."""

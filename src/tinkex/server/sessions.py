@@ -129,6 +129,12 @@ class SessionRegistry:
         """Note that the session's client is alive."""
         session.last_seen = self._clock.monotonic()
 
+    def touch_id(self, session_id: str) -> None:
+        """Note that a session's client is alive, if the session is."""
+        session = self._sessions.get(session_id)
+        if session is not None:
+            self.touch(session)
+
     def finish(self, owner: str, session_id: str, *, reason: str, detail: str | None) -> None:
         """End a session at its client's wish.
 

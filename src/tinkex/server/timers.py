@@ -24,7 +24,9 @@ class Timer:
 
     __slots__ = ("_action", "_order", "_owner", "deadline")
 
-    def __init__(self, deadline: float, order: int, action: Callable[[], None], owner: Timers):
+    def __init__(
+        self, deadline: float, order: int, action: Callable[[], None], owner: Timers
+    ) -> None:
         self.deadline = deadline
         """Seconds on the clock's monotonic scale."""
         self._order = order

@@ -1,0 +1,98 @@
+"""Futures: wait for a result, fetch it, give it up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tinkex.errors import InputError
+from tinkex.server.bodies import OFF_LOOP_BYTES
+from tinkex.server.futures import Operation
+from tinkex.server.routes.messages import json_reply, message_reply, owner_of, read_json
+from tinkex.types import (
+    CancelFutureRequest,
+    FutureRetrieveRequest,
+    RequestFailedResponse,
+    TryAgainResponse,
+)
+from tinkex.wire.proto import encode_forward_backward_output, encode_sample_response
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from tinkex.server.futures import Future
+    from tinkex.server.services import Services
+
+PROTOBUF = "application/x-protobuf"
+
+
+class FutureRoutes:
+    """Routes about futures."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    def routes(self) -> list[Route]:
+        """List the routes."""
+        return [
+            Route("/retrieve_future", self.retrieve, methods=["POST"]),
+            Route("/cancel_future", self.cancel, methods=["POST"]),
+        ]
+
+    async def retrieve(self, request: Request) -> Response:
+        """Reply with a result as soon as it is there, or after a while that it is not.
+
+        A failure of the work is a 200 with a key `error`: any other status would be retried.
+        """
+        message, _ = await read_json(request, FutureRetrieveRequest)
+        future = self._s.futures.get(owner_of(request), message.request_id)
+        if not future.done and not self._s.stopping:
+            await self._wait(request, future)
+        if not future.done:
+            return message_reply(TryAgainResponse(request_id=future.request_id))
+        reply = await self._reply(future, request.headers.get("accept", ""))
+        future.mark_delivered()
+        return reply
+
+    async def cancel(self, request: Request) -> Response:
+        """Stop a sample that nobody wants any more; work on a training run goes on."""
+        message, _ = await read_json(request, CancelFutureRequest)
+        future = self._s.futures.get(owner_of(request), message.request_id)
+        if future.operation is Operation.SAMPLE:
+            future.cancel(InputError("This sample was cancelled by its client."))
+        return json_reply({})
+
+    async def _wait(self, request: Request, future: Future) -> None:
+        """Wait for the result, the end of the long poll, or the client hanging up."""
+        with self._s.futures.waiter(future, self._s.config.long_poll_s) as waiter:
+            hung_up = asyncio.ensure_future(request.receive())
+            hung_up.add_done_callback(lambda _: waiter.wake())
+            try:
+                await waiter
+            finally:
+                hung_up.cancel()
+
+    async def _reply(self, future: Future, accept: str) -> Response:
+        if future.error is not None:
+            return message_reply(
+                RequestFailedResponse(error=str(future.error), category=future.error.category)
+            )
+        if future.result_bytes > OFF_LOOP_BYTES:
+            return await asyncio.to_thread(_encode, future, accept)
+        return _encode(future, accept)
+
+
+def _encode(future: Future, accept: str) -> Response:
+    """Write a result in the dialect that the client reads.
+
+    SDKs from 0.24 on read samples and batches as protobuf only, older ones read both.
+    """
+    binary = PROTOBUF in accept
+    if binary and future.operation is Operation.FORWARD_BACKWARD:
+        return Response(encode_forward_backward_output(future.result), media_type=PROTOBUF)
+    if binary and future.operation is Operation.SAMPLE:
+        return Response(encode_sample_response(future.result), media_type=PROTOBUF)
+    return message_reply(future.result)

@@ -1,0 +1,74 @@
+"""What the server is and can do: health, client settings, base models, and the telemetry sink."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from tinkex.server.routes.messages import json_reply, message_reply
+from tinkex.types import (
+    ClientConfigResponse,
+    ClientDynamicConfigResponse,
+    GetServerCapabilitiesResponse,
+    SupportedModel,
+)
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from tinkex.server.services import Services
+
+
+class MetaRoutes:
+    """Routes that need no session."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    def routes(self) -> list[Route]:
+        """List the routes."""
+        return [
+            Route("/healthz", self.health, methods=["GET"]),
+            Route("/client/config", self.client_config, methods=["POST"]),
+            Route("/client/dynamic_config", self.dynamic_config, methods=["POST"]),
+            Route("/get_server_capabilities", self.capabilities, methods=["GET"]),
+            Route("/telemetry", self.telemetry, methods=["POST"]),
+        ]
+
+    async def health(self, _request: Request) -> Response:
+        """Say that requests are served. The one route that needs no key."""
+        return json_reply({"status": "ok"})
+
+    async def client_config(self, _request: Request) -> Response:
+        """Advertise the limits; every other switch stays at the client's default."""
+        limits = self._s.config.limits
+        return message_reply(
+            ClientConfigResponse(
+                fwdbwd_max_chunk_len=limits.fwdbwd_max_chunk_len,
+                fwdbwd_max_chunk_bytes_count=limits.fwdbwd_max_chunk_bytes,
+                sample_max_concurrent_requests=limits.sample_max_concurrent_requests,
+            )
+        )
+
+    async def dynamic_config(self, _request: Request) -> Response:
+        """Let clients cancel the samples that they gave up."""
+        return message_reply(ClientDynamicConfigResponse(sample_cancel_enabled=True))
+
+    async def capabilities(self, _request: Request) -> Response:
+        """List the base models under each of their names."""
+        supported = [
+            SupportedModel(
+                model_name=name,
+                max_context_length=self._s.bases.get(name).max_context_length,
+                trainable=True,
+                sampleable=True,
+            )
+            for name in self._s.bases.names
+        ]
+        return message_reply(GetServerCapabilitiesResponse(supported_models=supported))
+
+    async def telemetry(self, _request: Request) -> Response:
+        """Accept and drop: the events carry users' tracebacks, and clients wait for this reply."""
+        return json_reply({"status": "accepted"})

@@ -1,0 +1,64 @@
+"""Sampling: sessions, what they sample from, and samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from tinkex.server.refusal import not_found
+from tinkex.server.routes.messages import message_reply, owner_of, read_json
+from tinkex.types import (
+    CreateSamplingSessionRequest,
+    CreateSamplingSessionResponse,
+    GetSamplerResponse,
+    SampleRequest,
+    UntypedAPIFuture,
+)
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from tinkex.server.services import Services
+
+
+class SamplingRoutes:
+    """Routes about sampling."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    def routes(self) -> list[Route]:
+        """List the routes."""
+        return [
+            Route("/create_sampling_session", self.create_session, methods=["POST"]),
+            Route("/samplers/{sampler_id}", self.sampler, methods=["GET"]),
+            Route("/asample", self.sample, methods=["POST"]),
+        ]
+
+    async def create_session(self, request: Request) -> Response:
+        """Make a sampling session; the weights are loaded when this answers."""
+        message, _ = await read_json(request, CreateSamplingSessionRequest)
+        sampler_id = await self._s.sampling.create_session(owner_of(request), message)
+        return message_reply(CreateSamplingSessionResponse(sampling_session_id=sampler_id))
+
+    async def sampler(self, request: Request) -> Response:
+        """Say what a sampling session samples from, also when it has ended."""
+        sampler_id = request.path_params["sampler_id"]
+        row = await self._s.store.sampler(owner_of(request), sampler_id)
+        if row is None:
+            raise not_found(f"There is no sampler {sampler_id!r} with this key.")
+        return message_reply(
+            GetSamplerResponse(
+                sampler_id=row.sampler_id, base_model=row.base_model, model_path=row.model_path
+            )
+        )
+
+    async def sample(self, request: Request) -> Response:
+        """Take a sample request; the reply names every sequence that will come."""
+        message, digest = await read_json(request, SampleRequest)
+        future, sequence_ids = await self._s.sampling.sample(owner_of(request), message, digest)
+        return message_reply(
+            UntypedAPIFuture(request_id=future.request_id, sample_sequence_ids=sequence_ids)
+        )

@@ -1,0 +1,57 @@
+"""Training steps: forward_backward, forward, optim_step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from tinkex.server.decoding import read_call, read_oversize_call
+from tinkex.server.routes.messages import message_reply, owner_of, read_json
+from tinkex.types import OptimStepRequest, UntypedAPIFuture
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from tinkex.server.services import Services
+
+
+class TrainingRoutes:
+    """Routes about training steps."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    def routes(self) -> list[Route]:
+        """List the routes."""
+        return [
+            Route("/forward_backward", self.forward_backward, methods=["POST"]),
+            Route("/forward", self.forward, methods=["POST"]),
+            Route("/optim_step", self.optim_step, methods=["POST"]),
+        ]
+
+    async def forward_backward(self, request: Request) -> Response:
+        """Take a batch: protobuf, or the JSON of SDKs up to 0.23."""
+        return await self._take_batch(request, forward_only=None)
+
+    async def forward(self, request: Request) -> Response:
+        """Take a batch to run forward only, as SDKs up to 0.23 ask for it."""
+        return await self._take_batch(request, forward_only=True)
+
+    async def optim_step(self, request: Request) -> Response:
+        """Apply the gradients."""
+        message, digest = await read_json(request, OptimStepRequest)
+        future = self._s.training.optim_step(owner_of(request), message, digest)
+        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+
+    async def _take_batch(self, request: Request, *, forward_only: bool | None) -> Response:
+        body = await request.body()
+        content_type = request.headers.get("content-type", "")
+        if request.state.oversize:
+            limit = self._s.config.limits.max_body_bytes
+            call = read_oversize_call(body, content_type=content_type, limit=limit)
+        else:
+            call = await read_call(body, content_type=content_type, forward_only=forward_only)
+        future = self._s.training.forward_backward(owner_of(request), call)
+        return message_reply(UntypedAPIFuture(request_id=future.request_id))

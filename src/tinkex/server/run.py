@@ -1,0 +1,258 @@
+"""Running a server process: models loaded, socket bound, requests served, stopped in peace.
+
+Owns the process's side of a server: the data folder's lock, the socket, signals, and the moment of
+being ready. What is served is `app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from tinkex.errors import ConfigurationError
+from tinkex.server.app import build_app
+from tinkex.server.auth import load_keys
+from tinkex.server.logs import make_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from starlette.applications import Starlette
+
+    from tinkex._clock import Clock
+    from tinkex.engine.engine import Engine
+    from tinkex.server.config import ServerConfig
+
+KEEP_ALIVE_S = 75
+LOCK_NAME = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a user needs to connect to a running server."""
+
+    url: str
+    """Base URL for clients."""
+    api_key: str = field(repr=False)
+    """The first accepted key."""
+    api_key_path: Path | None
+    """The file that the key is in; None where it was given directly."""
+    pid: int
+    """This process."""
+    base_models: tuple[str, ...]
+    """Names of the loaded base models."""
+    device: str
+    """Where they run."""
+    data_dir: Path
+    """Where checkpoints and the database are."""
+
+
+async def serve(
+    config: ServerConfig,
+    *,
+    on_ready: Callable[[ServerInfo], None],
+    clock: Clock,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`.
+
+    The socket is bound first, so an address in use is known at once; then the models are loaded.
+
+    Args:
+        config: the settings.
+        on_ready: called once requests are served.
+        clock: tells and waits for time.
+        stop: ends the server when set, besides the signals.
+
+    Raises:
+        ConfigurationError: for anything in the settings that does not work here: an address in
+            use, a data folder in use by another server, a model that does not load, bad keys.
+    """
+    logger = make_logger(config.log_level)
+    with _locked(config.data_dir), bound_socket(config) as listener:
+        keys, key_path = load_keys(config)
+        engines, device = await asyncio.to_thread(_load_engines, config)
+        app = build_app(config, engines, clock=clock, logger=logger, keys=keys)
+
+        def ready(url: str) -> None:
+            logger.info("serving", url=url, base_models=list(engines), device=device)
+            on_ready(
+                ServerInfo(
+                    url=url,
+                    api_key=keys[0],
+                    api_key_path=key_path,
+                    pid=os.getpid(),
+                    base_models=tuple(engines),
+                    device=device,
+                    data_dir=config.data_dir,
+                )
+            )
+
+        await serve_app(app, config, on_ready=ready, stop=stop, listener=listener)
+        logger.info("stopped")
+
+
+async def serve_app(
+    app: Starlette,
+    config: ServerConfig,
+    *,
+    on_ready: Callable[[str], None],
+    stop: asyncio.Event | None = None,
+    listener: socket.socket | None = None,
+) -> None:
+    """Serve an application that is built already; `on_ready` gets its URL.
+
+    Raises:
+        ConfigurationError: when the address cannot be bound, if no `listener` is given.
+    """
+    if listener is None:
+        with bound_socket(config) as bound:
+            await serve_app(app, config, on_ready=on_ready, stop=stop, listener=bound)
+        return
+    url = _url(config.host, listener.getsockname()[1])
+    server = _Server(app, config, stop=stop or asyncio.Event(), on_ready=lambda: on_ready(url))
+    await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but it says when it is ready, wakes for nothing, and sends long polls home."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        config: ServerConfig,
+        *,
+        stop: asyncio.Event,
+        on_ready: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, round(config.shutdown_grace_s)),
+            )
+        )
+        self._app = app
+        self._stop = stop
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, then say so."""
+        await super().startup(sockets=sockets)
+        if self.started and not self.should_exit:
+            self._on_ready()
+
+    async def main_loop(self) -> None:
+        """Sleep until it is time to stop: uvicorn's own loop would wake ten times a second."""
+        await self._stop.wait()
+        self._app.state.services.begin_stop()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT; a second one stops at once."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        try:
+            for number in signals:
+                loop.add_signal_handler(number, self._signalled)
+        except (ValueError, RuntimeError):
+            # Not in the main thread: whoever runs us there stops us through `stop`.
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        self.force_exit = self._stop.is_set()
+        self._stop.set()
+
+
+def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
+    """Load every base model: (engines by name, the device). Blocks."""
+    # Loaded only here: torch costs a second that wrong settings should not wait for.
+    from tinkex.engine.config import EngineConfig  # noqa: PLC0415
+    from tinkex.engine.device import resolve_device, resolve_dtype  # noqa: PLC0415
+    from tinkex.engine.engine import Engine, load_base_model  # noqa: PLC0415
+
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    engines: dict[str, Engine] = {}
+    for source in config.base_models:
+        base = load_base_model(
+            source,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=source in config.trust_remote_code,
+            allow_pickle=source in config.allow_pickle,
+        )
+        engines[base.name] = Engine(
+            base,
+            EngineConfig(
+                device=device,
+                dtype=dtype,
+                threads=config.threads,
+                max_rank=config.limits.max_rank,
+                max_adapters=config.limits.max_adapters,
+                max_samplers=config.limits.max_adapters,
+                max_num_samples=config.limits.max_num_samples,
+            ),
+        )
+    return engines, device
+
+
+@contextmanager
+def bound_socket(config: ServerConfig) -> Iterator[socket.socket]:
+    """Bind the address; port 0 becomes a free one."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {config.host} port {config.port} ({error.strerror}): "
+                "choose another, or port 0 for a free one"
+            ) from error
+        listener.setblocking(False)
+        yield listener
+    finally:
+        listener.close()
+
+
+@contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """Keep a second server out of a data folder; the lock ends with the process, however."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / LOCK_NAME).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"another server uses the data folder {data_dir}: stop it, or choose another"
+            ) from error
+        yield
+
+
+def _url(host: str, port: int) -> str:
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - comparing, not binding
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104 - as above
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,108 @@
+"""Checkpoint folders: whole or not there, and never outside the data folder."""
+
+import pytest
+
+from tinkex.errors import InputError
+from tinkex.server.blobs import Blobs, CheckpointKey
+
+RUN = "sess-1:train:0"
+KEY = CheckpointKey(RUN, "weights", "step-1")
+
+
+def save(blobs, key=KEY, content="x", *, overwrite=False):
+    with blobs.write(key, overwrite=overwrite) as folder:
+        folder.mkdir()
+        (folder / "file").write_text(content)
+
+
+def test_checkpoint_lies_where_its_names_say(tmp_path):
+    blobs = Blobs(tmp_path)
+    save(blobs, content="four")
+    assert (tmp_path / RUN / "weights" / "step-1" / "file").read_text() == "four"
+    assert blobs.exists(KEY)
+    assert blobs.size(KEY) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "a\x00b", "a\nb", "n" * 201]
+)
+def test_name_that_leads_elsewhere_is_refused(tmp_path, name):
+    blobs = Blobs(tmp_path / "root")
+    with pytest.raises(InputError, match="Checkpoint name"):
+        blobs.folder(CheckpointKey(RUN, "weights", name))
+    with pytest.raises(InputError):
+        blobs.folder(CheckpointKey(name, "weights", "x"))
+    with pytest.raises(InputError):
+        blobs.folder(CheckpointKey(RUN, name, "x"))
+
+
+@pytest.mark.parametrize("name", ["a", "0001", "final v2", "模型", "a%2e%2e", "x:y@z", "a.b-c_d~"])
+def test_ordinary_name_stays_inside_and_comes_back(tmp_path, name):
+    blobs = Blobs(tmp_path)
+    key = CheckpointKey(RUN, "weights", name)
+    save(blobs, key)
+    assert blobs.folder(key).parent == tmp_path / RUN / "weights"
+    blobs.recover({key})
+    assert blobs.exists(key)
+
+
+def test_existing_checkpoint_is_kept_without_overwrite(tmp_path):
+    blobs = Blobs(tmp_path)
+    save(blobs, content="old")
+    with pytest.raises(InputError, match="exists already"):
+        save(blobs, content="new")
+    assert (blobs.folder(KEY) / "file").read_text() == "old"
+
+
+def test_overwrite_replaces_and_leaves_nothing_beside(tmp_path):
+    blobs = Blobs(tmp_path)
+    save(blobs, content="old")
+    save(blobs, content="new", overwrite=True)
+    assert (blobs.folder(KEY) / "file").read_text() == "new"
+    assert [p.name for p in blobs.folder(KEY).parent.iterdir()] == ["step-1"]
+
+
+def test_failed_save_leaves_what_was_there(tmp_path):
+    blobs = Blobs(tmp_path)
+    save(blobs, content="old")
+
+    def fail():
+        with blobs.write(KEY, overwrite=True) as folder:
+            folder.mkdir()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert (blobs.folder(KEY) / "file").read_text() == "old"
+    assert [p.name for p in blobs.folder(KEY).parent.iterdir()] == ["step-1"]
+
+
+def test_delete_removes_and_may_be_repeated(tmp_path):
+    blobs = Blobs(tmp_path)
+    save(blobs)
+    blobs.delete(KEY)
+    blobs.delete(KEY)
+    assert not blobs.exists(KEY)
+
+
+def test_recovery_clears_half_written_and_unknown_folders(tmp_path):
+    blobs = Blobs(tmp_path)
+    save(blobs)
+    parent = blobs.folder(KEY).parent
+    (parent / ".staging-dead").mkdir()
+    (parent / "orphan").mkdir()
+    blobs.recover({KEY})
+    assert [p.name for p in parent.iterdir()] == ["step-1"]
+
+
+def test_recovery_brings_back_what_a_killed_overwrite_moved_away(tmp_path):
+    blobs = Blobs(tmp_path)
+    save(blobs, content="old")
+    folder = blobs.folder(KEY)
+    folder.rename(folder.parent / ".replaced-step-1")
+    blobs.recover({KEY})
+    assert (folder / "file").read_text() == "old"
+
+
+def test_recovery_of_a_fresh_folder_does_nothing(tmp_path):
+    Blobs(tmp_path / "none").recover(set())
