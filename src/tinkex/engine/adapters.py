@@ -7,18 +7,20 @@ at any time.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from tinkex.engine.lora import LoraWeights
 from tinkex.engine.optimizers import AdamState, adam_step, check_adam_params, new_adam_state
 from tinkex.errors import EngineError, InputError
-from tinkex.types import AdamParams, LoraConfig
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from tinkex.engine.lora import LoraWeights
+    from tinkex.types import AdamParams, LoraConfig
 
 T = TypeVar("T")
 

@@ -10,9 +10,8 @@ No mask function is registered under our name: transformers then builds no mask 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,9 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from tinkex.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 IMPLEMENTATION = "tinkex_packed"
 """Name of our function in transformers' registry."""
@@ -169,5 +171,5 @@ def packed_attention_forward(
 
 
 def register() -> None:
-    """Make our function known to transformers under `IMPLEMENTATION`; doing it twice is harmless."""
+    """Make our function known to transformers as `IMPLEMENTATION`; twice is harmless."""
     AttentionInterface.register(IMPLEMENTATION, packed_attention_forward)

@@ -7,18 +7,21 @@ can change a bit of its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tinkex.engine.losses import HIGH, LOW, TARGETS, WEIGHTS, LossCall
 from tinkex.errors import InputError
 from tinkex.types import Datum, EncodedTextChunk, ModelInput, TensorData
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def prompt_tokens(model_input: ModelInput, limits: BatchLimits, where: str) -> N
                 f"{where}: chunk {number} is of type {chunk.type!r}; this model takes text only "
                 "(encoded_text)"
             )
-        parts.append(np.asarray(chunk.tokens, dtype=np.int64))
+        parts.append(chunk.tokens_np.astype(np.int64))
     tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
     if tokens.size == 0:
         raise InputError(f"{where} is empty; send at least one token")

@@ -17,10 +17,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +29,9 @@ from tinkex.engine.lora import LoraPair, LoraShape, LoraWeights, lora_weights, p
 from tinkex.engine.optimizers import AdamState
 from tinkex.errors import EngineError, InputError
 from tinkex.types import LoraConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FORMAT_VERSION = 1
 CONFIG = "adapter_config.json"

@@ -3,15 +3,15 @@
 The room's front. Owns which request goes where, and nothing of how it is done. Synchronous and not
 thread-safe: one thread owns it, alternating `TrainingTask.run_microbatch` and `step`.
 
-Everything a caller sends is checked before anything is computed (`InputError`); a failure of ours is
-`EngineError`. Either way weights, optimiser state, gradients and other requests stay as they were.
+Everything a caller sends is checked before anything is computed (`InputError`); a failure of ours
+is `EngineError`. Either way weights, optimiser state, gradients and other requests stay as they
+were.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -43,7 +43,12 @@ from tinkex.engine.sequence import (
 from tinkex.engine.stops import stop_rule
 from tinkex.engine.trainer import TrainerSettings, TrainingTask
 from tinkex.errors import InputError
-from tinkex.types import AdamParams, Datum, ForwardBackwardOutput, LoraConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from tinkex.types import AdamParams, Datum, ForwardBackwardOutput, LoraConfig
 
 __all__ = [
     "BaseModel",

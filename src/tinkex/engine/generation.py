@@ -1,14 +1,14 @@
 """Sampling, a step at a time: schedule, run, postprocess.
 
-Owns the life of sampling jobs. A step is one prefill of waiting prompts or one decode of all running
-sequences; nothing here waits. A job that fails takes no other with it, unless the computation itself
-failed for the whole batch.
+Owns the life of sampling jobs. A step is one prefill of waiting prompts or one decode of all
+running sequences; nothing here waits. A job that fails takes no other with it, unless the
+computation itself failed for the whole batch.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,17 +16,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinkex.engine.attention import PrefillAttention
-from tinkex.engine.config import EngineConfig
 from tinkex.engine.head import top_logprobs
 from tinkex.engine.kv_cache import DecodeAttention, KVCache, PrefillWriter
 from tinkex.engine.lora import LoraSegment, LoraWeights
-from tinkex.engine.model_runner import ModelRunner
 from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
 from tinkex.engine.scheduler import Scheduler
 from tinkex.engine.sequence import JobState, RunningSequence, SampleFinished
 from tinkex.engine.uniform import UniformStream
 from tinkex.errors import EngineError, TinkerError
 from tinkex.types import SampledSequence, SampleResponse, TopkLogprobs
+from tinkex.types.sampling import EMPTY_TOPK_LOGPROB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from tinkex.engine.config import EngineConfig
+    from tinkex.engine.model_runner import ModelRunner
 
 _NOT_FINITE = (
     "the model gave logits that are not finite; the adapter's weights may have diverged. Load an "
@@ -143,7 +150,7 @@ class Generator:
         k = job.topk_prompt_logprobs
         if k:
             token_ids = np.zeros((length, k), dtype=np.int32)
-            values = np.full((length, k), EMPTY_LOGPROB, dtype=np.float32)
+            values = np.full((length, k), EMPTY_TOPK_LOGPROB, dtype=np.float32)
             if before.shape[0]:
                 top, top_ids = head.topk_logprobs(before, k, state.weights)
                 token_ids[first:], values[first:] = top_ids.cpu().numpy(), top.cpu().numpy()
@@ -271,10 +278,6 @@ class Generator:
             sequence.row = None
 
 
-EMPTY_LOGPROB = -99999.0
-"""The wire's mark of a cell without an entry, with token id 0."""
-
-
 def _segments(weights: Sequence[LoraWeights | None], counts: Sequence[int]) -> list[LoraSegment]:
     """Merge neighbours of the same adapter into segments; the base model needs none."""
     segments: list[LoraSegment] = []
@@ -316,10 +319,6 @@ def _sampled(sequence: RunningSequence, name: str) -> SampledSequence:
 
 
 def _topk_record(
-    arrays: tuple[
-        np.ndarray[tuple[int, ...], np.dtype[np.int32]],
-        np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    ]
-    | None,
+    arrays: tuple[NDArray[np.int32], NDArray[np.float32]] | None,
 ) -> TopkLogprobs | None:
     return None if arrays is None else TopkLogprobs(token_ids=arrays[0], logprobs=arrays[1])

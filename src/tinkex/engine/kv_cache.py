@@ -11,13 +11,16 @@ and a row that held a NaN must be scrubbed when freed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinkex.engine.scheduler import row_capacity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class KVRow:

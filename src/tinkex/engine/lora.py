@@ -12,13 +12,16 @@ of Punica's SGMV, arXiv 2310.18547); A and B are never gathered row by row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 UNEMBED = "lm_head"
 """Name of the unembedding among an adapter's modules (and in PEFT's files)."""

@@ -23,14 +23,17 @@ Owns formulas and the names of inputs; checks of shapes and values are `batching
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tinkex.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 LOW = "clip_low_threshold"
 HIGH = "clip_high_threshold"

@@ -6,21 +6,26 @@ forward. Knows no sequence, job or loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
 from torch.nn import functional as F
 
-from tinkex.engine.attention import PackedAttention
-from tinkex.engine.config import EngineConfig
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
-from tinkex.engine.models.loader import BaseModel
 from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
 from tinkex.errors import EngineError
-from tinkex.types import LoraConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from torch import Tensor
+
+    from tinkex.engine.attention import PackedAttention
+    from tinkex.engine.config import EngineConfig
+    from tinkex.engine.models.loader import BaseModel
+    from tinkex.types import LoraConfig
 
 
 class ModelRunner:

@@ -5,20 +5,23 @@ Adam with decoupled weight decay (Kingma & Ba 2014, arXiv 1412.6980; Loshchilov 
 and the formula, not the gradient's accumulation (`adapters`) nor files (`checkpoint`).
 
 Plain tensor operations on one flat buffer: `torch.optim` would import `torch._dynamo` (seconds and
-memory) on first use, and its fused kernel's gain is over many small tensors, of which there are none
-here.
+memory) on first use, and its fused kernel's gain is over many small tensors, of which there are
+none here.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tinkex.errors import EngineError, InputError
-from tinkex.types import AdamParams
+
+if TYPE_CHECKING:
+    from tinkex.types import AdamParams
 
 
 @dataclass(slots=True)

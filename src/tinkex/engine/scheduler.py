@@ -8,9 +8,12 @@ reserved for a sequence's longest possible end, so nothing that runs is ever pre
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from tinkex.engine.sequence import JobState, RunningSequence
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tinkex.engine.sequence import JobState, RunningSequence
 
 _SMALLEST_ROW = 64
 
@@ -48,15 +51,17 @@ class Scheduler:
         taken: list[JobState] = []
         tokens = 0
         slots = self._max_running - len(self.running) - sum(_left(s) for s in self.starting)
+        promised = sum(row_capacity(s.length_limit) for s in self.starting)
         while self.waiting:
             state = self.waiting[0]
             alone = not (taken or self.running or self.starting)
-            cost = row_capacity(len(state.prompt)) + row_capacity(state.length_limit)
-            fits = slots > 0 and self._reserved + cost <= self._cache_tokens
+            prompt_row = row_capacity(len(state.prompt))
+            promised += row_capacity(state.length_limit)
+            fits = slots > 0 and self._reserved + promised + prompt_row <= self._cache_tokens
             if not alone and not (fits and tokens + len(state.prompt) <= self._prefill_tokens):
                 break
             taken.append(self.waiting.popleft())
-            self._reserved += row_capacity(len(state.prompt))
+            self._reserved += prompt_row
             tokens += len(state.prompt)
             slots -= state.job.num_samples
         self.starting.extend(taken)

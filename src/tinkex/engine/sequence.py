@@ -6,21 +6,22 @@ Owns the checks of what a caller asked for; who runs when is `scheduler`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tinkex.engine.stops import StopRule
-from tinkex.engine.uniform import UniformStream
 from tinkex.errors import InputError, TinkerError
 from tinkex.types import ModelInput, SampleResponse, SamplingParams, StopReason
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tinkex.engine.kv_cache import KVRow
     from tinkex.engine.lora import LoraWeights
+    from tinkex.engine.stops import StopRule
+    from tinkex.engine.uniform import UniformStream
 
 MAX_TOPK_LOGPROBS = 256
 """Most alternatives given for each token."""

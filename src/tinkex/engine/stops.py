@@ -1,17 +1,20 @@
 """When a sequence stops: at token ids, or at strings, also across token borders.
 
 Owns the reading of `SamplingParams.stop`: absent means the model's end tokens; an empty list means
-no stop at all; ints are token ids; a string or strings are text. Whatever completes the stop is part
-of the tokens, as in the official service.
+no stop at all; ints are token ids; a string or strings are text. Whatever completes the stop is
+part of the tokens, as in the official service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tinkex.engine.models.tokenizer import TextDecoder
 from tinkex.errors import InputError
+
+if TYPE_CHECKING:
+    from tinkex.engine.models.tokenizer import TextDecoder
 
 _MAX_STOPS = 64
 _MAX_STOP_BYTES = 1024

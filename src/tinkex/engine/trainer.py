@@ -8,23 +8,28 @@ failure or an abandoned task leaves no trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinkex.engine.adapters import Adapter
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.batching import PackedBatch, TrainingSequence, microbatches, pack
 from tinkex.engine.lora import UNEMBED, LoraSegment, LoraWeights
 from tinkex.engine.losses import LossCall, LossInputs
-from tinkex.engine.model_runner import ModelRunner
 from tinkex.errors import EngineError, InputError, TinkerError
 from tinkex.types import ForwardBackwardOutput, TensorData
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from tinkex.engine.adapters import Adapter
+    from tinkex.engine.model_runner import ModelRunner
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,8 @@ def load_base_model(
         allow_pickle: Take pickled weights where there is no safetensors file.
 
     Raises:
-        ConfigurationError: nothing there, weights as pickle only, code of its own, or an architecture that
-            the engine cannot drive.
+        ConfigurationError: nothing there, weights as pickle only, code of its own, or an
+            architecture that the engine cannot drive.
     """
     location = str(_ASSETS / "sprout") if source == SPROUT else source
     _check_folder(source, location, allow_pickle=allow_pickle)

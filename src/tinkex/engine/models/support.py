@@ -3,20 +3,22 @@
 The engine runs transformers' own modelling code on packed tokens, so most decoder-only models work;
 those of `TESTED` are compared with plain transformers in our tests. Any other is compared once, at
 load, on a few tokens, and refused when the logits differ. Refused by name: attention sinks,
-softcapping and masks of their own (in `attention`), final softcapping, and fused expert weights when
-an adapter wants them.
+softcapping and masks of their own (in `attention`), final softcapping, and fused expert weights
+when an adapter wants them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tinkex.engine import attention
-from tinkex.engine.lora import LoraShape
 from tinkex.errors import ConfigurationError, InputError
+
+if TYPE_CHECKING:
+    from tinkex.engine.lora import LoraShape
 
 TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3"})
 """Values of `model_type` whose logits our tests compare with plain transformers."""

@@ -5,9 +5,11 @@ Loaded on first use: most requests stop at token ids, and tokenizers cost time a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class TextDecoder(Protocol):

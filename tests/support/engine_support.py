@@ -1,0 +1,146 @@
+"""Tiny random models and short ways to train and sample, for the engine's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from tinkex.engine.engine import Engine, EngineConfig, SampleJob
+from tinkex.engine.models.loader import wrap_model
+from tinkex.types import Datum, LoraConfig, ModelInput, SampleResponse, SamplingParams, TensorData
+
+VOCAB = 97
+CONTEXT = 128
+
+_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 6, "head_dim": 8},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16},
+    "phi3": {"tie_word_embeddings": True},
+    "phi": {"partial_rotary_factor": 0.5},
+}
+
+
+def tiny_model(family: str = "qwen3", *, seed: int = 0, **changes: Any) -> Any:
+    """Make a random causal LM of a family; its logits are spread enough to tell tokens apart."""
+    settings = {**_SIZES, **FAMILIES.get(family, {}), **changes}
+    config = transformers.AutoConfig.for_model(family, **settings)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.2)
+    return model.eval()
+
+
+def tiny_engine(family: str = "qwen3", *, model: Any = None, **settings: Any) -> Engine:
+    """Make an engine over a tiny model; `settings` are EngineConfig's."""
+    model = tiny_model(family) if model is None else model
+    return Engine(wrap_model(model, name="tiny"), EngineConfig(**settings))
+
+
+def trained_engine(*, unembed: bool = True, **settings: Any) -> Engine:
+    """Make an engine whose adapters "a" and "b" are not zero, and samplers of the same names."""
+    engine = tiny_engine(**settings)
+    for i, name in enumerate(("a", "b")):
+        engine.create_adapter(name, LoraConfig(rank=4 + 4 * i, seed=i, train_unembed=unembed))
+        shake(engine, name, seed=i)
+        engine.snapshot_sampler(name, name)
+    return engine
+
+
+def shake(engine: Engine, adapter_id: str, *, seed: int = 0, scale: float = 0.05) -> None:
+    """Add noise to all weights of an adapter, so that B is not zero."""
+    flat = engine._pool.adapter(adapter_id).weights.flat
+    noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        flat.add_(noise * scale)
+
+
+def tokens(count: int, *, seed: int = 0) -> list[int]:
+    """Draw token ids."""
+    return np.random.default_rng(seed).integers(2, VOCAB, count).tolist()
+
+
+def datum(count: int, *, seed: int = 0, loss_fn: str = "cross_entropy", **inputs: Any) -> Datum:
+    """Make a datum of `count` tokens with what `loss_fn` needs; `inputs` replace or add."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(2, VOCAB, count + 1)
+    fields: dict[str, Any] = {"target_tokens": ids[1:]}
+    if loss_fn == "cross_entropy":
+        fields["weights"] = rng.normal(size=count).astype(np.float32)
+    else:
+        fields["logprobs"] = rng.uniform(-6, -2, count).astype(np.float32)
+        fields["advantages"] = rng.normal(size=count).astype(np.float32)
+    fields.update(inputs)
+    made = {
+        key: value if isinstance(value, TensorData) else TensorData.from_numpy(np.asarray(value))
+        for key, value in fields.items()
+        if value is not None
+    }
+    return Datum(model_input=ModelInput.from_ints(ids[:-1].tolist()), loss_fn_inputs=made)
+
+
+def job(
+    job_id: str,
+    prompt: Sequence[int],
+    sampler_id: str | None = None,
+    *,
+    num_samples: int = 1,
+    **options: Any,
+) -> SampleJob:
+    """Make a sampling job; sampling parameters and job options by name."""
+    params = {k: options.pop(k) for k in list(options) if k in SamplingParams.model_fields}
+    return SampleJob(
+        job_id=job_id,
+        sampler_id=sampler_id,
+        prompt=ModelInput.from_ints(list(prompt)),
+        num_samples=num_samples,
+        sampling_params=SamplingParams(**params),
+        **options,
+    )
+
+
+def sample(engine: Engine, *jobs: SampleJob) -> dict[str, SampleResponse]:
+    """Run jobs together to their ends; the first error is raised."""
+    for one in jobs:
+        engine.add_sample(one)
+    done = {}
+    while engine.has_sampling_work():
+        for finished in engine.step():
+            if finished.error is not None:
+                raise finished.error
+            done[finished.job_id] = finished.response
+    return done
+
+
+def flat(engine: Engine, adapter_id: str) -> torch.Tensor:
+    """Copy an adapter's weights."""
+    return engine._pool.adapter(adapter_id).weights.flat.detach().clone()
+
+
+def gradient(engine: Engine, adapter_id: str) -> torch.Tensor:
+    """Copy an adapter's accumulated gradient."""
+    found = engine._pool.adapter(adapter_id).gradient
+    assert found is not None
+    return found.clone()

@@ -1,0 +1,112 @@
+"""Choosing tokens: supports, distributions, determinism."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
+
+V = 40
+
+
+def row(**changes):
+    return RowChoice(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "uniform": 0.5, **changes})
+
+
+def logits(count=1, size=V, seed=0):
+    return 2 * torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+def many(one, count, **settings):
+    """Sample one row of logits with evenly spread uniforms."""
+    choices = [row(uniform=(i + 0.5) / count, **settings) for i in range(count)]
+    return choose_tokens(one.expand(count, -1), choices).numpy()
+
+
+def shares(one, count=20_000, **settings):
+    return np.bincount(many(one, count, **settings), minlength=one.shape[1]) / count
+
+
+def test_temperature_zero_takes_the_likeliest():
+    z = logits(5)
+    found = choose_tokens(z, [row(temperature=0.0, top_k=3, top_p=0.1)] * 5)
+    assert torch.equal(found, z.argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_shares_are_the_softmax(temperature):
+    """Evenly spread uniforms give each token its probability to within one of the steps."""
+    z = logits()
+    exact = (z.double() / temperature).softmax(1)[0].numpy()
+    assert np.abs(shares(z, temperature=temperature) - exact).max() < 1.1e-4
+
+
+def test_random_uniforms_pass_a_chi_squared_test():
+    """39 degrees of freedom: 72.1 is one in a thousand."""
+    z = logits(seed=3) * 0.3
+    uniforms = np.random.default_rng(0).random(20_000)
+    found = choose_tokens(z.expand(20_000, -1), [row(uniform=u) for u in uniforms]).numpy()
+    counts = np.bincount(found, minlength=V)
+    expected = 20_000 * z.double().softmax(1)[0].numpy()
+    assert ((counts - expected) ** 2 / expected).sum() < 72.1
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, V, V + 5])
+def test_top_k_keeps_the_k_likeliest_in_proportion(k):
+    z = logits()
+    found = shares(z, top_k=k)
+    kept = z[0].topk(min(k, V)).indices.numpy()
+    exact = np.zeros(V)
+    exact[kept] = z[0, kept].double().softmax(0).numpy()
+    assert set(np.nonzero(found)[0]) <= set(kept)
+    assert np.abs(found - exact).max() < 1.1e-4
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("size", [V, 500])
+def test_top_p_keeps_the_smallest_set_that_reaches_p(p, size):
+    z = logits(size=size) * 0.5
+    probabilities, order = z[0].double().softmax(0).sort(descending=True)
+    count = int((probabilities.cumsum(0) < p).sum()) + 1
+    exact = np.zeros(size)
+    exact[order[:count].numpy()] = (probabilities[:count] / probabilities[:count].sum()).numpy()
+    assert np.abs(shares(z, top_p=p) - exact).max() < 1.1e-4
+
+
+def test_top_p_applies_to_what_top_k_left():
+    z = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    found = shares(z, top_k=2, top_p=0.55)
+    assert set(np.nonzero(found)[0]) == {0}  # 0.4 / 0.7 reaches 0.55 alone
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_extreme_uniforms_stay_inside_the_support(uniform, settings):
+    z = torch.full((1, V), -torch.inf)
+    z[0, 10:13] = torch.tensor([0.0, 1.0, -1.0])
+    token = choose_tokens(z, [row(uniform=uniform, **settings)]).item()
+    assert 10 <= token <= 12
+
+
+def test_tiny_temperature_neither_overflows_nor_wanders():
+    z = logits(3) * 1000
+    found = choose_tokens(z, [row(temperature=1e-6)] * 3)
+    assert torch.equal(found, z.argmax(1))
+
+
+def test_row_does_not_depend_on_its_company():
+    z = logits(12)
+    settings = [{}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.0}, {"temperature": 0.5}]
+    choices = [row(uniform=(i + 1) / 14, **settings[i % 5]) for i in range(12)]
+    together = choose_tokens(z, choices)
+    alone = [choose_tokens(z[i : i + 1], [choices[i]]).item() for i in range(12)]
+    assert together.tolist() == alone
+
+
+def test_logprobs_are_those_of_the_plain_softmax():
+    z = logits(6)
+    chosen = torch.arange(6)
+    expected = z.log_softmax(1)[torch.arange(6), chosen]
+    torch.testing.assert_close(token_logprobs(z, chosen), expected)
