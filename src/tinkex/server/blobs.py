@@ -14,18 +14,15 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
 
 from tinkex.errors import InputError
+from tinkex.types.tinker_path import check_part, format_tinker_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 KINDS = ("weights", "sampler_weights")
-MAX_NAME_BYTES = 200
-# What `quote` leaves as it is besides letters, digits and "_.-~".
-_SAFE = ":@+=,"
 _STAGING = ".staging-"
 _REPLACED = ".replaced-"
 
@@ -42,35 +39,12 @@ class CheckpointKey:
     @property
     def path(self) -> str:
         """Its tinker path."""
-        return f"tinker://{self.run_id}/{self.kind}/{self.name}"
+        return format_tinker_path(self.run_id, self.kind, self.name)
 
     @property
     def checkpoint_id(self) -> str:
         """Its id within its run."""
         return f"{self.kind}/{self.name}"
-
-
-def check_name(name: str) -> None:
-    """Refuse a checkpoint name that cannot be a tinker path's last part.
-
-    Raises:
-        InputError: saying what is wrong with it.
-    """
-    problem = None
-    if not name:
-        problem = "is empty"
-    elif "/" in name or "\\" in name:
-        problem = "has a slash"
-    elif name.startswith("."):
-        problem = "starts with a dot"
-    elif not name.isprintable():
-        problem = "has control characters"
-    elif len(_segment(name)) > MAX_NAME_BYTES:
-        problem = f"is longer than {MAX_NAME_BYTES} bytes"
-    if problem is not None:
-        raise InputError(
-            f"Checkpoint name {name[:80]!r} {problem}: use letters, digits, '-', '_' and '.'."
-        )
 
 
 class Blobs:
@@ -85,11 +59,11 @@ class Blobs:
         Raises:
             InputError: for a name that leads elsewhere.
         """
-        check_name(key.name)
-        check_name(key.run_id)
+        check_part(key.name, "checkpoint name")
+        check_part(key.run_id, "training run id")
         if key.kind not in KINDS:
             raise InputError(f"Checkpoint kind {key.kind!r} is none of {', '.join(KINDS)}.")
-        return self._root / _segment(key.run_id) / key.kind / _segment(key.name)
+        return self._root / key.run_id / key.kind / key.name
 
     def exists(self, key: CheckpointKey) -> bool:
         """Whether the checkpoint is there."""
@@ -139,7 +113,7 @@ class Blobs:
         for run in self._root.iterdir():
             for kind in KINDS:
                 if (run / kind).is_dir():
-                    self._recover_kind(unquote(run.name), kind, run / kind, known)
+                    self._recover_kind(run.name, kind, run / kind, known)
 
     def _recover_kind(
         self, run_id: str, kind: str, folder: Path, known: set[CheckpointKey]
@@ -149,7 +123,7 @@ class Blobs:
             if not original.exists():
                 entry.rename(original)
         for entry in list(folder.iterdir()):
-            if CheckpointKey(run_id, kind, unquote(entry.name)) not in known:
+            if CheckpointKey(run_id, kind, entry.name) not in known:
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _replace(self, staging: Path, final: Path) -> None:
@@ -161,11 +135,6 @@ class Blobs:
         staging.rename(final)
         _sync_folder(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _segment(name: str) -> str:
-    """Encode a name as one path segment: no slash, no dot first, any alphabet."""
-    return quote(name, safe=_SAFE)
 
 
 def _sync_folder(folder: Path) -> None:

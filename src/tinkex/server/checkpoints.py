@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from tinkex.wire.tinker_path import ParsedCheckpointTinkerPath
-
 from tinkex.errors import InputError
 from tinkex.server.blobs import KINDS, CheckpointKey
 from tinkex.server.refusal import not_found
 from tinkex.server.store import CheckpointRow
+from tinkex.types import ParsedCheckpointTinkerPath
 
 if TYPE_CHECKING:
     from tinkex._clock import Clock
@@ -128,9 +127,10 @@ class Checkpoints:
             if not self._sweep_timer.cancelled and self._sweep_timer.deadline <= deadline:
                 return
             self._sweep_timer.cancel()
-        self._sweep_timer = self._timers.call_later(
-            wait, lambda: self._tasks.spawn(self._sweep(), name="sweep checkpoints")
-        )
+        self._sweep_timer = self._timers.call_later(wait, self._begin_sweep)
+
+    def _begin_sweep(self) -> None:
+        self._tasks.spawn(self._sweep(), name="sweep checkpoints")
 
 
 def parse_path(tinker_path: str) -> CheckpointKey:

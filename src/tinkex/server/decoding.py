@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tinkex.wire.json import decode_forward_backward_json_envelope
 
 from tinkex.errors import InputError, TinkerError, WireDecodeError
 from tinkex.server.bodies import OFF_LOOP_BYTES
 from tinkex.server.refusal import bad_request, too_large
 from tinkex.types import EncodedTextChunk
+from tinkex.wire.headers import PROTOBUF
+from tinkex.wire.json import decode_forward_backward_json_envelope
 from tinkex.wire.proto import decode_forward_backward_envelope
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from tinkex.types import Datum
     from tinkex.wire.envelope import ForwardBackwardEnvelope
 
-PROTOBUF = "application/x-protobuf"
 RESULT_BYTES_PER_TOKEN = 8
 MODEL_ID_FIELD = 1
 SEQ_ID_FIELD = 2

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from tinkex.errors import InputError
 from tinkex.server.bodies import ClientDisconnected, read_body
 from tinkex.server.refusal import Refusal, bad_request, reply_headers, unauthorized
+from tinkex.wire.headers import API_KEY, CONTENT_ENCODING, REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +58,7 @@ class RequestId:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
         try:
@@ -151,7 +152,7 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _owner(self, headers: Headers) -> str:
-        key = headers.get("x-api-key", "")
+        key = headers.get(API_KEY, "")
         if not key:
             raise unauthorized(
                 "No API key: send it in the X-API-Key header, or set TINKER_API_KEY for the SDK. "
@@ -183,7 +184,7 @@ class BodyReader:
             raise bad_request("Content-Length is not a number.")
         body = await read_body(
             receive,
-            encoding=headers.get("content-encoding", "").strip().lower(),
+            encoding=headers.get(CONTENT_ENCODING, "").strip().lower(),
             limit=self._limits.max_body_bytes,
             drain_limit=drain,
         )

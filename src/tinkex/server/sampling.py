@@ -231,7 +231,7 @@ class Sampling:
                 sequence_ids=sequence_ids,
                 target_prompt_logprobs=request.target_prompt_logprobs,
                 prompt_alt_tokens_k=request.prompt_alt_tokens_k,
-                record_stability_info=request.record_stability_info,
+                record_stability_info=bool(request.record_stability_info),
             )
         )
         if session is not None:
@@ -274,6 +274,7 @@ def _sequence_ids(request: SampleRequest, future: Future) -> list[str]:
 
 
 def _result_bytes(request: SampleRequest, response: SampleResponse) -> int:
-    sampled = sum(len(sequence.tokens_np) for sequence in response.sequences)
+    arrays = (sequence.tokens_np for sequence in response.sequences)
+    sampled = sum(tokens.size for tokens in arrays if tokens is not None)
     prompt = request.prompt.length * (1 + request.topk_prompt_logprobs)
     return BYTES_PER_TOKEN * (sampled + prompt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tinkex.errors import InputError
-from tinkex.server.blobs import CheckpointKey, check_name
+from tinkex.server.blobs import CheckpointKey
 from tinkex.server.futures import Operation
 from tinkex.server.refusal import invalid_fields
 from tinkex.server.runs import Answer, TrainingRun
@@ -21,6 +21,7 @@ from tinkex.server.samplers import (
     sampler_id_of,
 )
 from tinkex.types import SaveWeightsForSamplerResponseInternal, SaveWeightsResponse
+from tinkex.types.tinker_path import check_part
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -113,7 +114,7 @@ class Saving:
         *,
         overwrite: bool = False,
     ) -> str:
-        check_name(key.name)
+        check_part(key.name, "checkpoint name")
         if ttl_seconds is not None and not MIN_TTL_S <= ttl_seconds <= MAX_TTL_S:
             raise InputError(
                 f"ttl_seconds is {ttl_seconds}: it must be {MIN_TTL_S}..{MAX_TTL_S}, or None "

@@ -315,11 +315,13 @@ class Store:
 
     async def _one(self, statement: Select[Any]) -> RowMapping | None:
         async with self._connected().connect() as connection:
-            return (await connection.execute(statement)).mappings().first()
+            row: RowMapping | None = (await connection.execute(statement)).mappings().first()
+            return row
 
     async def _all(self, statement: Select[Any]) -> Sequence[RowMapping]:
         async with self._connected().connect() as connection:
-            return (await connection.execute(statement)).mappings().all()
+            rows: Sequence[RowMapping] = (await connection.execute(statement)).mappings().all()
+            return rows
 
 
 def _live(now: float) -> Select[Any]:

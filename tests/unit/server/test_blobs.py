@@ -24,11 +24,11 @@ def test_checkpoint_lies_where_its_names_say(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "a\x00b", "a\nb", "n" * 201]
+    "name", ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "a\x00b", "a\nb", "a b", "n" * 201]
 )
 def test_name_that_leads_elsewhere_is_refused(tmp_path, name):
     blobs = Blobs(tmp_path / "root")
-    with pytest.raises(InputError, match="Checkpoint name"):
+    with pytest.raises(InputError, match="checkpoint name"):
         blobs.folder(CheckpointKey(RUN, "weights", name))
     with pytest.raises(InputError):
         blobs.folder(CheckpointKey(name, "weights", "x"))
@@ -36,7 +36,7 @@ def test_name_that_leads_elsewhere_is_refused(tmp_path, name):
         blobs.folder(CheckpointKey(RUN, name, "x"))
 
 
-@pytest.mark.parametrize("name", ["a", "0001", "final v2", "模型", "a%2e%2e", "x:y@z", "a.b-c_d~"])
+@pytest.mark.parametrize("name", ["a", "0001", "x:y@z", "a.b-c_d", "a..b", "n" * 200])
 def test_ordinary_name_stays_inside_and_comes_back(tmp_path, name):
     blobs = Blobs(tmp_path)
     key = CheckpointKey(RUN, "weights", name)

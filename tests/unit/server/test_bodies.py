@@ -13,9 +13,7 @@ LIMIT = 200_000
 
 
 def channel(*chunks, disconnect=False):
-    messages = [
-        {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
-    ] + [
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks] + [
         {"type": "http.disconnect"}
         if disconnect
         else {"type": "http.request", "body": b"", "more_body": False}

@@ -16,7 +16,7 @@ class Harness:
         self.running = False
         self.sequencer = Sequencer(
             release=self.released.append,
-            abandon=lambda request, error: self.abandoned.__setitem__(request, error),
+            abandon=self.abandoned.__setitem__,
             arm=self._arm,
             disarm=self._disarm,
             max_held=max_held,

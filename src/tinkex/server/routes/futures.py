@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,15 +18,23 @@ from tinkex.types import (
     RequestFailedResponse,
     TryAgainResponse,
 )
+from tinkex.wire.headers import ACCEPT, PROTOBUF
+from tinkex.wire.json import forward_backward_output_to_json, sample_response_to_json
 from tinkex.wire.proto import encode_forward_backward_output, encode_sample_response
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from starlette.requests import Request
 
     from tinkex.server.futures import Future
     from tinkex.server.services import Services
 
-PROTOBUF = "application/x-protobuf"
+BULK_ENCODERS: Mapping[Operation, tuple[Callable[[Any], bytes], Callable[[Any], Any]]] = {
+    Operation.FORWARD_BACKWARD: (encode_forward_backward_output, forward_backward_output_to_json),
+    Operation.SAMPLE: (encode_sample_response, sample_response_to_json),
+}
+"""Results that are protobuf for new SDKs and JSON for old ones."""
 
 
 class FutureRoutes:
@@ -53,7 +61,7 @@ class FutureRoutes:
             await self._wait(request, future)
         if not future.done:
             return message_reply(TryAgainResponse(request_id=future.request_id))
-        reply = await self._reply(future, request.headers.get("accept", ""))
+        reply = await self._reply(future, request.headers.get(ACCEPT, ""))
         future.mark_delivered()
         return reply
 
@@ -90,9 +98,10 @@ def _encode(future: Future, accept: str) -> Response:
 
     SDKs from 0.24 on read samples and batches as protobuf only, older ones read both.
     """
-    binary = PROTOBUF in accept
-    if binary and future.operation is Operation.FORWARD_BACKWARD:
-        return Response(encode_forward_backward_output(future.result), media_type=PROTOBUF)
-    if binary and future.operation is Operation.SAMPLE:
-        return Response(encode_sample_response(future.result), media_type=PROTOBUF)
-    return message_reply(future.result)
+    encoders = BULK_ENCODERS.get(future.operation)
+    if encoders is None:
+        return message_reply(future.result)
+    to_protobuf, to_json = encoders
+    if PROTOBUF in accept:
+        return Response(to_protobuf(future.result), media_type=PROTOBUF)
+    return json_reply(to_json(future.result))

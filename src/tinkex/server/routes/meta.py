@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from tinkex.server.routes.messages import json_reply, message_reply
+from tinkex.server.routes.messages import message_reply
 from tinkex.types import (
     ClientConfigResponse,
     ClientDynamicConfigResponse,
     GetServerCapabilitiesResponse,
+    HealthResponse,
     SupportedModel,
+    TelemetryResponse,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class MetaRoutes:
 
     async def health(self, _request: Request) -> Response:
         """Say that requests are served. The one route that needs no key."""
-        return json_reply({"status": "ok"})
+        return message_reply(HealthResponse(status="ok"))
 
     async def client_config(self, _request: Request) -> Response:
         """Advertise the limits; every other switch stays at the client's default."""
@@ -71,4 +73,4 @@ class MetaRoutes:
 
     async def telemetry(self, _request: Request) -> Response:
         """Accept and drop: the events carry users' tracebacks, and clients wait for this reply."""
-        return json_reply({"status": "accepted"})
+        return message_reply(TelemetryResponse(status="accepted"))

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from tinkex.server.decoding import read_call, read_oversize_call
 from tinkex.server.routes.messages import message_reply, owner_of, read_json
 from tinkex.types import OptimStepRequest, UntypedAPIFuture
+from tinkex.wire.headers import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -47,7 +48,7 @@ class TrainingRoutes:
 
     async def _take_batch(self, request: Request, *, forward_only: bool | None) -> Response:
         body = await request.body()
-        content_type = request.headers.get("content-type", "")
+        content_type = request.headers.get(CONTENT_TYPE, "")
         if request.state.oversize:
             limit = self._s.config.limits.max_body_bytes
             call = read_oversize_call(body, content_type=content_type, limit=limit)

@@ -1,0 +1,258 @@
+"""The engine's thread: whose turn it is, and what becomes of failures.
+
+The engine here is scripted: it shows the order of calls, which the real one hides.
+"""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from tinkex.errors import EngineError, InputError
+from tinkex.server.jobs import EngineJobs
+from tinkex.testing.clock import VirtualClock
+
+
+class ScriptedTask:
+    def __init__(self, engine, name, slices):
+        self.engine, self.name, self.left = engine, name, slices
+
+    def run_microbatch(self):
+        self.engine.work(self.name, self.engine.training_cost)
+        self.left -= 1
+        return self.left == 0
+
+    def result(self):
+        return f"{self.name} done"
+
+
+class ScriptedEngine:
+    """Writes down what it does, and lets the clock run for as long as that takes."""
+
+    def __init__(self, clock, *, training_cost=1.0, sampling_cost=1.0):
+        self.clock = clock
+        self.training_cost, self.sampling_cost = training_cost, sampling_cost
+        self.log, self.samples, self.cancelled = [], {}, []
+        self.spent = {"training": 0.0, "sampling": 0.0}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken_step = None
+
+    def work(self, name, cost, kind="training"):
+        assert self.gate.wait(10)
+        self.log.append(name)
+        self.spent[kind] += cost
+        self.clock.advance(cost)
+
+    def add_sample(self, job):
+        if job.length < 0:
+            raise InputError("bad prompt")
+        self.samples[job.job_id] = job.length
+
+    def cancel_sample(self, job_id):
+        self.cancelled.append(job_id)
+        self.samples.pop(job_id, None)
+
+    def has_sampling_work(self):
+        return bool(self.samples)
+
+    def step(self):
+        if self.broken_step is not None:
+            raise self.broken_step
+        self.work("sample", self.sampling_cost, "sampling")
+        self.samples = {job_id: left - 1 for job_id, left in self.samples.items()}
+        ended = [job_id for job_id, left in self.samples.items() if left == 0]
+        for job_id in ended:
+            del self.samples[job_id]
+        return [SimpleNamespace(job_id=job_id, response=job_id, error=None) for job_id in ended]
+
+
+def sample_job(job_id, length=1):
+    return SimpleNamespace(job_id=job_id, length=length)
+
+
+@pytest.fixture
+def make_jobs():
+    running = []
+
+    async def make(**costs):
+        clock = VirtualClock()
+        engine = ScriptedEngine(clock, **costs)
+        faults = []
+        jobs = EngineJobs(engine, name="test", clock=clock, on_fault=faults.append)
+        running.append(jobs)
+        jobs.start()
+        return SimpleNamespace(jobs=jobs, engine=engine, faults=faults)
+
+    return make
+
+
+@pytest.fixture
+async def rig(make_jobs):
+    rig = await make_jobs()
+    yield rig
+    rig.engine.gate.set()
+    await rig.jobs.stop()
+
+
+def train(rig, lane, slices):
+    return rig.jobs.train(lane, lambda engine: ScriptedTask(engine, lane, slices))
+
+
+def call(rig, lane, name, cost=1.0):
+    return rig.jobs.call(lane, lambda engine: engine.work(name, cost))
+
+
+async def test_work_runs_in_the_thread_and_its_outcome_comes_back(rig):
+    thread = await rig.jobs.call("a", lambda _engine: threading.current_thread().name)
+    assert thread == "engine test"
+    assert await train(rig, "a", 2) == "a done"
+
+
+async def test_work_of_a_lane_runs_in_the_order_it_came(rig):
+    rig.engine.gate.clear()
+    work = [train(rig, "a", 2), call(rig, "a", "optim"), train(rig, "a", 1)]
+    rig.engine.gate.set()
+    await asyncio.gather(*work)
+    assert rig.engine.log == ["a", "a", "optim", "a"]
+
+
+async def test_lanes_take_turns_by_microbatch(rig):
+    rig.engine.gate.clear()
+    first = call(rig, "first", "first")
+    work = [train(rig, "a", 3), train(rig, "b", 3), call(rig, "c", "c")]
+    rig.engine.gate.set()
+    await asyncio.gather(first, *work)
+    assert rig.engine.log[1:] == ["a", "b", "c", "a", "b", "a", "b"]
+
+
+async def test_short_request_does_not_wait_for_a_long_batch_of_another_run(rig):
+    rig.engine.gate.clear()
+    long = train(rig, "long", 100)
+    short = train(rig, "short", 1)
+    rig.engine.gate.set()
+    await short
+    assert rig.engine.log.index("short") <= 2
+    await long
+
+
+async def test_sample_comes_back_under_its_own_id(rig):
+    answers = await asyncio.gather(*(rig.jobs.sample(sample_job(f"s{i}", i + 1)) for i in range(5)))
+    assert answers == [f"s{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(("training_cost", "sampling_cost"), [(10.0, 1.0), (1.0, 10.0), (3.0, 3.0)])
+async def test_training_and_sampling_share_the_thread_by_time(
+    make_jobs, training_cost, sampling_cost
+):
+    rig = await make_jobs(training_cost=training_cost, sampling_cost=sampling_cost)
+    rig.engine.gate.clear()
+    work = [train(rig, "a", 30), rig.jobs.sample(sample_job("s", 300))]
+    rig.engine.gate.set()
+    await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+    spent = rig.engine.spent
+    longest = max(training_cost, sampling_cost)
+    assert abs(spent["training"] - spent["sampling"]) <= 3 * longest
+    await asyncio.gather(*work)
+    await rig.jobs.stop()
+
+
+async def test_equally_cheap_slices_alternate(make_jobs):
+    rig = await make_jobs(training_cost=0.0, sampling_cost=0.0)
+    rig.engine.gate.clear()
+    first = call(rig, "z", "z", 0.0)
+    work = [train(rig, "a", 5), rig.jobs.sample(sample_job("s", 5))]
+    rig.engine.gate.set()
+    await asyncio.gather(first, *work)
+    log = [entry for entry in rig.engine.log if entry != "z"]
+    assert log[:6] in (["sample", "a"] * 3, ["a", "sample"] * 3)
+    await rig.jobs.stop()
+
+
+async def test_training_idle_for_long_gets_no_credit_for_it(make_jobs):
+    rig = await make_jobs()
+    await rig.jobs.sample(sample_job("warm", 50))
+    rig.engine.log.clear()
+    rig.engine.gate.clear()
+    work = [rig.jobs.sample(sample_job("s", 20)), train(rig, "a", 20)]
+    rig.engine.gate.set()
+    await asyncio.gather(*work)
+    assert rig.engine.log[:20].count("sample") >= 8
+    await rig.jobs.stop()
+
+
+async def test_bad_input_fails_its_own_request_and_no_other(rig):
+    def refuse(_engine):
+        raise InputError("unknown loss")
+
+    bad = rig.jobs.train("a", refuse)
+    good = train(rig, "a", 1)
+    with pytest.raises(InputError, match="unknown loss"):
+        await bad
+    assert await good == "a done"
+    with pytest.raises(InputError, match="bad prompt"):
+        await rig.jobs.sample(sample_job("s", -1))
+    assert rig.faults == []
+
+
+async def test_bug_becomes_the_servers_fault_and_is_reported(rig):
+    with pytest.raises(EngineError, match="ZeroDivisionError") as caught:
+        await rig.jobs.call("a", lambda _engine: 1 / 0)
+    assert caught.value.category == "server"
+    assert [type(fault) for fault in rig.faults] == [ZeroDivisionError]
+    assert await train(rig, "a", 1) == "a done"
+
+
+async def test_failing_step_fails_the_samples_in_it_and_the_next_ones_work(rig):
+    rig.engine.broken_step = RuntimeError("out of memory")
+    samples = [rig.jobs.sample(sample_job(f"s{i}", 3)) for i in range(2)]
+    for sample in samples:
+        with pytest.raises(EngineError):
+            await sample
+    assert sorted(rig.engine.cancelled) == ["s0", "s1"]
+    rig.engine.broken_step = None
+    assert await rig.jobs.sample(sample_job("again")) == "again"
+
+
+async def test_dropped_lane_fails_what_waits_and_abandons_what_runs(rig):
+    rig.engine.gate.clear()
+    running, waiting = train(rig, "a", 50), train(rig, "a", 1)
+    other = train(rig, "b", 1)
+    rig.jobs.drop_lane("a", InputError("session over"))
+    for work in (running, waiting):
+        with pytest.raises(InputError, match="session over"):
+            await work
+    rig.engine.gate.set()
+    assert await other == "b done"
+    assert await call(rig, "a", "cleanup") is None
+    assert rig.engine.log.count("a") <= 1
+
+
+async def test_cancelled_sample_leaves_the_engine(rig):
+    rig.engine.gate.clear()
+    outcome = rig.jobs.sample(sample_job("s", 1000))
+    rig.jobs.cancel_sample("s")
+    rig.jobs.cancel_sample("never-there")
+    rig.engine.gate.set()
+    assert await rig.jobs.sample(sample_job("t", 2)) == "t"
+    assert rig.engine.cancelled == ["s"]
+    assert not outcome.done()
+    outcome.cancel()
+
+
+async def test_stop_ends_the_thread_and_fails_what_is_left(make_jobs):
+    rig = await make_jobs()
+    rig.engine.gate.clear()
+    work = [train(rig, "a", 3), train(rig, "b", 3), rig.jobs.sample(sample_job("s", 9))]
+    stopping = asyncio.create_task(rig.jobs.stop())
+    rig.engine.gate.set()
+    await stopping
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    assert all(isinstance(outcome, EngineError) for outcome in outcomes)
+    assert not any(thread.name == "engine test" for thread in threading.enumerate())
+
+
+async def test_stop_without_start_is_harmless():
+    engine = ScriptedEngine(VirtualClock())
+    await EngineJobs(engine, name="x", clock=VirtualClock(), on_fault=print).stop()
