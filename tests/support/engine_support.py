@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +11,9 @@ import transformers
 from tinkex.engine.engine import Engine, EngineConfig, SampleJob
 from tinkex.engine.models.loader import wrap_model
 from tinkex.types import Datum, LoraConfig, ModelInput, SampleResponse, SamplingParams, TensorData
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 VOCAB = 97
 CONTEXT = 128

@@ -8,6 +8,9 @@
 Owns the files' form and their integrity: written to a directory beside, synced, renamed; every file
 is checked against its sum when loaded. A gradient accumulated but not yet applied is not part of a
 checkpoint.
+
+PEFT warns when it loads an adapter of the unembedding onto a base with tied embeddings: the adapter
+acts on the unembedding alone, so merging it needs the two untied first.
 """
 
 from __future__ import annotations

@@ -209,14 +209,17 @@ class Generator:
             rule = s.state.rule
             uniform = s.uniforms.draw()
             choices.append(RowChoice(rule.temperature, rule.top_k, rule.top_p, uniform))
+        diverged = ~logits.logsumexp(dim=1).isfinite()
+        logits = logits.masked_fill(diverged[:, None], 0.0) if bool(diverged.any()) else logits
         tokens = choose_tokens(logits, choices)
         logprobs = token_logprobs(logits, tokens).tolist()
         topk = self._topk(sequences, logits)
         finished = []
+        failed = diverged.tolist()
         for i, (sequence, token) in enumerate(zip(sequences, tokens.tolist(), strict=True)):
             if not self._alive(sequence.state):
                 continue  # another sample of the job failed in this very step
-            if not np.isfinite(logprobs[i]):
+            if failed[i]:
                 finished.append(self._fail(sequence.state, EngineError(_NOT_FINITE)))
                 continue
             sequence.tokens.append(token)

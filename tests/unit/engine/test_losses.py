@@ -127,7 +127,7 @@ def test_official_loss_that_is_missing_is_refused_by_name(name):
 
 
 def test_unknown_loss_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown loss_fn 'mse'.*cross_entropy"):
+    with pytest.raises(InputError, match=r"unknown loss_fn 'mse'.*cross_entropy"):
         loss_call("mse", None)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from engine_support import job
 
@@ -108,7 +110,7 @@ def test_sequences_of_one_adapter_lie_together():
     s.take_prefill()
     start(s)
     order = [id(x.state.weights) for x in s.running]
-    assert sum(a != b for a, b in zip(order, order[1:], strict=False)) == 2
+    assert sum(a != b for a, b in pairwise(order)) == 2
 
 
 def test_dropped_job_leaves_every_queue():

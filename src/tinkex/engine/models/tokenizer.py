@@ -20,18 +20,33 @@ class TextDecoder(Protocol):
         ...
 
 
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Without one of these a folder has no tokenizer; transformers invents one."""
+
+
 def load_decoder(location: str) -> TextDecoder | None:
     """Load the tokenizer at a folder or hub id; None where there is none."""
-    if not location:
+    folder = Path(location)
+    if not location or (folder.is_dir() and not any(_has(folder, name) for name in _FILES)):
         return None
-    fast = Path(location) / "tokenizer.json"
-    if fast.is_file():
+    if _has(folder, "tokenizer.json"):
         from tokenizers import Tokenizer  # noqa: PLC0415 - see the module's docstring
 
-        return cast("TextDecoder", Tokenizer.from_file(str(fast)))
+        return cast("TextDecoder", Tokenizer.from_file(str(folder / "tokenizer.json")))
     from transformers import AutoTokenizer  # noqa: PLC0415 - see the module's docstring
 
     try:
         return cast("TextDecoder", AutoTokenizer.from_pretrained(location))
     except (OSError, ValueError):
         return None
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).is_file()
