@@ -34,15 +34,13 @@ class ScriptedEngine:
         self.clock = clock
         self.training_cost, self.sampling_cost = training_cost, sampling_cost
         self.log, self.samples, self.cancelled = [], {}, []
-        self.spent = {"training": 0.0, "sampling": 0.0}
         self.gate = threading.Event()
         self.gate.set()
         self.broken_step = None
 
-    def work(self, name, cost, kind="training"):
+    def work(self, name, cost):
         assert self.gate.wait(10)
         self.log.append(name)
-        self.spent[kind] += cost
         self.clock.advance(cost)
 
     def add_sample(self, job):
@@ -60,7 +58,7 @@ class ScriptedEngine:
     def step(self):
         if self.broken_step is not None:
             raise self.broken_step
-        self.work("sample", self.sampling_cost, "sampling")
+        self.work("sample", self.sampling_cost)
         self.samples = {job_id: left - 1 for job_id, left in self.samples.items()}
         ended = [job_id for job_id, left in self.samples.items() if left == 0]
         for job_id in ended:
@@ -150,23 +148,22 @@ async def test_training_and_sampling_share_the_thread_by_time(
     rig.engine.gate.clear()
     work = [train(rig, "a", 30), rig.jobs.sample(sample_job("s", 300))]
     rig.engine.gate.set()
-    await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-    spent = rig.engine.spent
-    longest = max(training_cost, sampling_cost)
-    assert abs(spent["training"] - spent["sampling"]) <= 3 * longest
     await asyncio.gather(*work)
+    log, costs = rig.engine.log, {"a": training_cost, "sample": sampling_cost}
+    both = log[: min(len(log) - log[::-1].index(kind) for kind in costs)]
+    spent = {kind: both.count(kind) * cost for kind, cost in costs.items()}
+    assert abs(spent["a"] - spent["sample"]) <= 3 * max(costs.values())
     await rig.jobs.stop()
 
 
 async def test_equally_cheap_slices_alternate(make_jobs):
     rig = await make_jobs(training_cost=0.0, sampling_cost=0.0)
     rig.engine.gate.clear()
-    first = call(rig, "z", "z", 0.0)
-    work = [train(rig, "a", 5), rig.jobs.sample(sample_job("s", 5))]
+    work = [train(rig, "a", 9), rig.jobs.sample(sample_job("s", 9))]
     rig.engine.gate.set()
-    await asyncio.gather(first, *work)
-    log = [entry for entry in rig.engine.log if entry != "z"]
-    assert log[:6] in (["sample", "a"] * 3, ["a", "sample"] * 3)
+    await asyncio.gather(*work)
+    log = rig.engine.log[1:9]
+    assert log in (["sample", "a"] * 4, ["a", "sample"] * 4)
     await rig.jobs.stop()
 
 
@@ -250,7 +247,7 @@ async def test_stop_ends_the_thread_and_fails_what_is_left(make_jobs):
     await stopping
     outcomes = await asyncio.gather(*work, return_exceptions=True)
     assert all(isinstance(outcome, EngineError) for outcome in outcomes)
-    assert not any(thread.name == "engine test" for thread in threading.enumerate())
+    assert not rig.jobs._thread.is_alive()
 
 
 async def test_stop_without_start_is_harmless():
