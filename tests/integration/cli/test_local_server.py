@@ -1,0 +1,31 @@
+"""A child `tinkex serve` that cannot start says why; one that can leaves nothing behind."""
+
+import pytest
+
+from tinkex.errors import ServerStartError
+from tinkex.local import LocalServer
+
+
+def test_server_that_cannot_load_its_model_reports_its_log(tmp_path):
+    missing = str(tmp_path / "no-model")
+    server = LocalServer(tmp_path / "data", ["--base-model", missing])
+    with pytest.raises(ServerStartError, match="no-model"), server:
+        pass
+
+
+def test_server_with_a_wrong_option_is_reported(tmp_path):
+    with pytest.raises(ServerStartError, match="--alias"), LocalServer(tmp_path, ["--alias", "x"]):
+        pass
+
+
+def test_address_before_start_says_what_to_do(tmp_path):
+    with pytest.raises(ServerStartError, match="with LocalServer"):
+        _ = LocalServer(tmp_path).address
+
+
+def test_address_does_not_show_the_key(tmp_path):
+    path = tmp_path / "ready.json"
+    path.write_text('{"url": "u", "api_key": "tml-secret", "pid": 1, "base_models": []}')
+    from tinkex.local import ServerAddress
+
+    assert "tml-secret" not in repr(ServerAddress.read(path))

@@ -1,0 +1,103 @@
+"""What `tinkex serve` prints and writes."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import typer
+
+from tinkex.cli.serve import parse_aliases, print_banner, write_ready_file
+from tinkex.server.run import ServerInfo
+
+KEY = "tml-0123456789abcdef"
+
+
+@pytest.fixture
+def info(tmp_path):
+    return ServerInfo(
+        url="http://127.0.0.1:8000",
+        api_key=KEY,
+        api_key_path=tmp_path / "api_key",
+        pid=4242,
+        base_models=("tinkex/sprout",),
+        device="cpu",
+        data_dir=tmp_path,
+    )
+
+
+def test_ready_file_holds_what_scripts_need(info, tmp_path):
+    path = tmp_path / "deep" / "ready.json"
+    write_ready_file(path, info)
+    assert json.loads(path.read_text()) == {
+        "url": info.url,
+        "api_key": KEY,
+        "pid": 4242,
+        "base_models": ["tinkex/sprout"],
+    }
+
+
+def test_ready_file_is_for_its_owner_alone_and_leaves_nothing_beside(info, tmp_path):
+    path = tmp_path / "ready.json"
+    write_ready_file(path, info)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["ready.json"]
+
+
+def test_ready_file_replaces_an_old_one_with_open_permissions(info, tmp_path):
+    path = tmp_path / "ready.json"
+    path.write_text("old")
+    path.chmod(0o644)
+    write_ready_file(path, info)
+    assert json.loads(path.read_text())["pid"] == 4242
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_banner_shows_the_key_on_a_terminal(info, capsys):
+    print_banner(info, aliases={}, show_key=True)
+    out = capsys.readouterr().out
+    assert KEY in out
+    assert info.url in out
+    assert "tinkex/sprout" in out
+    assert "cpu" in out
+
+
+def test_banner_names_the_key_file_where_output_may_be_recorded(info, capsys):
+    print_banner(info, aliases={"big/model": "tinkex/sprout"}, show_key=False)
+    out = capsys.readouterr().out
+    assert KEY not in out
+    assert str(info.api_key_path) in out
+    assert "big/model = tinkex/sprout" in out
+
+
+def test_aliases_are_split_at_the_first_sign():
+    assert parse_aliases(["a/b=c", "d=e=f"]) == {"a/b": "c", "d": "e=f"}
+
+
+@pytest.mark.parametrize("pair", ["", "name", "name=", "=id"])
+def test_alias_of_another_form_is_refused(pair):
+    with pytest.raises(typer.BadParameter, match="NAME=ID"):
+        parse_aliases([pair])
+
+
+def test_help_names_every_option(capsys):
+    from typer.testing import CliRunner
+
+    from tinkex.cli.main import app
+
+    result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for option in ("--host", "--port", "--data-dir", "--base-model", "--alias", "--api-key-file"):
+        assert option in result.output
+
+
+def test_readme_lists_every_serve_option():
+    from typer.main import get_command
+
+    from tinkex.cli.main import app
+
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    serve = get_command(app).commands["serve"]
+    options = {name for parameter in serve.params for name in parameter.opts}
+    missing = {option for option in options if f"`{option}" not in readme and option != "--help"}
+    assert missing == set()
