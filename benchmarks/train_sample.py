@@ -30,7 +30,9 @@ import numpy as np
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--sdk", default="tinkex", choices=["tinkex", "tinker"])
     parser.add_argument("--start-server", action="store_true", help="start a `tinkex serve`")
     parser.add_argument("--base-url", help="a running server")
@@ -134,11 +136,23 @@ def process_memory(pid: int) -> dict[str, float]:
 
 def main() -> None:
     args = arguments()
-    report: dict[str, Any] = {"sdk": args.sdk, "machine": platform.processor() or platform.machine()}
+    report: dict[str, Any] = {
+        "sdk": args.sdk,
+        "machine": platform.processor() or platform.machine(),
+    }
     report["settings"] = {
         name: getattr(args, name)
-        for name in ("base_model", "rank", "batch", "length", "steps", "prompts", "prompt_length")
-        + ("num_samples", "new_tokens")
+        for name in (
+            "base_model",
+            "rank",
+            "batch",
+            "length",
+            "steps",
+            "prompts",
+            "prompt_length",
+            "num_samples",
+            "new_tokens",
+        )
     }
     with contextlib.ExitStack() as stack:
         server = None

@@ -146,7 +146,5 @@ def test_import_stays_free_of_torch(module):
         "heavy = {'torch', 'transformers', 'rich.progress'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from tinkex._clock import Clock, SystemClock
@@ -18,6 +17,7 @@ from tinkex.errors import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
 _POLL_SECONDS = 0.02

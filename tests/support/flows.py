@@ -26,9 +26,7 @@ def datum(sdk: Any, tokens: list[int], *, context: int = 0) -> Any:
 
 def random_batch(sdk: Any, *, seed: int = 0, count: int = 4, length: int = 24) -> list[Any]:
     order = random.Random(seed)
-    return [
-        datum(sdk, [order.randrange(300, 1500) for _ in range(length)]) for _ in range(count)
-    ]
+    return [datum(sdk, [order.randrange(300, 1500) for _ in range(length)]) for _ in range(count)]
 
 
 @dataclass

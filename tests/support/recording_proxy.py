@@ -52,7 +52,11 @@ def recording_proxy(upstream: str):
         headers = {k: v for k, v in request.headers.items() if k not in _HOP_HEADERS}
         headers["accept-encoding"] = "identity"
         answer = await client.request(
-            request.method, request.url.path, params=request.url.query, headers=headers, content=body
+            request.method,
+            request.url.path,
+            params=request.url.query,
+            headers=headers,
+            content=body,
         )
         exchanges.append(
             Exchange(

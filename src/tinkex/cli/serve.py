@@ -1,16 +1,20 @@
-"""`tinkex serve`: parses flags, prints the banner, writes the ready file. The server is elsewhere."""
+"""`tinkex serve`: parses flags, prints the banner, writes the ready file.
+
+The server itself is `tinkex.server`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tinkex.server.run import ServerInfo
 
 DEFAULT_BASE_MODEL = "tinkex/sprout"
@@ -134,6 +138,7 @@ def write_ready_file(path: Path, info: ServerInfo) -> None:
 def print_banner(info: ServerInfo, *, aliases: dict[str, str], show_key: bool) -> None:
     """Print what a user needs to connect; the key itself only where nothing records it."""
     key = info.api_key if show_key else f"in {info.api_key_path} (shown on a terminal only)"
+    assignment = info.api_key if show_key else f"$(head -n 1 {info.api_key_path})"
     lines = [
         "tinkex serves the Tinker API",
         f"  URL          {info.url}",
@@ -145,7 +150,7 @@ def print_banner(info: ServerInfo, *, aliases: dict[str, str], show_key: bool) -
         "",
         "Connect with:",
         f"  export TINKER_BASE_URL={info.url}",
-        f"  export TINKER_API_KEY={info.api_key if show_key else f'$(head -n 1 {info.api_key_path})'}",
+        f"  export TINKER_API_KEY={assignment}",
         "Stop with Ctrl-C.",
     ]
     print("\n".join(lines), flush=True)

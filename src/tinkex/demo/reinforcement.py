@@ -7,15 +7,19 @@ tokens are weighted by how much likelier the trained policy finds them than the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinkex import types
-from tinkex._clock import Clock
-from tinkex.client.sampling import SamplingClient
-from tinkex.client.training import TrainingClient
 from tinkex.demo import arithmetic, rendering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tinkex.client.sampling import SamplingClient
+    from tinkex.client.training import TrainingClient
+
+    from tinkex._clock import Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tinkex.client.service import ServiceClient
 
 from tinkex import types
 from tinkex._clock import Clock, SystemClock
-from tinkex.client.service import ServiceClient
-from tinkex.client.training import TrainingClient
 from tinkex.demo import arithmetic, reinforcement, rendering, supervised, translation
 from tinkex.demo.reinforcement import ReinforcementSettings, ReinforcementStep
 from tinkex.demo.screen import Screen
 from tinkex.demo.supervised import SupervisedSettings, SupervisedStep
 from tinkex.local import LocalServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tinkex.client.training import TrainingClient
 
 BASE_MODEL = "tinkex/sprout"
 RANK = 32

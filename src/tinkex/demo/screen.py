@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -11,6 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tinkex.demo.chart import line_chart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 # Without a terminal there is no bar to redraw: a line every so many steps instead.
 _PLAIN_EVERY = 5

@@ -6,17 +6,21 @@ Owns the training loop and its figures; what is shown while it runs is the calle
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinkex import types
-from tinkex._clock import Clock
-from tinkex.client.sampling import SamplingClient
-from tinkex.client.training import TrainingClient
 from tinkex.demo import rendering, translation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tinkex.client.sampling import SamplingClient
+    from tinkex.client.training import TrainingClient
+
+    from tinkex._clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
