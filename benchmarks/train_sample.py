@@ -28,6 +28,11 @@ from typing import Any
 
 import numpy as np
 
+SETTINGS = [
+    *("base_model", "rank", "batch", "length", "steps"),
+    *("prompts", "prompt_length", "num_samples", "new_tokens"),
+]
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -136,24 +141,8 @@ def process_memory(pid: int) -> dict[str, float]:
 
 def main() -> None:
     args = arguments()
-    report: dict[str, Any] = {
-        "sdk": args.sdk,
-        "machine": platform.processor() or platform.machine(),
-    }
-    report["settings"] = {
-        name: getattr(args, name)
-        for name in (
-            "base_model",
-            "rank",
-            "batch",
-            "length",
-            "steps",
-            "prompts",
-            "prompt_length",
-            "num_samples",
-            "new_tokens",
-        )
-    }
+    report: dict[str, Any] = {"sdk": args.sdk, "machine": platform.machine()}
+    report["settings"] = {name: getattr(args, name) for name in SETTINGS}
     with contextlib.ExitStack() as stack:
         server = None
         if args.start_server:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tinkex.server.run import ServerInfo
 
 DEFAULT_BASE_MODEL = "tinkex/sprout"
