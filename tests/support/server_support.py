@@ -49,6 +49,23 @@ class Api:
         assert response.status_code == 200, (path, response.status_code, response.text)
         return response.json()
 
+    @property
+    def pool(self):
+        """The adapters and samplers that the engine holds."""
+        (base,) = self.services.bases
+        return base.jobs._engine._pool
+
+    async def quiet(self):
+        """Wait until the engine has done everything that was asked of it."""
+        (base,) = self.services.bases
+        await base.jobs.call("test: after everything else", lambda _engine: None)
+
+    async def failure(self, future, **kwargs):
+        """Wait for a future that must fail: (message, category)."""
+        body = await self.result(future, **kwargs)
+        assert set(body) == {"error", "category"}, body
+        return body["error"], body["category"]
+
     async def result(self, future, **kwargs):
         """Wait for a future's JSON result."""
         request_id = future["request_id"]

@@ -14,46 +14,46 @@ from server_support import (
     VOCAB,
     LoopbackServer,
     serving,
+    settle,
 )
 
 from tinkex._clock import SystemClock
 from tinkex.server.config import Limits, ServerConfig
+from tinkex.testing.clock import VirtualClock
 
 
-@pytest.fixture(scope="session")
-def tiny_base():
+def tiny_model():
+    """The same weights each time; an engine takes a model over, so each gets its own."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from tinkex.engine.models.loader import wrap_model
-
     torch.set_num_threads(1)
-    generator = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=CONTEXT,
-            eos_token_id=2,
-        )
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=2,
+        bos_token_id=1,
     )
-    torch.random.set_rng_state(generator)
-    return wrap_model(model.eval(), name=BASE_MODEL)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Qwen3ForCausalLM(config).eval()
 
 
 @pytest.fixture
-def make_engine(tiny_base):
+def make_engine():
     def make(**settings):
         from tinkex.engine.config import EngineConfig
         from tinkex.engine.engine import Engine
+        from tinkex.engine.models.loader import wrap_model
 
-        return Engine(tiny_base, EngineConfig(max_rank=64, **settings))
+        base = wrap_model(tiny_model(), name=BASE_MODEL)
+        return Engine(base, EngineConfig(max_rank=64, **settings))
 
     return make
 
@@ -95,3 +95,32 @@ def make_server(make_config, make_engine):
 def server(make_server):
     with make_server() as running:
         yield running
+
+
+@pytest.fixture
+async def virtual(make_config, make_engine):
+    """An app on a clock that the test moves."""
+    clock = VirtualClock()
+    async with serving(make_config(), make_engine(), clock) as running:
+        running.clock = clock
+        yield running
+
+
+@pytest.fixture
+def advance(virtual):
+    async def move(seconds):
+        await settle(50)
+        virtual.clock.advance(seconds)
+        await settle(50)
+
+    return move
+
+
+@pytest.fixture
+def serve(make_engine):
+    """Serve other settings than the usual ones."""
+
+    def start(config, clock=None, engine=None):
+        return serving(config, engine or make_engine(), clock or SystemClock())
+
+    return start
