@@ -98,7 +98,7 @@ def _attend_block(
     """Attend within [B * length, heads, dim] tokens of B sequences."""
 
     def by_sequence(x: Tensor) -> Tensor:
-        return x.unflatten(0, (-1, length)).transpose(1, 2)
+        return x.view(-1, length, *x.shape[1:]).transpose(1, 2)
 
     mask = None
     if 0 < window < length:

@@ -82,8 +82,8 @@ class Generator:
         prefill = self._scheduler.take_prefill()
         if prefill:
             finished = self._guarded(prefill, lambda: self._prefill(prefill))
-            return finished + self._start()
-        finished = self._start()
+            return finished + self._start_samples()
+        finished = self._start_samples()
         running = list(self._scheduler.running)
         if running:
             states = {id(s.state): s.state for s in running}.values()
@@ -158,26 +158,27 @@ class Generator:
 
     # --- start and decode -----------------------------------------------------------------------
 
-    def _start(self) -> list[SampleFinished]:
+    def _start_samples(self) -> list[SampleFinished]:
         """Fork samples from computed prompts and choose their first tokens."""
         taken = self._scheduler.take_start()
         if not taken:
             return []
-        started = []
-        for state, index in taken:
-            sequence = RunningSequence(state, index, UniformStream(state.rule.seed, index))
-            assert state.prompt_row is not None
-            if index + 1 == state.job.num_samples:
-                sequence.row, state.prompt_row = state.prompt_row, None
-            else:
-                sequence.row = self._cache.fork(state.prompt_row)
-            state.sequences.append(sequence)
-            started.append(sequence)
-        logits = torch.stack([s.state.first_logits for s in started])
-        for state, _ in taken:
-            if state.prompt_row is None:
-                state.first_logits = None
+        started = [RunningSequence(s, i, UniformStream(s.rule.seed, i)) for s, i in taken]
         self._scheduler.run(started)
+        for sequence in started:
+            sequence.state.sequences.append(sequence)
+        states = {id(state): state for state, _ in taken}.values()
+        return self._guarded(states, lambda: self._start(started))
+
+    def _start(self, started: Sequence[RunningSequence]) -> list[SampleFinished]:
+        logits = torch.stack([s.state.first_logits for s in started])
+        for sequence in started:
+            state = sequence.state
+            assert state.prompt_row is not None
+            if sequence.index + 1 < state.job.num_samples:
+                sequence.row = self._cache.fork(state.prompt_row)
+            else:  # the last takes the prompt's own row over
+                sequence.row, state.prompt_row, state.first_logits = state.prompt_row, None, None
         return self._append_tokens(started, logits)
 
     def _decode(self, running: Sequence[RunningSequence]) -> list[SampleFinished]:

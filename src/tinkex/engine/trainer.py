@@ -208,7 +208,9 @@ class TrainingTask:
         self._check_finite(batch, logprobs, elementwise)
         lengths = list(batch.lengths)
         for kept, values in ((self._logprobs, logprobs), (self._elementwise, elementwise)):
-            for sequence, rows in zip(batch.sequences, values.cpu().split(lengths), strict=True):
+            for sequence, rows in zip(
+                batch.sequences, torch.split(values.cpu(), lengths), strict=True
+            ):
                 width = sequence.targets.shape[1]
                 array = rows[:, :width].reshape(sequence.target_shape).numpy()
                 kept[sequence.index] = np.ascontiguousarray(array)

@@ -325,6 +325,18 @@ def test_weights_that_diverge_in_midstream_leave_no_nan_behind():
     assert sample(engine, good)["good"] == expected
 
 
+def test_failure_to_start_samples_fails_their_job_alone(monkeypatch):
+    engine = trained_engine()
+    one = job("one", tokens(5), "a", seed=1, **free_of_stop())
+    expected = sample(engine, one)["one"]
+    engine.add_sample(job("many", tokens(5), "a", num_samples=3, **free_of_stop()))
+    monkeypatch.setattr(engine._generator._cache, "fork", _explode)
+    assert isinstance(drain(engine)["many"].error, EngineError)
+    assert sample(engine, one)["one"] == expected
+    assert engine._generator._scheduler._reserved == 0
+    assert engine._generator._cache.open_rows == 0
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_failure_of_the_computation_fails_its_jobs_and_the_engine_goes_on(monkeypatch, steps):
     engine = trained_engine()
