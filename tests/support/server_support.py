@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 
 from tinkex._clock import SystemClock
+from tinkex.server.auth import KeyRing
 
 KEY = "tml-test-key-0123456789"
 OTHER_KEY = "tml-other-key-012345678"
@@ -26,6 +27,8 @@ async def settle(rounds=20):
 
 class Api:
     """Calls the app as a client without retries would."""
+
+    key = KEY
 
     def __init__(self, app, client):
         self.app = app
@@ -48,6 +51,10 @@ class Api:
         response = await self.post(path, json, **kwargs)
         assert response.status_code == 200, (path, response.status_code, response.text)
         return response.json()
+
+    @property
+    def owner(self):
+        return KeyRing([KEY]).owner(KEY)
 
     @property
     def pool(self):

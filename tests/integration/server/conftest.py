@@ -46,6 +46,11 @@ def tiny_model():
 
 
 @pytest.fixture
+def tiny():
+    return tiny_model
+
+
+@pytest.fixture
 def make_engine():
     def make(**settings):
         from tinkex.engine.config import EngineConfig
