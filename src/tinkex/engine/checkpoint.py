@@ -143,13 +143,12 @@ def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) 
     moments = []
     for moment in _MOMENTS:
         flat = torch.zeros_like(weights.flat)
-        laid = lora_weights(flat, weights.shapes, weights.rank, weights.scale, trainable=False)
         part = {
             k.removeprefix(f"{moment}."): v
             for k, v in tensors.items()
             if k.startswith(f"{moment}.")
         }
-        _copy_into(_named(laid.pairs, ""), part, directory)
+        _copy_into(_named(weights.over(flat).pairs, ""), part, directory)
         moments.append(flat)
     return AdamState(moments[0], moments[1], info.step)
 
@@ -168,8 +167,7 @@ def _fill(
     if optimizer is not None:
         state: dict[str, Tensor] = {}
         for moment, flat in zip(_MOMENTS, (optimizer.exp_avg, optimizer.exp_avg_sq), strict=True):
-            laid = lora_weights(flat, weights.shapes, weights.rank, weights.scale, trainable=False)
-            state |= _named(laid.pairs, f"{moment}.")
+            state |= _named(weights.over(flat).pairs, f"{moment}.")
         _save_tensors(folder / OPTIMIZER, state)
     sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     manifest = {

@@ -63,11 +63,13 @@ class LoraWeights:
         """The factors in the order of the flat buffer: a, b of each layer."""
         return [factor for pair in self.pairs.values() for factor in (pair.a, pair.b)]
 
+    def over(self, flat: Tensor) -> LoraWeights:
+        """Lay the same layers over another buffer [P]: a gradient, a moment, a copy."""
+        return lora_weights(flat, self.shapes, self.rank, self.scale, trainable=False)
+
     def frozen_copy(self) -> LoraWeights:
         """Copy the present values into a buffer of their own, without gradients."""
-        return lora_weights(
-            self.flat.detach().clone(), self.shapes, self.rank, self.scale, trainable=False
-        )
+        return self.over(self.flat.detach().clone())
 
 
 def lora_weights(

@@ -9,8 +9,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from torch.nn import functional as F
-
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
 from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
@@ -103,9 +101,3 @@ class ModelRunner:
             yield
         finally:
             self._routing.segments = ()
-
-
-def padded(values: Tensor, row_multiple: int) -> Tensor:
-    """Pad [N] up to a multiple of `row_multiple` with zeros (see `EngineConfig.row_multiple`)."""
-    extra = -values.shape[0] % row_multiple
-    return F.pad(values, (0, extra)) if extra else values

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.batching import PackedBatch, TrainingSequence, microbatches, pack
-from tinkex.engine.lora import UNEMBED, LoraSegment, LoraWeights
+from tinkex.engine.lora import UNEMBED, LoraSegment
 from tinkex.engine.losses import LossCall, LossInputs
 from tinkex.errors import EngineError, InputError, TinkerError
 from tinkex.types import ForwardBackwardOutput, TensorData
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -61,7 +61,8 @@ class TrainingTask:
         self._row_multiple = settings.row_multiple
         self._forward_only = forward_only
         self._left = microbatches(sequences, settings.microbatch_tokens)[::-1]
-        self._gradient = None if forward_only else torch.zeros_like(adapter.weights.flat)
+        weights = adapter.weights
+        self._gradient = None if forward_only else weights.over(torch.zeros_like(weights.flat))
         self._logprobs: dict[int, NDArray[np.float32]] = {}
         self._elementwise: dict[int, NDArray[np.float32]] = {}
         self._sequences = tuple(sequences)
@@ -154,7 +155,6 @@ class TrainingTask:
         grads = self._runner.head.logprobs_and_gradients(
             hidden.detach(), batch.targets, self._weights, gradient_of
         )
-        self._check_finite(batch, grads.logprobs, elementwise)
         self._add_head_gradient(grads.a, grads.b)
         self._add_decoder_gradient(hidden, grads.hidden)
         return grads.logprobs, elementwise
@@ -174,35 +174,22 @@ class TrainingTask:
 
     @torch.no_grad()
     def _add_head_gradient(self, a: Tensor | None, b: Tensor | None) -> None:
-        if a is None or b is None:
-            return
-        for name, (view_a, view_b) in self._gradient_views():
-            if name == UNEMBED:
-                view_a.add_(a)
-                view_b.add_(b)
+        if self._gradient is not None and a is not None and b is not None:
+            pair = self._gradient.pairs[UNEMBED]
+            pair.a.add_(a)
+            pair.b.add_(b)
 
     def _add_decoder_gradient(self, hidden: Tensor, d_hidden: Tensor) -> None:
-        if not hidden.requires_grad:  # the adapter covers the unembedding alone
-            return
-        views = [(name, pair) for name, pair in self._gradient_views() if name != UNEMBED]
-        leaves = [f for n, _ in views for f in _factors(self._weights, n)]
-        grads = torch.autograd.grad(hidden, leaves, d_hidden, allow_unused=True)
+        if self._gradient is None or not hidden.requires_grad:
+            return  # the adapter covers the unembedding alone
+        sums, leaves = (
+            [factor for name, p in w.pairs.items() if name != UNEMBED for factor in (p.a, p.b)]
+            for w in (self._gradient, self._weights)
+        )
+        grads = torch.autograd.grad(hidden, leaves, d_hidden, materialize_grads=True)
         with torch.no_grad():
-            for view, grad in zip((v for _, pair in views for v in pair), grads, strict=True):
-                if grad is not None:
-                    view.add_(grad)
-
-    def _gradient_views(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        """Lay each layer's factors over the task's own flat gradient."""
-        assert self._gradient is not None
-        offset = 0
-        for name, pair in self._weights.pairs.items():
-            views = []
-            for factor in (pair.a, pair.b):
-                flat = self._gradient[offset : offset + factor.numel()]
-                views.append(flat.view_as(factor))
-                offset += factor.numel()
-            yield name, (views[0], views[1])
+            for total, grad in zip(sums, grads, strict=True):
+                total.add_(grad)
 
     def _keep(self, batch: PackedBatch, logprobs: Tensor, elementwise: Tensor) -> None:
         self._check_finite(batch, logprobs, elementwise)
@@ -237,18 +224,13 @@ class TrainingTask:
     def _commit(self) -> None:
         if self._gradient is None:
             return
-        if not bool(self._gradient.isfinite().all()):
+        if not bool(self._gradient.flat.isfinite().all()):
             raise InputError(
                 "the gradient is not finite and was discarded; lower the weights or advantages"
             )
         if self._adapter.weights is self._weights:
-            self._adapter.accumulate(self._gradient)
+            self._adapter.accumulate(self._gradient.flat)
         self._gradient = None
-
-
-def _factors(weights: LoraWeights, name: str) -> tuple[Tensor, Tensor]:
-    pair = weights.pairs[name]
-    return pair.a, pair.b
 
 
 def _first_line(error: BaseException) -> str:

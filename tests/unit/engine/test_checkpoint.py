@@ -6,7 +6,17 @@ import json
 
 import pytest
 import torch
-from engine_support import datum, flat, shake, tiny_engine, tiny_model, trained_engine
+from engine_support import (
+    datum,
+    flat,
+    job,
+    sample,
+    shake,
+    tiny_engine,
+    tiny_model,
+    tokens,
+    trained_engine,
+)
 from safetensors.torch import load_file
 
 from tinkex.engine.checkpoint import MANIFEST, checkpoint_lora_config
@@ -57,6 +67,17 @@ def test_untrained_adapter_saves_a_fresh_optimiser_state(tmp_path):
     engine.save_adapter("a", tmp_path / "c", optimizer=True)
     engine.load_adapter("n", tmp_path / "c", optimizer=True)
     assert engine._pool.adapter("n").optimizer.step == 0
+
+
+def test_loaded_sampler_gives_the_same_samples_as_a_snapshot(tmp_path):
+    engine = trained_engine()
+    engine.save_adapter("a", tmp_path / "c", optimizer=False)
+    engine.load_sampler("loaded", tmp_path / "c")
+    jobs = [job(n, tokens(5), n, seed=1, max_tokens=20) for n in ("a", "loaded")]
+    found = sample(engine, *jobs)
+    for name in ("tokens_np", "logprobs_np"):
+        one, other = (getattr(found[n].sequences[0], name).tolist() for n in ("a", "loaded"))
+        assert one == other
 
 
 def test_loading_replaces_and_drops_the_gradient(tmp_path):

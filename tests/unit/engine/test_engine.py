@@ -201,6 +201,33 @@ def test_context_may_be_set_smaller():
         engine.add_sample(job("j", tokens(11)))
 
 
+def test_threads_are_set_for_the_engine():
+    before = torch.get_num_threads()
+    try:
+        engine = tiny_engine(threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+        assert engine.numerics()["threads"] == str(before + 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bfloat16_base_trains_and_samples_close_to_float32():
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = tiny_engine(model=tiny_model().to(dtype))
+        engine.create_adapter("x", LoraConfig(rank=4, seed=0))
+        data = [datum(20, seed=1, weights=None)]
+        first = engine.forward_backward("x", data, "cross_entropy").metrics["loss:sum"]
+        engine.optim_step("x", AdamParams(learning_rate=1e-2))
+        second = engine.forward_backward("x", data, "cross_entropy").metrics["loss:sum"]
+        engine.snapshot_sampler("s", "x")
+        one = sample(engine, job("j", tokens(5), "s", max_tokens=5, seed=1))["j"].sequences[0]
+        assert np.isfinite(one.logprobs_np).all()
+        results.append((first, second))
+    assert results[0] == pytest.approx(results[1], rel=0.05)
+    assert results[1][1] < results[1][0]
+
+
 def test_stepping_without_work_does_nothing():
     assert tiny_engine().step() == []
 

@@ -26,3 +26,20 @@ def test_special_tokens_have_text_when_asked_for():
     end = load_base_model(SPROUT).eos_token_ids[0]
     assert decoder.decode([end], skip_special_tokens=False)
     assert decoder.decode([end], skip_special_tokens=True) == ""
+
+
+def test_tokenizer_without_the_fast_file_is_read_by_transformers(tmp_path):
+    import json
+
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    settings = {"tokenizer_class": "GPT2Tokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    decoder = load_decoder(str(tmp_path))
+    assert decoder.decode([2, 0], skip_special_tokens=False) == "aba"
+
+
+def test_unreadable_tokenizer_is_no_tokenizer(tmp_path):
+    (tmp_path / "vocab.json").write_text("not json")
+    assert load_decoder(str(tmp_path)) is None

@@ -1,0 +1,65 @@
+"""The model's modules and the routing of one forward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_support import VOCAB, tiny_model, trained_engine
+
+from tinkex.engine.attention import PrefillAttention
+from tinkex.engine.lora import LoraLinear, LoraSegment
+from tinkex.errors import EngineError
+from tinkex.types import LoraConfig
+
+IDS = torch.arange(6)
+
+
+def run(engine, segments=()):
+    with torch.no_grad():
+        return engine._runner.hidden(IDS, IDS, PrefillAttention((6,)), segments)
+
+
+def test_every_linear_layer_but_the_head_is_taken_over():
+    engine = trained_engine()
+    kinds = [type(m) for m in engine.base.model.modules()]
+    assert kinds.count(LoraLinear) == 14
+    assert kinds.count(torch.nn.Linear) == 1
+
+
+def test_shapes_name_layers_as_in_the_causal_lm():
+    engine = trained_engine()
+    shapes = {s.name: s for s in engine._runner.shapes(LoraConfig(rank=1))}
+    down = shapes["model.layers.0.mlp.down_proj"]
+    assert (down.rows_in, down.rows_out) == (48, 32)
+    assert (shapes["lm_head"].rows_in, shapes["lm_head"].rows_out) == (32, VOCAB)
+
+
+def test_routing_is_cleared_after_a_forward_and_after_a_failure():
+    engine = trained_engine()
+    plain = run(engine)
+    segments = [LoraSegment(0, 6, engine._pool.sampler("a"))]
+    adapted = run(engine, segments)
+    assert not torch.equal(plain, adapted)
+    assert torch.equal(run(engine), plain)
+    with pytest.raises(IndexError), torch.no_grad():
+        engine._runner.hidden(IDS + VOCAB, IDS, PrefillAttention((6,)), segments)
+    assert torch.equal(run(engine), plain)
+
+
+def test_entering_twice_is_refused():
+    engine = trained_engine()
+    segments = [LoraSegment(0, 6, engine._pool.sampler("a"))]
+
+    class Greedy(PrefillAttention):
+        def attend(self, *args, **options):
+            run(engine, segments)
+
+    with pytest.raises(EngineError, match="one thread must own it"), torch.no_grad():
+        engine._runner.hidden(IDS, IDS, Greedy((6,)), segments)
+
+
+def test_parameters_stay_frozen():
+    engine = trained_engine()
+    assert not any(p.requires_grad for p in engine.base.model.parameters())
+    names = {n for n, _ in engine.base.model.named_parameters()}
+    assert names == {n for n, _ in tiny_model().named_parameters()}
