@@ -158,7 +158,7 @@ class LoopbackServer:
     def __init__(self, config, engine):
         self._config = config
         self._engine = engine
-        self._loop = None
+        self.loop = None
         self._stop = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -168,7 +168,7 @@ class LoopbackServer:
         from tinkex.server.app import build_app
         from tinkex.server.run import serve_app
 
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
 
         def on_ready(url):
@@ -189,6 +189,6 @@ class LoopbackServer:
         return self
 
     def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
         assert not self._thread.is_alive()

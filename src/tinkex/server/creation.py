@@ -130,10 +130,10 @@ class Creation:
         self, session: Session, model_seq_id: int, digest: bytes
     ) -> Future | None:
         model_id = session.model_ids.get(model_seq_id)
-        run = None if model_id is None else self._s.runs.find(session.owner, model_id)
-        if run is None:
+        if model_id is None:
             return None
-        if run.creation[0] != digest:
+        run = self._s.runs.find(session.owner, model_id)
+        if run is None or run.creation[0] != digest:
             raise bad_request(
                 f"model_seq_id {model_seq_id} of session {session.session_id!r} was used before, "
                 "for a different model. Give each model a model_seq_id of its own."

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tinkex.server.decoding import ForwardBackwardCall
-
     from tinkex.server.futures import Future
     from tinkex.server.services import Services
     from tinkex.types import OptimStepRequest

@@ -50,6 +50,11 @@ def tiny():
     return tiny_model
 
 
+@pytest.fixture(scope="module")
+def tiny_for_module():
+    return tiny_model
+
+
 @pytest.fixture
 def make_engine():
     def make(**settings):

@@ -1,4 +1,4 @@
-"""The end of sessions and of the server: memory freed, later calls told why, nobody left waiting."""
+"""The end of sessions and of the server: memory is freed, and nobody is left waiting."""
 
 import asyncio
 

@@ -1,0 +1,136 @@
+"""The server's process side: socket, readiness, models from disk, a second server, stopping."""
+
+import asyncio
+import socket
+
+import httpx
+import pytest
+
+from tinkex._clock import SystemClock
+from tinkex.errors import ConfigurationError
+from tinkex.server.config import ServerConfig
+from tinkex.server.run import serve
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_for_module):
+    """A base model as a folder on disk."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_for_module().save_pretrained(path)
+    return path
+
+
+class Running:
+    def __init__(self, config):
+        self.stop = asyncio.Event()
+        self.ready = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(
+            serve(config, on_ready=self.ready.set_result, clock=SystemClock(), stop=self.stop)
+        )
+
+    async def info(self):
+        await asyncio.wait({self.task, self.ready}, return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            await self.task
+        return self.ready.result()
+
+    async def end(self):
+        self.stop.set()
+        await self.task
+
+
+@pytest.fixture
+def make_config(tmp_path, folder):
+    def make(**settings):
+        settings = {"base_models": (str(folder),), "port": 0, "device": "cpu", **settings}
+        return ServerConfig(
+            data_dir=tmp_path / "data", log_level="error", shutdown_grace_s=2, **settings
+        )
+
+    return make
+
+
+async def test_ready_server_tells_where_it_is_and_answers_there(make_config, folder, tmp_path):
+    running = Running(make_config())
+    info = await running.info()
+    assert info.url.startswith("http://127.0.0.1:")
+    assert info.base_models == (str(folder),)
+    assert info.device == "cpu"
+    assert info.api_key == (tmp_path / "data" / "api_key").read_text().strip()
+    assert info.api_key_path == tmp_path / "data" / "api_key"
+    assert info.api_key not in repr(info)
+    async with httpx.AsyncClient(base_url=info.url, headers={"X-API-Key": info.api_key}) as client:
+        assert (await client.get("/api/v1/healthz")).json() == {"status": "ok"}
+        models = (await client.get("/api/v1/get_server_capabilities")).json()
+        assert models["supported_models"][0]["model_name"] == str(folder)
+    await running.end()
+    with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+        client.connect(("127.0.0.1", int(info.url.rpartition(":")[2])))
+
+
+async def test_local_client_is_told_the_tokenizers_folder_and_a_remote_one_is_not(folder):
+    from tinkex.server.app import client_tokenizer_id
+
+    assert client_tokenizer_id("tiny", str(folder), local=True) == str(folder)
+    assert client_tokenizer_id("tiny", str(folder), local=False) == "tiny"
+    assert client_tokenizer_id("org/model", "org/model", local=True) == "org/model"
+    assert client_tokenizer_id("tiny", "", local=True) == "tiny"
+    colon = folder.parent / "with:colon"
+    colon.mkdir()
+    assert client_tokenizer_id("tiny", str(colon), local=True) == "tiny"
+
+
+async def test_address_in_use_is_refused_before_any_model_is_loaded(make_config):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        running = Running(make_config(port=taken.getsockname()[1], base_models=("no/such",)))
+        with pytest.raises(ConfigurationError, match="cannot listen"):
+            await running.info()
+
+
+async def test_second_server_on_a_data_folder_is_refused(make_config):
+    first = Running(make_config())
+    await first.info()
+    with pytest.raises(ConfigurationError, match="another server"):
+        await Running(make_config()).info()
+    await first.end()
+    second = Running(make_config())
+    await second.info()
+    await second.end()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_models": ("/nowhere/at/all",)}, "/nowhere/at/all"),
+        ({"aliases": {"a": "b"}}, "alias 'a'"),
+        ({"device": "warp"}, "warp"),
+        ({"dtype": "int3"}, "int3"),
+    ],
+)
+async def test_setting_that_does_not_work_here_is_refused(make_config, settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        await Running(make_config(**settings)).info()
+
+
+async def test_stop_sends_a_waiting_client_home(make_config):
+    from server_support import batch_json
+
+    running = Running(make_config())
+    info = await running.info()
+    headers = {"X-API-Key": info.api_key}
+    async with httpx.AsyncClient(base_url=f"{info.url}/api/v1", headers=headers) as client:
+
+        async def post(path, body):
+            return (await client.post(path, json=body, timeout=40)).json()
+
+        session = (await post("/create_session", {"tags": [], "sdk_version": "1"}))["session_id"]
+        body = {"session_id": session, "model_seq_id": 0, "base_model": info.base_models[0]}
+        future = await post("/create_model", {**body, "lora_config": {"rank": 2}})
+        model = (await post("/retrieve_future", future))["model_id"]
+        held = await post("/forward_backward", batch_json(model, 2))
+        poll = asyncio.create_task(post("/retrieve_future", held))
+        await post("/session_heartbeat", {"session_id": session})
+        await running.end()
+        assert (await poll)["type"] == "try_again"
