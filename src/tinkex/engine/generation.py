@@ -210,10 +210,11 @@ class Generator:
             rule = s.state.rule
             uniform = s.uniforms.draw()
             choices.append(RowChoice(rule.temperature, rule.top_k, rule.top_p, uniform))
-        diverged = ~logits.logsumexp(dim=1).isfinite()
+        normaliser = logits.logsumexp(dim=1)
+        diverged = ~normaliser.isfinite()
         logits = logits.masked_fill(diverged[:, None], 0.0) if bool(diverged.any()) else logits
         tokens = choose_tokens(logits, choices)
-        logprobs = token_logprobs(logits, tokens).tolist()
+        logprobs = token_logprobs(logits, tokens, normaliser).tolist()
         topk = self._topk(sequences, logits)
         finished = []
         failed = diverged.tolist()

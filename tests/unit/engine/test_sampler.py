@@ -25,7 +25,7 @@ def many(one, count, **settings):
     return choose_tokens(one.expand(count, -1), choices).numpy()
 
 
-def shares(one, count=20_000, **settings):
+def shares(one, count=5_000, **settings):
     return np.bincount(many(one, count, **settings), minlength=one.shape[1]) / count
 
 
@@ -40,7 +40,7 @@ def test_shares_are_the_softmax(temperature):
     """Evenly spread uniforms give each token its probability to within one of the steps."""
     z = logits()
     exact = (z.double() / temperature).softmax(1)[0].numpy()
-    assert np.abs(shares(z, temperature=temperature) - exact).max() < 1.1e-4
+    assert np.abs(shares(z, temperature=temperature) - exact).max() < 4.1e-4
 
 
 def test_random_uniforms_pass_a_chi_squared_test():
@@ -61,7 +61,7 @@ def test_top_k_keeps_the_k_likeliest_in_proportion(k):
     exact = np.zeros(V)
     exact[kept] = z[0, kept].double().softmax(0).numpy()
     assert set(np.nonzero(found)[0]) <= set(kept)
-    assert np.abs(found - exact).max() < 1.1e-4
+    assert np.abs(found - exact).max() < 4.1e-4
 
 
 @pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.999])
@@ -72,7 +72,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p, size):
     count = int((probabilities.cumsum(0) < p).sum()) + 1
     exact = np.zeros(size)
     exact[order[:count].numpy()] = (probabilities[:count] / probabilities[:count].sum()).numpy()
-    assert np.abs(shares(z, top_p=p) - exact).max() < 1.1e-4
+    assert np.abs(shares(z, top_p=p) - exact).max() < 4.1e-4
 
 
 def test_top_p_applies_to_what_top_k_left():
@@ -88,6 +88,15 @@ def test_extreme_uniforms_stay_inside_the_support(uniform, settings):
     z[0, 10:13] = torch.tensor([0.0, 1.0, -1.0])
     token = choose_tokens(z, [row(uniform=uniform, **settings)]).item()
     assert 10 <= token <= 12
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000])
+def test_every_vocabulary_size_is_covered_to_its_ends(size):
+    z = logits(size=size) * 0.2
+    exact = z.double().softmax(1)[0].numpy()
+    assert np.abs(shares(z) - exact).max() < 4.1e-4
+    assert choose_tokens(z, [row(uniform=0.0)]).item() == 0
+    assert choose_tokens(z, [row(uniform=1 - 2**-53)]).item() == size - 1
 
 
 def test_tiny_temperature_neither_overflows_nor_wanders():
@@ -109,4 +118,4 @@ def test_logprobs_are_those_of_the_plain_softmax():
     z = logits(6)
     chosen = torch.arange(6)
     expected = z.log_softmax(1)[torch.arange(6), chosen]
-    torch.testing.assert_close(token_logprobs(z, chosen), expected)
+    torch.testing.assert_close(token_logprobs(z, chosen, z.logsumexp(1)), expected)
