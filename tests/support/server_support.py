@@ -150,6 +150,14 @@ async def serving(config, engine, clock):
         ) as client,
     ):
         yield Api(app, client)
+    assert_nothing_left()
+
+
+def assert_nothing_left():
+    """Check that a server that ended left no thread and no task behind."""
+    assert [t.name for t in threading.enumerate() if t.name.startswith("engine")] == []
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert {task.get_name() for task in others if not task.get_name().startswith("Task-")} == set()
 
 
 class LoopbackServer:
@@ -178,6 +186,7 @@ class LoopbackServer:
         app = build_app(self._config, {BASE_MODEL: self._engine}, clock=SystemClock())
         self.services = app.state.services
         await serve_app(app, self._config, on_ready=on_ready, stop=self._stop)
+        assert_nothing_left()
 
     @property
     def login(self):

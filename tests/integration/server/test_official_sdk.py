@@ -184,7 +184,7 @@ def test_lost_chunk_fails_the_call_after_the_gap_time_and_the_next_one_works(
         with pytest.raises(tinker.RequestFailedError, match="seq_id 2") as caught:
             step.result(timeout=20)
         assert "server" in str(caught.value.category).lower()
-        with pytest.raises(TimeoutError):
+        with pytest.raises((tinker.RequestFailedError, TimeoutError)):
             call.result(timeout=0.1)
         assert lost
         good = client.forward(batch(tinker, 6), "cross_entropy").result(timeout=20)
