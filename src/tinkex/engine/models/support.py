@@ -3,8 +3,8 @@
 The engine runs transformers' own modelling code on packed tokens, so most decoder-only models work;
 those of `TESTED` are compared with plain transformers in our tests. Any other is compared once, at
 load, on a few tokens, and refused when the logits differ. Refused by name: attention sinks,
-softcapping and masks of their own (in `attention`), final softcapping, and fused expert weights
-when an adapter wants them.
+softcapping and masks of their own (in `attention`), layers that are neither full nor sliding
+attention, final softcapping, and fused expert weights when an adapter wants them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3"})
 """Values of `model_type` whose logits our tests compare with plain transformers."""
 
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+"""Values of a configuration's `layer_types`: others are masks or states that we do not have."""
+
+_MODEL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 _TOLERANCE = 1e-3
 _PROBE_LENGTHS = (5, 3)
 
@@ -47,13 +51,24 @@ def check_supported(model: Any) -> None:
         raise ConfigurationError(
             f"{type(model).__name__} caps its logits, which tinkex does not have"
         )
+    strange = sorted({*(getattr(config, "layer_types", None) or ())} - _LAYER_TYPES)
+    if strange:
+        raise ConfigurationError(
+            f"{type(model).__name__} has layers of type {', '.join(strange)}; tinkex has "
+            f"{', '.join(sorted(_LAYER_TYPES))}"
+        )
     known = config.model_type in TESTED
     before = None if known else _plain_logits(model)
     attention.register()
     model.set_attn_implementation(attention.IMPLEMENTATION)
     if before is None:
         return
-    after = _packed_logits(model)
+    try:
+        after = _packed_logits(model)
+    except _MODEL_ERRORS as error:
+        raise ConfigurationError(
+            f"{type(model).__name__} fails on packed tokens, so tinkex cannot drive it: {error}"
+        ) from error
     if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_tolerance(before)):
         raise ConfigurationError(
             f"{type(model).__name__} gives other logits on packed tokens than in transformers, so "

@@ -77,6 +77,42 @@ def test_attention_sinks_are_refused_by_name():
         wrap_model(model, name="tiny")
 
 
+def test_layers_of_another_kind_are_refused_by_name():
+    model = tiny_model()
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ConfigurationError, match="layers of type linear_attention"):
+        wrap_model(model, name="tiny")
+
+
+def test_model_that_fails_on_packed_tokens_is_refused(monkeypatch):
+    model = tiny_model("olmo")
+
+    def plain_only(self, *args, packed_attention=None, **options):
+        if packed_attention is not None:
+            raise RuntimeError("shape mismatch")
+        return original(self, *args, **options)
+
+    original = type(model.model).forward
+    monkeypatch.setattr(type(model.model), "forward", plain_only)
+    with pytest.raises(ConfigurationError, match=r"fails on packed tokens.*shape mismatch"):
+        wrap_model(model, name="tiny")
+
+
+def test_fused_experts_are_trained_by_attention_alone():
+    from engine_support import datum
+
+    from tinkex.types import LoraConfig
+
+    model = tiny_model(
+        "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=16
+    )
+    engine = tiny_engine(model=model)
+    with pytest.raises(InputError, match="train_mlp=False"):
+        engine.create_adapter("a", LoraConfig(rank=2))
+    engine.create_adapter("a", LoraConfig(rank=2, train_mlp=False))
+    assert engine.forward_backward("a", [datum(5)], "cross_entropy").metrics["loss:sum"]
+
+
 def test_encoder_decoder_is_refused():
     import transformers
 
