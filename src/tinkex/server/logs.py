@@ -6,6 +6,7 @@ Request bodies, headers, keys and client tracebacks are never logged.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     Logger = FilteringBoundLogger
 
 LEVELS = logging.getLevelNamesMapping()
+
+
+class _TolerantLogger(structlog.WriteLogger):
+    """Drops a line that cannot be written: a reader that left must not stop the server."""
+
+    def msg(self, message: str) -> None:
+        """Write a line, if possible."""
+        with contextlib.suppress(OSError, ValueError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
 
 
 def make_logger(level: str, stream: TextIO | None = None) -> Logger:
@@ -38,7 +50,7 @@ def make_logger(level: str, stream: TextIO | None = None) -> Logger:
         processors.append(structlog.processors.format_exc_info)
         processors.append(structlog.processors.LogfmtRenderer(key_order=order))
     logger: Any = structlog.wrap_logger(
-        structlog.WriteLogger(target),
+        _TolerantLogger(target),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level.upper()]),
         cache_logger_on_first_use=True,

@@ -31,6 +31,11 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    async def finished(self) -> None:
+        """Wait until nothing runs any more."""
+        while self._running:
+            await asyncio.wait(self._running)
+
     async def stop(self) -> None:
         """Cancel what still runs, and wait for its end."""
         for task in list(self._running):

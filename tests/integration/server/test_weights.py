@@ -1,7 +1,7 @@
 """Checkpoints: saved, loaded, listed, expired, deleted, and there after a restart."""
 
 import pytest
-from server_support import ALIAS, BASE_MODEL, batch_json
+from server_support import ALIAS, BASE_MODEL, batch_json, settle
 
 
 async def step(api, model, seq_id, learning_rate=0.05):
@@ -204,7 +204,8 @@ async def test_expired_checkpoint_is_not_served_and_swept(virtual, advance):
     assert (await api.post("/weights_info", {"tinker_path": path})).status_code == 200
     api.clock.advance(2)
     assert (await api.post("/weights_info", {"tinker_path": path})).status_code == 404
-    await api.services.checkpoints._sweep()
+    await settle()
+    await api.services.tasks.finished()
     assert [entry.name for entry in folder.iterdir()] == ["stays"]
     listed = (await api.get("/checkpoints")).json()["checkpoints"]
     assert [entry["checkpoint_id"] for entry in listed] == ["weights/stays"]
