@@ -251,7 +251,7 @@ class EngineJobs:
                 self._samples[job.job_id] = outcome
         for job_id in cancelled:
             if self._samples.pop(job_id, None) is not None:
-                self._engine.cancel_sample(job_id)
+                self._cancel_in_engine(job_id)
 
     def _sampling_slice(self) -> None:
         try:
@@ -271,8 +271,14 @@ class EngineJobs:
         """Drop every sample in the engine: a step failed, and the next would fail alike."""
         samples, self._samples = self._samples, {}
         for job_id in samples:
-            self._engine.cancel_sample(job_id)
+            self._cancel_in_engine(job_id)
         self._post([(outcome, None, error) for outcome in samples.values()])
+
+    def _cancel_in_engine(self, job_id: str) -> None:
+        try:
+            self._engine.cancel_sample(job_id)
+        except Exception as raised:  # noqa: BLE001 - the thread must go on for everybody else
+            self._on_fault(raised)
 
     def _as_answer(self, raised: Exception) -> TinkerError:
         if isinstance(raised, TinkerError):

@@ -82,6 +82,10 @@ class Saving:
             raise invalid_fields(
                 "save_weights_for_sampler needs either path (a name) or sampling_session_seq_id."
             )
+        if request.path is None and (request.ttl_seconds, request.user_metadata) != (None, None):
+            raise invalid_fields(
+                "ttl_seconds and user_metadata belong to a checkpoint: give a path too, or neither."
+            )
         if request.path is not None and request.kind != "snapshot":
             raise invalid_fields(f"kind {request.kind!r} takes no path: leave it out.")
 

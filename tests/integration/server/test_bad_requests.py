@@ -228,3 +228,39 @@ async def test_context_is_advertised(api):
     models = (await api.get("/get_server_capabilities")).json()["supported_models"]
     assert [model["model_name"] for model in models] == [BASE_MODEL, "Qwen/Qwen3-8B"]
     assert {model["max_context_length"] for model in models} == {CONTEXT}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"path": "a", "sampling_session_seq_id": 1},
+        {"path": "a", "kind": "inflight"},
+        {"sampling_session_seq_id": 1, "ttl_seconds": 5000},
+        {"sampling_session_seq_id": 1, "kind": "frozen"},
+    ],
+)
+async def test_contradictory_sampler_save_is_refused(api, fields):
+    body = {"model_id": await api.model(), "seq_id": 1, **fields}
+    await refused(await api.post("/save_weights_for_sampler", body), 422)
+
+
+async def test_result_that_cannot_be_encoded_fails_and_is_not_asked_for_again(api, monkeypatch):
+    """A 5xx here would be repeated at once and for ever."""
+    from tinkex.server.routes import futures
+
+    def fail(_result):
+        raise RuntimeError("cannot encode")
+
+    future = await api.ok("/forward_backward", batch_json(await api.model(), 1))
+    monkeypatch.setattr(futures, "BULK_ENCODERS", {futures.Operation.FORWARD_BACKWARD: (fail,) * 2})
+    body = await api.result(future)
+    assert body["category"] == "server"
+
+
+async def test_large_json_request_is_read(api):
+    sampler = await api.sampler()
+    body = sample_json(sampler)
+    body["sampling_params"]["stop"] = ["x" * 100] * 1000
+    future = await api.ok("/asample", body)
+    assert "request_id" in future

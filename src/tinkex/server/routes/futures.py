@@ -88,9 +88,14 @@ class FutureRoutes:
             return message_reply(
                 RequestFailedResponse(error=str(future.error), category=future.error.category)
             )
-        if future.result_bytes > OFF_LOOP_BYTES:
-            return await asyncio.to_thread(_encode, future, accept)
-        return _encode(future, accept)
+        try:
+            if future.result_bytes > OFF_LOOP_BYTES:
+                return await asyncio.to_thread(_encode, future, accept)
+            return _encode(future, accept)
+        except Exception as error:  # noqa: BLE001 - clients repeat a 5xx here at once and for ever
+            self._s.fault(error)
+            text = f"The result cannot be sent ({type(error).__name__}); the server's log says why."
+            return message_reply(RequestFailedResponse(error=text, category="server"))
 
 
 def _encode(future: Future, accept: str) -> Response:

@@ -6,6 +6,7 @@ Owns JSON in and out and the words for a message that does not fit. The messages
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+from tinkex.server.bodies import OFF_LOOP_BYTES
 from tinkex.server.refusal import bad_request, invalid_fields
 
 if TYPE_CHECKING:
@@ -35,6 +37,12 @@ async def read_json(request: Request, message: type[M]) -> tuple[M, bytes]:
         APIStatusError: 400 for what is no JSON, 422 naming each field that does not fit.
     """
     body = await request.body()
+    if len(body) > OFF_LOOP_BYTES:
+        return await asyncio.to_thread(_parse, body, message)
+    return _parse(body, message)
+
+
+def _parse(body: bytes, message: type[M]) -> tuple[M, bytes]:
     digest = hashlib.blake2b(body, digest_size=16).digest()
     try:
         return message.model_validate_json(body), digest
