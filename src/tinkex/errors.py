@@ -5,6 +5,7 @@
     │   └── TinkerPathError             not of the form tinker://run/kind/name
     ├── EngineError                     the engine failed by itself (category server)
     ├── RequestFailedError              a future ended in failure
+    ├── FutureExpiredError              the server forgot a future: submit the request again
     ├── ResultTimeoutError (TimeoutError)  result(timeout) ran out; the request goes on
     ├── SkippedCallError                not sent, because a call it builds on failed
     ├── ClientClosedError (RuntimeError)   the client was closed
@@ -17,7 +18,8 @@
     ├── ServerStartError                a child `tinkex serve` did not start
     └── APIError                        talking to a server failed; .body
         ├── APIConnectionError          no answer
-        │   └── APITimeoutError         no answer in time
+        │   ├── APITimeoutError         no answer in time
+        │   └── CertificateError        the server's certificate was not accepted
         ├── APIResponseValidationError  an answer that does not fit; .status_code
         │   └── WireDecodeError         bytes that are no such message
         └── APIStatusError              4xx or 5xx; .status_code
@@ -91,6 +93,12 @@ class RequestFailedError(TinkerError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with every argument."""
         return type(self), (self.message, self.request_id, self.category)
+
+
+class FutureExpiredError(TinkerError):
+    """The server no longer holds a future; what it stood for has to be submitted again."""
+
+    category = "server"
 
 
 class ResultTimeoutError(TinkerError, TimeoutError):
@@ -173,6 +181,12 @@ class APITimeoutError(APIConnectionError):
 
     def __init__(self, message: str = "Request timed out.", **details: Any) -> None:
         super().__init__(message, **details)
+
+
+class CertificateError(APIConnectionError):
+    """The server's certificate does not prove who it is; no retry will change that."""
+
+    category = "user"
 
 
 class APIResponseValidationError(APIError):

@@ -11,7 +11,20 @@ from tinkex.types._model import WireRequest, WireResponse, absent
 
 RequestID = str
 
-QueueState = Literal["active", "paused_capacity", "paused_rate_limit"]
+
+class QueueState(StrEnum):
+    """Why a request waits. An unknown word becomes `unknown`."""
+
+    ACTIVE = "active"
+    PAUSED_CAPACITY = "paused_capacity"
+    PAUSED_RATE_LIMIT = "paused_rate_limit"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def parse(cls, word: str) -> QueueState:
+        """Read a word of the wire, in any letter case."""
+        known = {member.value: member for member in cls}
+        return known.get(word.lower(), cls.UNKNOWN)
 
 
 class RequestErrorCategory(StrEnum):
@@ -22,9 +35,13 @@ class RequestErrorCategory(StrEnum):
     User = "user"
 
     @classmethod
+    def parse(cls, word: str) -> RequestErrorCategory:
+        """Read a word of the wire, in any letter case."""
+        return next((member for member in cls if member.value == word.lower()), cls.Unknown)
+
+    @classmethod
     def _missing_(cls, value: object) -> RequestErrorCategory:
-        word = str(value).lower()
-        return next((member for member in cls if member.value == word), cls.Unknown)
+        return cls.parse(str(value))
 
 
 class UntypedAPIFuture(WireResponse):
@@ -49,7 +66,7 @@ class TryAgainResponse(WireResponse):
 
     type: Literal["try_again"] = "try_again"
     request_id: RequestID
-    queue_state: QueueState | str = "active"
+    queue_state: str = "active"
     queue_state_reason: str | None = absent()
 
 

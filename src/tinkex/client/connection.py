@@ -1,0 +1,130 @@
+"""What every client object of one configuration stands on: a loop, a sender, the server's wishes.
+
+Owns the background loop and the first question to a server (`client/config`). It has no session:
+`session.py` adds one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tinkex.client.budget import Budget
+from tinkex.client.loop import BackgroundLoop
+from tinkex.client.poller import Poller, PollPolicy
+from tinkex.client.sender import SDK_VERSION, Sender
+from tinkex.errors import NotFoundError
+from tinkex.types import (
+    ClientConfigRequest,
+    ClientConfigResponse,
+    ClientDynamicConfigRequest,
+    ClientDynamicConfigResponse,
+)
+from tinkex.wire import endpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from tinkex.client.config import ClientConfig
+    from tinkex.client.future import APIFuture
+    from tinkex.client.runtime import Runtime
+
+T = TypeVar("T")
+F = TypeVar("F", bound="APIFuture[Any]")
+
+
+class Connection:
+    """One configuration's way to its server.
+
+    Args:
+        config: the settings.
+        runtime: what is shared with other clients of the process.
+    """
+
+    def __init__(self, config: ClientConfig, runtime: Runtime) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.clock = runtime.clock
+        self.sender = Sender(config, runtime)
+        self.limiter = runtime.limiters.get(config.base_url, config.credentials.account)
+        self._loop = BackgroundLoop()
+        self._loop.on_close(self.sender.transport.close)
+        self._starting = asyncio.Lock()
+        self._server: ServerWishes | None = None
+
+    def submit(
+        self, operation: Callable[..., Coroutine[Any, Any, T]], *arguments: Any
+    ) -> APIFuture[T]:
+        """Run an operation on the client's loop."""
+        return self._loop.submit(operation, *arguments)
+
+    def submit_into(
+        self, future: F, operation: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any
+    ) -> F:
+        """Run an operation on the client's loop, resolving the given future."""
+        return self._loop.submit_into(future, operation, *arguments)
+
+    def spawn(self, operation: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Run background work on the client's loop."""
+        self._loop.spawn(operation, *arguments)
+
+    def close(self) -> None:
+        """End the loop and every connection; idempotent."""
+        self._loop.close()
+
+    async def server(self) -> ServerWishes:
+        """Ask the server, once, how it wants to be talked to; a failure is asked again."""
+        async with self._starting:
+            if self._server is None:
+                self._server = ServerWishes(self.sender, await self._fetch_config())
+            return self._server
+
+    async def _fetch_config(self) -> ClientConfigResponse:
+        try:
+            return await self.sender.call(
+                endpoints.CLIENT_CONFIG, ClientConfigRequest(sdk_version=SDK_VERSION)
+            )
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"There is no Tinker API at {self.config.base_url}: {error}",
+                status_code=404,
+                response=error.response,
+                body=error.body,
+            ) from error
+
+    async def dynamic_config(self) -> ClientDynamicConfigResponse:
+        """Ask for the settings a server may change while clients run; a 404 means none."""
+        try:
+            return await self.sender.call(
+                endpoints.CLIENT_DYNAMIC_CONFIG,
+                ClientDynamicConfigRequest(sdk_version=SDK_VERSION),
+                timeout=10.0,
+                policy=self.config.retry.never(),
+            )
+        except NotFoundError:
+            return ClientDynamicConfigResponse()
+
+
+class ServerWishes:
+    """The server's client config, and the budgets and the poller made from it."""
+
+    def __init__(self, sender: Sender, config: ClientConfigResponse) -> None:
+        self.config = config
+        self.training_bytes = Budget(config.fwdbwd_dispatch_bytes_semaphore_size)
+        self.sample_bytes = Budget(config.sample_dispatch_bytes_semaphore_size)
+        self.sample_posts = Budget(_SAMPLE_POSTS)
+        self.throttled_posts = Budget(_THROTTLED_POSTS)
+        self.poller = Poller(
+            send=sender.send,
+            clock=sender.clock,
+            rng=sender.rng,
+            emit=sender.emit,
+            payloads=Budget(config.inflight_response_bytes_semaphore_size),
+            policy=PollPolicy(billing_limit=config.billing_exception_max_pause_duration_sec),
+        )
+
+
+_SAMPLE_POSTS = 400
+"""Sample requests that may be on their way to the server at once."""
+_THROTTLED_POSTS = 10
+"""The same while the server said 429 in the last seconds."""

@@ -1,0 +1,223 @@
+"""`APIFuture`: one future for blocking code, for asyncio code and for `concurrent.futures`.
+
+Owns how a result is waited for, timed out and cancelled. Does not know how it is computed: the
+background loop (`loop.py`) resolves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tinkex.errors import BlockingCallError, ResultTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class APIFuture(Future[T]):
+    """The result of a call that is under way; await it, or block on `result()`.
+
+    It is a `concurrent.futures.Future`, so `wait`, `as_completed`, `asyncio.wrap_future` and done
+    callbacks take it as it is. It may be awaited from any event loop, by several tasks at once.
+
+    A task that is cancelled while it awaits cancels the operation only when nobody else waits for
+    it, so one reader going away never breaks another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers = 0
+        self._lock = threading.RLock()
+        self._resolver: threading.Thread | None = None
+
+    def resolved_by(self, thread: threading.Thread) -> None:
+        """Name the thread that will resolve this future; blocking on it there is refused."""
+        self._resolver = thread
+
+    def result(self, timeout: float | None = None) -> T:
+        """Block until the result is there.
+
+        A time-out leaves the operation running, as in `concurrent.futures`: call again to go on
+        waiting, or `cancel()` to end it.
+
+        Args:
+            timeout: seconds to wait; None waits as long as it takes.
+
+        Raises:
+            ResultTimeoutError: (also a `TimeoutError`) not done after `timeout` seconds.
+            BlockingCallError: called on the client's own event loop, where it would never end.
+        """
+        if not self.done() and threading.current_thread() is self._resolver:
+            raise BlockingCallError(
+                "result() was called on the client's own event loop, where it would wait for "
+                "itself for ever. Await the future instead."
+            )
+        self._reader_came()
+        try:
+            return super().result(timeout)
+        except TimeoutError:
+            if self.done():
+                return super().result()  # the operation's own answer, or its own TimeoutError
+            raise ResultTimeoutError(_late(timeout)) from None
+        finally:
+            self._reader_left()
+
+    def cancel(self) -> bool:
+        """End the operation; True unless it had already finished."""
+        with self._lock:
+            if self.cancelled():
+                return True
+            cancelled = super().cancel()
+            if cancelled:
+                # wakes `concurrent.futures.wait` and `as_completed`
+                self.set_running_or_notify_cancel()
+        return cancelled
+
+    async def result_async(self, timeout: float | None = None) -> T:
+        """Wait for the result without blocking the running event loop.
+
+        Args:
+            timeout: seconds to wait; None waits as long as it takes. After it the operation is
+                cancelled, unless somebody else waits for the same future.
+
+        Raises:
+            ResultTimeoutError: (also a `TimeoutError`) not done after `timeout` seconds.
+        """
+        if self.done():
+            return super().result()
+        relay, forget = self._relay(asyncio.get_running_loop())
+        self._reader_came()
+        try:
+            async with asyncio.timeout(timeout) as scope:
+                return await relay
+        except TimeoutError:
+            if scope.expired():
+                self._cancel_if_last_reader()
+                raise ResultTimeoutError(_late(timeout)) from None
+            raise
+        except asyncio.CancelledError:
+            self._cancel_if_last_reader()
+            raise
+        finally:
+            forget()
+            self._reader_left()
+
+    def future(self) -> Future[T]:
+        """Return the `concurrent.futures.Future` of this operation: this object."""
+        return self
+
+    async def coroutine(self) -> T:
+        """Wait for the result, as a coroutine, for functions that take nothing else."""
+        return await self.result_async()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.result_async().__await__()
+
+    def resolve(self, value: T) -> None:
+        """Set the result, unless the future was cancelled or resolved before."""
+        if self._claim():
+            self.set_result(value)
+
+    def reject(self, error: BaseException) -> None:
+        """Set the exception, unless the future was cancelled or resolved before."""
+        if self._claim():
+            self.set_exception(error)
+
+    def _claim(self) -> bool:
+        """Win the right to resolve this future; False once it is resolved, or being so."""
+        with self._lock:
+            if self.done() or self.running():
+                return False
+            return self.set_running_or_notify_cancel()
+
+    def _relay(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> tuple[asyncio.Future[T], Callable[[], None]]:
+        """Make a future of `loop` that follows this one, and the function that unties them."""
+        relay: asyncio.Future[T] = loop.create_future()
+
+        def wake(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the awaiting loop has been closed
+                loop.call_soon_threadsafe(_copy, self, relay)
+
+        def forget() -> None:
+            with self._condition:
+                if wake in self._done_callbacks:
+                    self._done_callbacks.remove(wake)
+
+        self.add_done_callback(wake)
+        return relay, forget
+
+    def _reader_came(self) -> None:
+        with self._lock:
+            self._readers += 1
+
+    def _reader_left(self) -> None:
+        with self._lock:
+            self._readers -= 1
+
+    def _cancel_if_last_reader(self) -> None:
+        with self._lock:
+            alone = self._readers == 1
+        if alone:
+            self.cancel()
+
+
+def _copy(source: Future[T], target: asyncio.Future[T]) -> None:
+    if target.done():
+        return
+    if source.cancelled():
+        target.cancel()
+    elif (error := source.exception()) is not None:
+        target.set_exception(error)
+    else:
+        target.set_result(source.result())
+
+
+def _late(timeout: float | None) -> str:
+    return (
+        f"No result after {timeout:g} s. The server may still be working on it: wait longer, or "
+        "look at the server's log if it should have been quick."
+    )
+
+
+def combine(futures: Sequence[APIFuture[S]], merge: Callable[[list[S]], T]) -> APIFuture[T]:
+    """Make one future of several: `merge` of their results in the given order.
+
+    The first failure fails it; the others go on undisturbed, and so they do when the combined
+    future is cancelled or times out: whoever holds them decides about them.
+    """
+    combined: APIFuture[T] = APIFuture()
+    remaining = len(futures)
+    lock = threading.Lock()
+
+    def finish() -> None:
+        try:
+            combined.resolve(merge([future.result() for future in futures]))
+        except BaseException as error:  # noqa: BLE001 - whatever merge raises is the result
+            combined.reject(error)
+
+    def one_done(future: Future[S]) -> None:
+        nonlocal remaining
+        with lock:
+            remaining -= 1
+            last = remaining == 0
+        if future.cancelled():
+            combined.reject(CancelledError())
+        elif (error := future.exception()) is not None:
+            combined.reject(error)
+        elif last:
+            finish()
+
+    if not futures:
+        finish()
+    for future in futures:
+        future.add_done_callback(one_done)
+    return combined

@@ -1,0 +1,153 @@
+"""Requests the server queues: submit one, get the pending result that a poll will fetch.
+
+Owns what every such request shares. Their order is `sequencer.py`'s matter, fetching is
+`poller.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tinkex.client.poller import PendingResult
+from tinkex.errors import APIResponseValidationError
+from tinkex.wire import headers as names
+from tinkex.wire.proto import decode_forward_backward_output, decode_sample_response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from tinkex.client.connection import Connection
+    from tinkex.client.poller import QueueWatch
+    from tinkex.client.retry import RetryPolicy
+    from tinkex.client.sender import Body
+    from tinkex.client.transport import Reply
+    from tinkex.types import ForwardBackwardOutput, SampleResponse, UntypedAPIFuture
+    from tinkex.wire.endpoints import Endpoint
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+PROTOBUF_RESULTS = frozenset({"ForwardBackward", "Forward", "Sample"})
+"""Operations whose results travel as protobuf, by the name in `X-Tinker-Request-Type`."""
+
+
+async def submit(
+    connection: Connection,
+    endpoint: Endpoint[UntypedAPIFuture],
+    body: Body,
+    decode: Callable[[Reply], T],
+    *,
+    request_type: str,
+    sdk_method: str,
+    policy: RetryPolicy | None = None,
+    watch: QueueWatch | None = None,
+) -> PendingResult[T]:
+    """Send a request and return what its result is fetched with.
+
+    Raises:
+        APIError: the server did not take it.
+    """
+    started = connection.clock.monotonic()
+    future = await connection.sender.call(
+        endpoint,
+        body,
+        sdk_method=sdk_method,
+        policy=policy or connection.config.submit_retry,
+    )
+    return pending_result(
+        connection,
+        future,
+        decode,
+        request_type=request_type,
+        sdk_method=sdk_method,
+        roundtrip=connection.clock.monotonic() - started,
+        watch=watch,
+    )
+
+
+def pending_result(
+    connection: Connection,
+    future: UntypedAPIFuture,
+    decode: Callable[[Reply], T],
+    *,
+    request_type: str,
+    sdk_method: str,
+    roundtrip: float,
+    watch: QueueWatch | None = None,
+) -> PendingResult[T]:
+    """Make the pending result of a request that was taken."""
+    connection.sender.emit("request.submitted", operation=request_type, seconds=roundtrip)
+    accept = names.PROTOBUF if request_type in PROTOBUF_RESULTS else names.JSON
+    return PendingResult(
+        request_id=future.request_id,
+        request_type=request_type,
+        decode=decode,
+        headers={
+            names.ACCEPT: accept,
+            names.CONTENT_TYPE: names.JSON,
+            names.SDK_METHOD: sdk_method,
+        },
+        roundtrip=roundtrip,
+        watch=watch,
+    )
+
+
+async def fetch(connection: Connection, pending: PendingResult[T]) -> T:
+    """Wait for a result."""
+    server = await connection.server()
+    return await server.poller.fetch(pending)
+
+
+async def gather(fetches: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Wait for several results; the first failure ends the waiting for the others."""
+    tasks = [asyncio.ensure_future(one) for one in fetches]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def json_result(cls: type[M]) -> Callable[[Reply], M]:
+    """Return what reads a JSON result as `cls`."""
+
+    def decode(reply: Reply) -> M:
+        try:
+            return cls.model_validate_json(reply.body)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in fault["loc"]) or "body"
+            raise APIResponseValidationError(
+                f"The result is no {cls.__name__} ({where}: {fault['msg']}).",
+                status_code=reply.status,
+            ) from None
+
+    return decode
+
+
+def _protobuf(reply: Reply) -> bytes:
+    if "protobuf" not in reply.content_type:
+        raise APIResponseValidationError(
+            f"The result came as {reply.content_type or 'an unnamed type'}, not as protobuf: the "
+            "server speaks an older dialect of the API. Update the server.",
+            status_code=reply.status,
+        )
+    return reply.body
+
+
+def forward_backward_result(reply: Reply) -> ForwardBackwardOutput:
+    """Read the result of a forward or forward_backward.
+
+    Raises:
+        APIResponseValidationError: it has another form.
+    """
+    return decode_forward_backward_output(_protobuf(reply))
+
+
+def sample_result(sequence_ids: Sequence[str]) -> Callable[[Reply], SampleResponse]:
+    """Return what reads the result of a sample whose sequences have these ids."""
+    return lambda reply: decode_sample_response(_protobuf(reply), sequence_ids)

@@ -1,0 +1,404 @@
+"""`SamplingClient`: samples from a base model or from saved weights.
+
+Owns what a sample request is and how it is repeated: a 429 holds back every client of the key, and
+the request goes out again under the same sequence id, so the server never samples twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tinkex._backoff import retry_after_seconds
+from tinkex.client import operations
+from tinkex.client.chunking import estimate_prompt_bytes
+from tinkex.client.client_future import ClientFuture
+from tinkex.client.deprecated import SamplingTwins
+from tinkex.client.poller import PendingResult, QueueWatch
+from tinkex.client.queue_log import QueueStateLog
+from tinkex.client.retry import Failure, RetryPolicy
+from tinkex.client.sender import read_answer
+from tinkex.client.tokenizer import resolve_tokenizer
+from tinkex.client.transport import error_from_reply
+from tinkex.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    CertificateError,
+    FutureExpiredError,
+    InputError,
+    TinkerError,
+)
+from tinkex.types import (
+    CreateSamplingSessionRequest,
+    SampleRequest,
+    SampleResponse,
+    SamplingParams,
+)
+from tinkex.wire import endpoints
+from tinkex.wire import headers as names
+
+if TYPE_CHECKING:
+    from tinkex.client.connection import Connection, ServerWishes
+    from tinkex.client.future import APIFuture
+    from tinkex.client.session import Session
+    from tinkex.types import (
+        ModelInput,
+        QueueState,
+        SaveWeightsForSamplerResponse,
+        SaveWeightsForSamplerResponseInternal,
+        TensorData,
+    )
+
+_LARGE_PROMPT_BYTES = 128 * 2**10
+_THROTTLED_WEIGHT = 20
+"""A prompt counts this many times its bytes while the server throttles this key."""
+
+
+@dataclass(frozen=True)
+class RetryConfig:
+    """How a sampling client repeats a request. The defaults are the official ones."""
+
+    max_connections: int | None = 1000
+    """Kept for programs that set it; the server's client config decides."""
+    progress_timeout: float = 7200.0
+    """Seconds without an answer after which a request is given up."""
+    retry_delay_base: float = 0.5
+    """Seconds before the first retry; doubles with each."""
+    retry_delay_max: float = 10.0
+    """Seconds; the doubling stops here."""
+    jitter_factor: float = 0.25
+    """Up to this share of a delay is taken off it at random."""
+    enable_retry_logic: bool = True
+    """Whether a 5xx, a lost connection or an expired result is tried again; a 429 always is."""
+    enable_stuck_detection: bool = True
+    """Whether `progress_timeout` counts."""
+    retryable_exceptions: tuple[type[Exception], ...] = (TimeoutError, APIConnectionError)
+    """Failures without an answer that are tried again."""
+
+    def policy(self) -> RetryPolicy:
+        """Return the policy these settings describe."""
+        return RetryPolicy(
+            max_retries=None if self.enable_retry_logic else 0,
+            max_elapsed=self.progress_timeout if self.enable_stuck_detection else None,
+            initial_delay=self.retry_delay_base,
+            max_delay=self.retry_delay_max,
+            jitter=self.jitter_factor,
+        )
+
+
+class SamplingClient(SamplingTwins):
+    """Samples from one set of weights. Made by the factories of the other clients.
+
+    Every call returns at once with a future; hundreds may be under way, from threads or tasks.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        sampling_session_id: str,
+        base_model: str,
+        model_path: str | None = None,
+        retry_config: RetryConfig | None = None,
+        record_stability_info: bool = False,
+    ) -> None:
+        self._connection: Connection = session.connection
+        self.sampling_session_id = sampling_session_id
+        self.model_path = model_path
+        self._base_model = base_model
+        self._retry_config = retry_config or RetryConfig()
+        self._record_stability_info = record_stability_info
+        self._numbers = itertools.count()
+        self._log = QueueStateLog(f"Sampling from {base_model}", self._connection.clock)
+        self._watch = QueueWatch(self, self._connection.sender.emit)
+
+    # --- sampling -------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
+    ) -> APIFuture[SampleResponse]:
+        """Sample sequences that continue a prompt.
+
+        Args:
+            prompt: what the model reads first, at least one token.
+            num_samples: how many sequences.
+            sampling_params: length, temperature, stops, seed.
+            include_prompt_logprobs: whether the logprob of each prompt token is wanted.
+            topk_prompt_logprobs: how many of the likeliest tokens to give for each prompt position.
+            topk_sample_logprobs: the same for each sampled position.
+            target_prompt_logprobs: int64 [P - 1, K]: tokens whose logprobs are wanted at each prompt
+                position; -1 asks for none.
+            prompt_alt_tokens_k: how many alternative tokens to give for each prompt position.
+            prompt_logprobs_last_n: compute prompt logprobs for the last n positions only.
+
+        Raises:
+            InputError: `num_samples` is below 1.
+
+        Raises (from the future):
+            RequestFailedError: the server refuses the request (category `user`) or failed.
+            APIStatusError: an error status, to the end of what `retry_config` allows.
+        """
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, not {num_samples}.")
+        request = SampleRequest(
+            num_samples=num_samples,
+            prompt=prompt,
+            sampling_params=sampling_params,
+            sampling_session_id=self.sampling_session_id,
+            seq_id=next(self._numbers),
+            prompt_logprobs=include_prompt_logprobs,
+            topk_prompt_logprobs=topk_prompt_logprobs,
+            topk_sample_logprobs=topk_sample_logprobs,
+            target_prompt_logprobs=target_prompt_logprobs,
+            prompt_alt_tokens_k=prompt_alt_tokens_k,
+            prompt_logprobs_last_n=prompt_logprobs_last_n,
+            record_stability_info=self._record_stability_info,
+        )
+        return self._connection.submit(self._run, request, "SamplingClient.sample")
+
+    def compute_logprobs(
+        self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None
+    ) -> APIFuture[list[float | None]]:
+        """Compute the logprob of each token of a prompt; None where there is none (the first).
+
+        Args:
+            prompt: the tokens.
+            prompt_logprobs_last_n: compute the last n positions only.
+        """
+        request = SampleRequest(
+            num_samples=1,
+            prompt=prompt,
+            sampling_params=SamplingParams(max_tokens=1),
+            sampling_session_id=self.sampling_session_id,
+            seq_id=next(self._numbers),
+            prompt_logprobs=True,
+            prompt_logprobs_last_n=prompt_logprobs_last_n,
+            record_stability_info=self._record_stability_info,
+        )
+        return self._connection.submit(self._logprobs, request)
+
+    # --- what it samples from -------------------------------------------------------------------
+
+    def get_base_model(self) -> str:
+        """Return the name of the base model."""
+        return self._base_model
+
+    def get_tokenizer(self) -> Any:
+        """Return the base model's tokenizer, loading it once for each process.
+
+        Raises:
+            TokenizerError: it cannot be loaded.
+        """
+        return self._connection.runtime.tokenizers.get(resolve_tokenizer(self._base_model))
+
+    def on_queue_state_change(
+        self, queue_state: QueueState, queue_state_reason: str | None
+    ) -> None:
+        """Take note that requests wait in the server's queue: it is logged. Override to do more."""
+        self._log.on_queue_state_change(queue_state, queue_state_reason)
+
+    # --- how ------------------------------------------------------------------------------------
+
+    async def _logprobs(self, request: SampleRequest) -> list[float | None]:
+        response = await self._run(request, "SamplingClient.compute_logprobs")
+        if response.prompt_logprobs is None:
+            raise APIResponseValidationError("The server sent no prompt logprobs.")
+        return response.prompt_logprobs
+
+    async def _run(self, request: SampleRequest, sdk_method: str) -> SampleResponse:
+        """Submit and fetch; submit anew, under a new sequence id, what the server forgot."""
+        while True:
+            pending = await self._submit(request, sdk_method)
+            try:
+                return await operations.fetch(self._connection, pending)
+            except FutureExpiredError:
+                if not self._retry_config.enable_retry_logic:
+                    raise
+                request = request.model_copy(update={"seq_id": next(self._numbers)})
+
+    async def _submit(
+        self, request: SampleRequest, sdk_method: str
+    ) -> PendingResult[SampleResponse]:
+        """Send a request until the server takes it; nothing is held while this waits."""
+        connection = self._connection
+        server = await connection.server()
+        policy = self._retry_config.policy()
+        prompt_bytes = estimate_prompt_bytes(request.prompt.chunks)
+        started = connection.clock.monotonic()
+        attempt = 0
+        while True:
+            await connection.limiter.wait()
+            sent_at = connection.clock.monotonic()
+            outcome = await self._attempt(request, server, prompt_bytes, sdk_method)
+            if isinstance(outcome, PendingResult):
+                connection.limiter.succeeded(sent_at)
+                return outcome
+            failure, error = outcome
+            if failure.status == 429:
+                self._back_off(failure, prompt_bytes)
+                continue
+            elapsed = connection.clock.monotonic() - started
+            delay = policy.delay(failure, attempt, elapsed, connection.sender.rng)
+            if delay is None:
+                raise error
+            connection.sender.emit(
+                "http.retry", path=endpoints.ASAMPLE.path, status=failure.status, delay=delay
+            )
+            await connection.clock.sleep(delay)
+            attempt += 1
+
+    async def _attempt(
+        self, request: SampleRequest, server: ServerWishes, prompt_bytes: int, sdk_method: str
+    ) -> PendingResult[SampleResponse] | tuple[Failure, TinkerError]:
+        """Send a request once, within the budgets of the server's client config."""
+        connection = self._connection
+        throttled = connection.limiter.throttled_recently()
+        async with AsyncExitStack() as held:
+            if throttled:
+                await held.enter_async_context(server.throttled_posts.hold())
+            await held.enter_async_context(server.sample_posts.hold())
+            weight = _THROTTLED_WEIGHT if throttled else 1
+            await held.enter_async_context(server.sample_bytes.hold(prompt_bytes * weight))
+            started = connection.clock.monotonic()
+            try:
+                reply = await connection.sender.send(
+                    connection.sender.request(
+                        endpoints.ASAMPLE,
+                        request,
+                        headers={names.SAMPLING_BACKPRESSURE: "1"},
+                        sdk_method=sdk_method,
+                    )
+                )
+            except CertificateError:
+                raise
+            except self._retry_config.retryable_exceptions as error:
+                if not isinstance(error, TinkerError):
+                    raise
+                return Failure(None, {}), error
+        if reply.status >= 400:
+            failure = Failure(reply.status, reply.headers, received_at=reply.received_at)
+            return failure, error_from_reply(reply)
+        future = read_answer(endpoints.ASAMPLE, reply)
+        ids = future.sample_sequence_ids
+        if ids is None or len(ids) != request.num_samples:
+            raise APIResponseValidationError(
+                f"The server promised {len(ids or ())} sequences instead of {request.num_samples}."
+            )
+        return operations.pending_result(
+            connection,
+            future,
+            operations.sample_result(ids),
+            request_type="Sample",
+            sdk_method=sdk_method,
+            roundtrip=connection.clock.monotonic() - started,
+            watch=self._watch,
+        )
+
+    def _back_off(self, failure: Failure, prompt_bytes: int) -> None:
+        """Hold back every client of this key."""
+        told = retry_after_seconds(failure.headers, failure.received_at)
+        seconds = told or (5.0 if prompt_bytes > _LARGE_PROMPT_BYTES else 1.0)
+        self._connection.limiter.back_off(seconds)
+        self._connection.sender.emit("limiter.backoff", seconds=seconds)
+
+    def __repr__(self) -> str:
+        """Name the weights."""
+        return f"SamplingClient({self.model_path or self._base_model!r})"
+
+
+SamplingClientFuture = ClientFuture[SamplingClient]
+"""What the factories return: `.result()` or `await` gives the client."""
+
+
+def create_sampling_client(
+    session: Session,
+    *,
+    model_path: str | APIFuture[SaveWeightsForSamplerResponse] | None = None,
+    base_model: str | None = None,
+    retry_config: RetryConfig | None = None,
+    record_stability_info: bool = False,
+    sdk_method: str,
+) -> SamplingClientFuture:
+    """Make a client of a base model or of saved weights, whose path may still be on its way.
+
+    Raises:
+        InputError: neither was given, or the path is no checkpoint's.
+    """
+    if model_path is None and base_model is None:
+        raise InputError("A sampling client needs a model_path or a base_model.")
+    if isinstance(model_path, str) and not model_path.startswith("tinker://"):
+        raise InputError(
+            f"model_path {model_path!r} must start with tinker://, as save_weights_for_sampler "
+            "returns it. To sample from a base model, pass base_model."
+        )
+    number = session.next_sampler()
+
+    async def run() -> SamplingClient:
+        path = model_path
+        if path is not None and not isinstance(path, str):
+            path = (await path).path
+        sender = session.connection.sender
+        created = await sender.call(
+            endpoints.CREATE_SAMPLING_SESSION,
+            CreateSamplingSessionRequest(
+                session_id=await session.id(),
+                sampling_session_seq_id=number,
+                base_model=base_model,
+                model_path=path,
+            ),
+            sdk_method=sdk_method,
+        )
+        name = base_model
+        if name is None:
+            sampler = await sender.call(
+                endpoints.GET_SAMPLER,
+                path={"sampler_id": created.sampling_session_id},
+                sdk_method=sdk_method,
+            )
+            name = sampler.base_model
+        return SamplingClient(
+            session,
+            sampling_session_id=created.sampling_session_id,
+            base_model=name,
+            model_path=path,
+            retry_config=retry_config,
+            record_stability_info=record_stability_info,
+        )
+
+    return session.connection.submit_into(SamplingClientFuture(), run)
+
+
+def ephemeral_sampling_client(
+    session: Session,
+    saved: APIFuture[SaveWeightsForSamplerResponseInternal],
+    *,
+    base_model: str,
+    retry_config: RetryConfig | None = None,
+    record_stability_info: bool = False,
+) -> SamplingClientFuture:
+    """Make a client of weights that were saved for nothing else."""
+
+    async def run() -> SamplingClient:
+        session_id = (await saved).sampling_session_id
+        if session_id is None:
+            raise APIResponseValidationError("The server sent no sampling session.")
+        return SamplingClient(
+            session,
+            sampling_session_id=session_id,
+            base_model=base_model,
+            retry_config=retry_config,
+            record_stability_info=record_stability_info,
+        )
+
+    return session.connection.submit_into(SamplingClientFuture(), run)

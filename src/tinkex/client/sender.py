@@ -1,0 +1,214 @@
+"""One request, one typed result: headers, key, retries, decoding.
+
+Owns what is the same for every call to the server. Holds neither the event loop's thread nor a
+session, so background work may hold it without keeping a client alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from tinkex._version import __version__
+from tinkex.client.retry import Failure
+from tinkex.client.transport import HttpRequest, Reply, Transport, error_from_reply
+from tinkex.errors import APIConnectionError, APIResponseValidationError, CertificateError
+from tinkex.wire import headers as names
+
+if TYPE_CHECKING:
+    from tinkex.client.config import ClientConfig
+    from tinkex.client.retry import RetryPolicy
+    from tinkex.client.runtime import Runtime
+    from tinkex.errors import TinkerError
+    from tinkex.wire.endpoints import Endpoint
+
+R = TypeVar("R")
+
+_LOG = logging.getLogger("tinkex.client")
+
+SDK_VERSION = "0.38.0"
+"""The official SDK whose dialect this client speaks: servers choose what they send by it. The
+version of tinkex itself stands in `User-Agent`."""
+
+_USER_AGENT = f"tinkex/{__version__} Python/{platform.python_version()}"
+
+Body = BaseModel | Mapping[str, Any] | bytes | None
+
+
+class Sender:
+    """Sends requests with one configuration."""
+
+    def __init__(self, config: ClientConfig, runtime: Runtime) -> None:
+        self.config = config
+        self.clock = runtime.clock
+        self.rng = runtime.rng
+        self.transport = Transport(config)
+        self._events = runtime.events
+
+    def emit(self, name: str, **attributes: Any) -> None:
+        """Send an event whose source is this sender."""
+        self._events.emit(name, self, **attributes)
+
+    async def send(self, request: HttpRequest) -> Reply:
+        """Send a request once, as it is but for the headers that all have.
+
+        A key the server calls invalid is replaced, where the credentials can, and the request
+        sent once more.
+        """
+        key = await self.config.credentials.key()
+        reply = await self._exchange(request, key)
+        if reply.status == 401 and self.config.credentials.refused(key):
+            reply = await self._exchange(request, await self.config.credentials.key())
+        return reply
+
+    async def call(
+        self,
+        endpoint: Endpoint[R],
+        body: Body = None,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        sdk_method: str | None = None,
+        timeout: float | None = None,
+        policy: RetryPolicy | None = None,
+    ) -> R:
+        """Call an endpoint, with retries, and read its answer.
+
+        Args:
+            endpoint: what to call.
+            body: a message, a map, or bytes of protobuf.
+            path: what the braces of the endpoint's path stand for.
+            query: parameters after the question mark; None values are left out.
+            headers: further headers.
+            sdk_method: name of the public method, for the server's statistics.
+            timeout: seconds without a byte; None takes the configuration's.
+            policy: which failures are tried again; None takes the configuration's.
+
+        Raises:
+            APIStatusError: an error status, to the end of the retries.
+            APIConnectionError: no answer, to the end of the retries.
+            APIResponseValidationError: an answer of another form.
+        """
+        request = self.request(
+            endpoint, body, path=path, query=query, headers=headers, sdk_method=sdk_method
+        )
+        if timeout is not None:
+            request = replace(request, timeout=timeout)
+        reply = await self._send_with_retries(request, policy or self.config.retry)
+        return read_answer(endpoint, reply)
+
+    def request(
+        self,
+        endpoint: Endpoint[Any],
+        body: Body = None,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        sdk_method: str | None = None,
+    ) -> HttpRequest:
+        """Make the request of a call. Its retries share one idempotency key."""
+        own = {names.ACCEPT: names.JSON, names.CONTENT_TYPE: names.JSON}
+        if isinstance(body, bytes):
+            own[names.CONTENT_TYPE] = names.PROTOBUF
+        if endpoint.method != "GET":
+            own[names.IDEMPOTENCY_KEY] = f"tinkex-{uuid.uuid4()}"
+        if sdk_method is not None:
+            own[names.SDK_METHOD] = sdk_method
+        return HttpRequest(
+            method=endpoint.method,
+            path=endpoint.url_path(**(path or {})),
+            kind=endpoint.operation.value,
+            body=_encoded(body),
+            headers={**own, **(headers or {})},
+            query={name: value for name, value in (query or {}).items() if value is not None},
+            timeout=self.config.timeout,
+        )
+
+    async def _send_with_retries(self, request: HttpRequest, policy: RetryPolicy) -> Reply:
+        started = self.clock.monotonic()
+        attempt = 0
+        while True:
+            error: TinkerError
+            try:
+                reply = await self.send(request)
+            except CertificateError:
+                raise
+            except APIConnectionError as no_answer:
+                error, failure = no_answer, Failure(None, {})
+            else:
+                if reply.status < 400:
+                    return reply
+                error = error_from_reply(reply)
+                # A 4xx of ours says "user" by itself; only the server's own word forbids a retry.
+                body = error.body if isinstance(error.body, dict) else {}
+                is_user = body.get("category") == "user"
+                failure = Failure(reply.status, reply.headers, is_user, reply.received_at)
+            elapsed = self.clock.monotonic() - started
+            delay = policy.delay(failure, attempt, elapsed, self.rng)
+            if delay is None:
+                raise error
+            self.emit(
+                "http.retry",
+                path=request.path,
+                status=failure.status,
+                attempt=attempt,
+                delay=delay,
+                error=str(error),
+            )
+            if attempt == 0:
+                _LOG.warning("Trying %s again in %.1f s: %s", request.path, delay, error)
+            await self.clock.sleep(delay)
+            attempt += 1
+
+    async def _exchange(self, request: HttpRequest, key: str) -> Reply:
+        headers = {
+            names.USER_AGENT: _USER_AGENT,
+            names.SDK_VERSION: SDK_VERSION,
+            **request.headers,
+            **self.config.headers,
+            names.API_KEY: key,
+        }
+        reply = await self.transport.send(replace(request, headers=headers))
+        return replace(reply, received_at=self.clock.now())
+
+
+def _encoded(body: Body) -> bytes | None:
+    if body is None or isinstance(body, bytes):
+        return body
+    if isinstance(body, BaseModel):
+        return body.model_dump_json().encode()
+    return orjson.dumps(dict(body))
+
+
+def read_answer(endpoint: Endpoint[R], reply: Reply) -> R:
+    """Read a successful answer as the type the endpoint promises.
+
+    An endpoint that promises a plain dict promises nothing: its answer may be empty.
+
+    Raises:
+        APIResponseValidationError: the answer has another form.
+    """
+    expected: Any = endpoint.response
+    if expected is dict:
+        return {}  # type: ignore[return-value]  # R is dict here
+    try:
+        found: R = expected.model_validate_json(reply.body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "body"
+        raise APIResponseValidationError(
+            f"The answer to {endpoint.path} does not have the expected form ({where}: "
+            f"{fault['msg']}). Does the base URL lead to a Tinker server?",
+            status_code=reply.status,
+            body=reply.body[:2000].decode(errors="replace"),
+        ) from None
+    return found

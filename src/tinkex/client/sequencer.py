@@ -1,0 +1,163 @@
+"""Turn-taking: the calls of one training client reach the server in the order they were made.
+
+Owns the sequence numbers. A call takes its place in the queue when it is made (`reserve`, from
+any thread), and is given its numbers when it is sent (`Turn.send`, on the client's loop): the
+POST of the next call starts only after the last POST of this one was answered.
+
+Numbers are given at sending time for one reason: a server runs the calls of a model in the order
+of their numbers and must wait for a missing one. So a call that fails before its POST (it cannot
+be encoded, its custom loss raises, it is cancelled while it waits) uses no number, and one the
+server refused with a 4xx gives its number to the next call. Only a POST whose fate is unknown (a
+lost connection, a 5xx to the end) leaves a gap: the number may belong to a request the server
+holds, and using it again could hand the next call the wrong answer. The server resolves such a
+gap by its own time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from tinkex.errors import APIStatusError, InputError, SkippedCallError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
+T = TypeVar("T")
+
+_FATE_UNKNOWN = frozenset({408, 409, 425, 429})
+"""4xx statuses after which the server may hold the request all the same."""
+
+
+class Sequencer:
+    """The queue of one training client; numbers start at 1."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: Turn | None = None
+        self._next_number = 1
+
+    def reserve(self) -> Turn:
+        """Take the next place in the queue."""
+        with self._lock:
+            turn = Turn(self, self._last)
+            self._last = turn
+        return turn
+
+    def take_number(self) -> int:
+        """Use up the next sequence number."""
+        number = self._next_number
+        self._next_number += 1
+        return number
+
+    def give_back(self, number: int) -> None:
+        """Return the number of a request the server does not hold, the newest one given."""
+        assert number == self._next_number - 1, "turns send one request at a time"
+        self._next_number = number
+
+    def skip_queued(self, cause: BaseException) -> None:
+        """Fail the calls that are queued now, because they build on one that failed."""
+        with self._lock:
+            turn = self._last
+        while turn is not None and not turn.begun:
+            turn.skipped_for = cause
+            turn = turn.previous
+
+
+class Turn:
+    """One call's place in the queue: `async with turn:` waits for it and leaves it in every case.
+
+    Entering raises `SkippedCallError` when a call before it failed that it depends on.
+    """
+
+    def __init__(self, sequencer: Sequencer, previous: Turn | None) -> None:
+        self.previous = previous
+        self.begun = False
+        self.skipped_for: BaseException | None = None
+        self._sequencer = sequencer
+        self._lock = threading.Lock()
+        self._entered = False
+        self._over: Future[None] = Future()
+        self._posting: asyncio.Task[Any] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Wait until every call before this one was answered."""
+        with self._lock:
+            self._entered = True
+            if self._over.done():  # abandoned before it was entered
+                raise asyncio.CancelledError
+        try:
+            await self._wait_for_the_earlier()
+            if self.skipped_for is not None:
+                raise SkippedCallError(
+                    f"Not sent: a call made before this one failed ({self.skipped_for}), and this "
+                    "one was queued to build on it. The client is usable: repeat both calls."
+                ) from self.skipped_for
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let the next call go."""
+        self._leave()
+
+    async def send(self, post: Callable[[int], Coroutine[Any, Any, T]]) -> T:
+        """Await `post(number)`, the request that carries this call's next number.
+
+        A caller that is cancelled meanwhile does not interrupt the request: whether it reached
+        the server would be unknown, and the next call waits until it is known.
+        """
+        self._posting = asyncio.ensure_future(self._numbered(post))
+        return await asyncio.shield(self._posting)
+
+    def abandon_unentered(self) -> None:
+        """Leave the queue if the call was never started; safe from any thread, at any time."""
+        with self._lock:
+            if not self._entered and not self._over.done():
+                self._over.set_result(None)
+
+    async def _wait_for_the_earlier(self) -> None:
+        earlier = self.previous
+        while earlier is not None:
+            if not earlier._over.done():
+                await asyncio.shield(asyncio.wrap_future(earlier._over))
+            # one that left the queue without its turn was itself waiting for its predecessor
+            earlier = None if earlier.begun else earlier.previous
+        self.begun = True
+        self.previous = None  # a long queue must not keep finished turns alive
+
+    async def _numbered(self, post: Callable[[int], Coroutine[Any, Any, T]]) -> T:
+        number = self._sequencer.take_number()
+        try:
+            return await post(number)
+        except (InputError, APIStatusError) as error:
+            if not _may_be_held(error):
+                self._sequencer.give_back(number)
+            raise
+
+    def _leave(self) -> None:
+        if self._posting is not None and not self._posting.done():
+            self._posting.add_done_callback(self._posted_unwatched)
+        elif not self._over.done():
+            self._over.set_result(None)
+
+    def _posted_unwatched(self, posting: asyncio.Task[Any]) -> None:
+        if not posting.cancelled():
+            posting.exception()  # nobody waits for it: it is not an unretrieved error
+        self._over.set_result(None)
+
+
+def _may_be_held(error: InputError | APIStatusError) -> bool:
+    """Whether the server may hold a request that ended in `error`."""
+    if isinstance(error, InputError):  # our own encoder refused it: nothing was sent
+        return False
+    return error.status_code >= 500 or error.status_code in _FATE_UNKNOWN

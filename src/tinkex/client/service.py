@@ -1,0 +1,354 @@
+"""`ServiceClient`: the way in. Holds one session and makes the clients that work in it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Self
+
+from tinkex.client import operations
+from tinkex.client.client_future import ClientFuture
+from tinkex.client.config import ClientConfig
+from tinkex.client.connection import Connection
+from tinkex.client.deprecated import ServiceTwins
+from tinkex.client.runtime import DEFAULT_RUNTIME
+from tinkex.client.sampling import create_sampling_client
+from tinkex.client.session import Session
+from tinkex.client.training import TrainingClient
+from tinkex.errors import InputError, TinkerError
+from tinkex.types import (
+    AdamOptimizerConfig,
+    CreateModelRequest,
+    CreateModelResponse,
+    GetInfoRequest,
+    LoadWeightsRequest,
+    LoadWeightsResponse,
+    LoraConfig,
+    UntypedAPIFuture,
+)
+from tinkex.wire import endpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from pydantic import BaseModel
+
+    from tinkex.client.future import APIFuture
+    from tinkex.client.runtime import Runtime
+    from tinkex.client.sampling import RetryConfig, SamplingClientFuture
+    from tinkex.client.session import FinishStatus
+    from tinkex.types import GetServerCapabilitiesResponse, OptimizerConfig
+    from tinkex.wire.endpoints import Endpoint
+
+_CLOSE_SECONDS = 10.0
+
+TrainingClientFuture = ClientFuture[TrainingClient]
+"""What the factories return: `.result()` or `await` gives the client."""
+
+
+class ServiceClient(ServiceTwins):
+    """A connection to one server, with a session of its own.
+
+    Nothing is sent before the first call. Use it as a context manager, or call `close`.
+
+    Args:
+        user_metadata: labels of the session.
+        project_id: project of the session; else `TINKER_PROJECT_ID`.
+        display_name: name of the session for people.
+        base_url: URL of the server; else `TINKEX_BASE_URL` or `TINKER_BASE_URL`, else the address
+            where `tinkex serve` listens by default.
+        api_key: key; else `TINKEX_API_KEY` or `TINKER_API_KEY`, a credential command, or the
+            credentials file.
+        default_headers_overrides: further headers of every request.
+        timeout: seconds without a byte until one request is given up.
+        max_retries: how often a request is repeated.
+        runtime: clock, rate limiters and caches to share with other clients.
+
+    Raises:
+        ConfigurationError: settings are wrong.
+        CredentialError: there is no key, or one of the wrong form.
+    """
+
+    def __init__(
+        self,
+        user_metadata: dict[str, str] | None = None,
+        project_id: str | None = None,
+        *,
+        display_name: str | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        default_headers_overrides: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        chosen = runtime or DEFAULT_RUNTIME
+        config = ClientConfig.resolve(
+            base_url=base_url,
+            api_key=api_key,
+            project_id=project_id,
+            headers=default_headers_overrides,
+            timeout=timeout,
+            max_retries=max_retries,
+            clock=chosen.clock,
+        )
+        self._connection = Connection(config, chosen)
+        self._session = Session(
+            self._connection, user_metadata=user_metadata, display_name=display_name
+        )
+
+    # --- clients --------------------------------------------------------------------------------
+
+    def create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+        user_metadata: dict[str, str] | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> TrainingClientFuture:
+        """Make a new LoRA adapter and the client that trains it.
+
+        Args:
+            base_model: name of a base model of the server.
+            rank: rank r of each LoRA pair.
+            seed: of the initial weights; None draws one.
+            train_mlp: whether the MLP projections have an adapter.
+            train_attn: whether the attention projections have one.
+            train_unembed: whether the unembedding has one.
+            user_metadata: labels of the training run.
+            optimizer: kind of optimiser; Adam by default.
+
+        Raises:
+            InputError: nothing is to be trained.
+
+        Raises (from the future):
+            APIStatusError: the server does not know the model, or refuses the rank.
+        """
+        if not (train_mlp or train_attn or train_unembed):
+            raise InputError(
+                "Nothing to train: set at least one of train_mlp, train_attn and train_unembed."
+            )
+        number = self._session.next_model()
+        lora = LoraConfig(
+            rank=rank,
+            seed=seed,
+            train_unembed=train_unembed,
+            train_mlp=train_mlp,
+            train_attn=train_attn,
+        )
+
+        async def run() -> TrainingClient:
+            body = CreateModelRequest(
+                session_id=await self._session.id(),
+                model_seq_id=number,
+                base_model=base_model,
+                user_metadata=user_metadata,
+                lora_config=lora,
+                optimizer_config=optimizer or AdamOptimizerConfig(),
+            )
+            created = await self._ask(
+                endpoints.CREATE_MODEL,
+                body,
+                CreateModelResponse,
+                "CreateModel",
+                "create_lora_training_client",
+            )
+            return await self._training_client(created.model_id, "create_lora_training_client")
+
+        return self._connection.submit_into(TrainingClientFuture(), run)
+
+    def create_training_client_from_state(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> TrainingClientFuture:
+        """Make a training client that starts from a checkpoint's weights, with a fresh optimiser.
+
+        Args:
+            path: `tinker://...` path of a training checkpoint.
+            base_model: the base model, if the server is to check that it is this one.
+            user_metadata: labels of the training run.
+            weights_access_token: for a checkpoint of somebody else's.
+            optimizer: kind of optimiser.
+        """
+        return self._from_state(
+            path,
+            base_model,
+            user_metadata,
+            weights_access_token,
+            optimizer,
+            with_optimizer=False,
+            method="create_training_client_from_state",
+        )
+
+    def create_training_client_from_state_with_optimizer(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+    ) -> TrainingClientFuture:
+        """Make a training client that goes on where a checkpoint was saved, optimiser included."""
+        return self._from_state(
+            path,
+            base_model,
+            user_metadata,
+            weights_access_token,
+            None,
+            with_optimizer=True,
+            method="create_training_client_from_state_with_optimizer",
+        )
+
+    def create_sampling_client(
+        self,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        retry_config: RetryConfig | None = None,
+        record_stability_info: bool = False,
+    ) -> SamplingClientFuture:
+        """Make a sampling client of a base model or of saved sampler weights.
+
+        Args:
+            model_path: `tinker://...` path of sampler weights.
+            base_model: name of a base model; one of the two is needed.
+            retry_config: how the client repeats its requests.
+            record_stability_info: whether the server records what `stable_reinforce` needs.
+
+        Raises:
+            InputError: neither was given, or the path has another form.
+        """
+        return create_sampling_client(
+            self._session,
+            model_path=model_path,
+            base_model=base_model,
+            retry_config=retry_config,
+            record_stability_info=record_stability_info,
+            sdk_method="ServiceClient.create_sampling_client",
+        )
+
+    # --- the server -----------------------------------------------------------------------------
+
+    def server_capabilities(self) -> APIFuture[GetServerCapabilitiesResponse]:
+        """Ask which base models the server has."""
+        return self._connection.submit(self._capabilities)
+
+    def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
+        """Ask which base models the server has, and wait for the answer."""
+        return self.server_capabilities().result()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def close(self, status: FinishStatus = "success", detail: str | None = None) -> None:
+        """Finish the session and end every client made from it. Idempotent.
+
+        The server frees the session's adapters; checkpoints stay. A server that cannot be reached
+        does not keep this from ending.
+
+        Args:
+            status: how the program ended: `success`, `errored` or `interrupted`.
+            detail: a word on it.
+        """
+        with contextlib.suppress(TinkerError, TimeoutError):
+            finishing = self._connection.submit(self._session.finish, status, detail)
+            finishing.result(_CLOSE_SECONDS)
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        """Use the client in a `with` block, which closes it."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish the session, telling the server how the block ended."""
+        if exc_type is None:
+            self.close("success")
+        elif issubclass(exc_type, KeyboardInterrupt):
+            self.close("interrupted", exc_type.__name__)
+        else:
+            self.close("errored", exc_type.__name__)
+
+    def __repr__(self) -> str:
+        """Name the server; the key stays out."""
+        return f"ServiceClient({self._connection.config.base_url!r})"
+
+    # --- how ------------------------------------------------------------------------------------
+
+    async def _capabilities(self) -> GetServerCapabilitiesResponse:
+        return await self._connection.sender.call(
+            endpoints.GET_SERVER_CAPABILITIES, sdk_method="ServiceClient.get_server_capabilities"
+        )
+
+    async def _ask(
+        self,
+        endpoint: Endpoint[UntypedAPIFuture],
+        body: BaseModel,
+        result: Any,
+        request_type: str,
+        method: str,
+    ) -> Any:
+        pending = await operations.submit(
+            self._connection,
+            endpoint,
+            body,
+            operations.json_result(result),
+            request_type=request_type,
+            sdk_method=f"ServiceClient.{method}",
+            policy=self._connection.config.retry,
+        )
+        return await operations.fetch(self._connection, pending)
+
+    async def _training_client(self, model_id: str, method: str) -> TrainingClient:
+        info = await self._connection.sender.call(
+            endpoints.GET_INFO,
+            GetInfoRequest(model_id=model_id),
+            sdk_method=f"ServiceClient.{method}",
+        )
+        return TrainingClient(self._session, model_id, info=info)
+
+    def _from_state(
+        self,
+        path: str,
+        base_model: str | None,
+        user_metadata: dict[str, str] | None,
+        token: str | None,
+        optimizer: OptimizerConfig | None,
+        *,
+        with_optimizer: bool,
+        method: str,
+    ) -> TrainingClientFuture:
+        if not path.startswith("tinker://"):
+            raise InputError(f"path {path!r} must start with tinker://, as save_state returns it.")
+        number = self._session.next_model()
+
+        async def run() -> TrainingClient:
+            session_id = await self._session.id()
+            body = LoadWeightsRequest(
+                session_id=session_id,
+                model_seq_id=number,
+                base_model=base_model,
+                user_metadata=user_metadata,
+                path=path,
+                optimizer=with_optimizer,
+                optimizer_config=optimizer,
+                weights_access_token=token,
+            )
+            loaded = await self._ask(
+                endpoints.LOAD_WEIGHTS, body, LoadWeightsResponse, "LoadWeights", method
+            )
+            model_id = loaded.model_id or f"{session_id}:train:{number}"
+            return await self._training_client(model_id, method)
+
+        return self._connection.submit_into(TrainingClientFuture(), run)
+
+

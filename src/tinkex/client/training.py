@@ -1,0 +1,499 @@
+"""`TrainingClient`: trains one adapter on the server.
+
+Owns the order of its calls and what they send. How a request is repeated, polled and decoded is
+`sender.py`'s, `poller.py`'s and `operations.py`'s matter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from tinkex.client import custom_loss, operations
+from tinkex.client.chunking import Chunk, ChunkLimits, split_data
+from tinkex.client.deprecated import TrainingTwins
+from tinkex.client.metrics import combine_outputs
+from tinkex.client.poller import PendingResult, QueueWatch
+from tinkex.client.queue_log import QueueStateLog
+from tinkex.client.sampling import create_sampling_client, ephemeral_sampling_client
+from tinkex.client.sequencer import Sequencer, Turn
+from tinkex.client.tokenizer import resolve_tokenizer
+from tinkex.errors import InputError
+from tinkex.types import (
+    AdamParams,
+    DimuonParams,
+    ForwardBackwardInput,
+    ForwardBackwardOutput,
+    ForwardBackwardRequest,
+    LoadWeightsRequest,
+    LoadWeightsResponse,
+    OptimStepRequest,
+    OptimStepResponse,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsForSamplerResponseInternal,
+    SaveWeightsRequest,
+    SaveWeightsResponse,
+    UnloadModelRequest,
+    UnloadModelResponse,
+)
+from tinkex.wire import endpoints
+from tinkex.wire.proto import encode_forward_backward_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from pydantic import BaseModel
+
+    from tinkex.client.connection import Connection
+    from tinkex.client.future import APIFuture
+    from tinkex.client.sampling import RetryConfig, SamplingClientFuture
+    from tinkex.client.session import Session
+    from tinkex.client.transport import Reply
+    from tinkex.types import (
+        Datum,
+        GetInfoResponse,
+        LossFnType,
+        ModelID,
+        OptimParams,
+        SamplingClientKind,
+        UntypedAPIFuture,
+    )
+    from tinkex.wire.endpoints import Endpoint
+
+T = TypeVar("T")
+
+class TrainingClient(TrainingTwins):
+    """Trains one adapter. Made by `ServiceClient`; its calls run in the order they are made.
+
+    Every call returns at once with a future: `.result()` blocks, `await` waits.
+    """
+
+    def __init__(self, session: Session, model_id: ModelID, *, info: GetInfoResponse) -> None:
+        self._session = session
+        self._connection: Connection = session.connection
+        self.model_id = model_id
+        self._info = info
+        self._sequencer = Sequencer()
+        log = QueueStateLog(f"Training of {model_id}", self._connection.clock)
+        self._watch = QueueWatch(log, self._connection.sender.emit)
+
+    # --- forward and backward -------------------------------------------------------------------
+
+    def forward(
+        self,
+        data: list[Datum],
+        loss_fn: LossFnType,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Compute the loss and the log-probabilities of `data`; gradients stay as they are.
+
+        Args:
+            data: training examples.
+            loss_fn: name of the loss.
+            loss_fn_config: its settings.
+
+        Raises (from the future):
+            InputError: there is no data, or a datum cannot be sent.
+            RequestFailedError: the server refuses the data (category `user`) or failed.
+        """
+        return self._compute(data, loss_fn, loss_fn_config, forward_only=True, method="forward")
+
+    def forward_backward(
+        self,
+        data: list[Datum],
+        loss_fn: LossFnType,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Compute the loss of `data` and add its gradient to the accumulated one.
+
+        The gradient is a sum over all tokens of all data. Arguments and errors as of `forward`.
+        """
+        return self._compute(
+            data, loss_fn, loss_fn_config, forward_only=False, method="forward_backward"
+        )
+
+    def forward_backward_custom(
+        self,
+        data: list[Datum],
+        loss_fn: custom_loss.CustomLossFn,
+        *,
+        loss_type_input: Literal["logprobs"] | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Do a forward_backward with a loss of your own, computed here with PyTorch.
+
+        Args:
+            data: training examples; each needs `target_tokens`.
+            loss_fn: takes (data, log-probabilities: a float32 tensor for each datum, shaped as its
+                `target_tokens`) and returns (loss: a scalar tensor, metrics).
+            loss_type_input: what the loss is a function of; there is nothing but logprobs.
+
+        Raises (from the future):
+            MissingPackageError: PyTorch is not installed.
+            InputError: the loss is no scalar, or does not depend on the log-probabilities.
+        """
+        if loss_type_input not in {None, "logprobs"}:
+            raise InputError(f"loss_type_input {loss_type_input!r} is not known: logprobs is.")
+        if not callable(loss_fn):
+            raise InputError("The loss must be a function of (data, logprobs).")
+        return self._queued(self._custom, list(data), loss_fn)
+
+    # --- optimiser ------------------------------------------------------------------------------
+
+    def optim_step(
+        self,
+        optim_params: OptimParams | None = None,
+        *,
+        adam_params: AdamParams | None = None,
+    ) -> APIFuture[OptimStepResponse]:
+        """Apply the accumulated gradient and zero it.
+
+        Args:
+            optim_params: hyperparameters of this step.
+            adam_params: the same under its older name; give one of the two.
+
+        Raises:
+            InputError: neither or both were given.
+        """
+        if (optim_params is None) == (adam_params is None):
+            raise InputError("optim_step needs its hyperparameters once: pass AdamParams(...).")
+        params = optim_params if optim_params is not None else adam_params
+
+        def body(number: int) -> OptimStepRequest:
+            if isinstance(params, DimuonParams):
+                return OptimStepRequest(
+                    model_id=self.model_id, seq_id=number, optimizer_params=params
+                )
+            return OptimStepRequest(model_id=self.model_id, seq_id=number, adam_params=params)
+
+        return self._ask(
+            endpoints.OPTIM_STEP, body, OptimStepResponse, "OptimStep", method="optim_step"
+        )
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: dict[str, str] | None = None,
+    ) -> APIFuture[SaveWeightsResponse]:
+        """Save the weights and the optimiser's state under a name.
+
+        Args:
+            name: name of the checkpoint within this training run.
+            ttl_seconds: seconds after which the server may delete it; None keeps it.
+            overwrite: whether a checkpoint of this name is replaced.
+            user_metadata: labels.
+        """
+        return self._ask(
+            endpoints.SAVE_WEIGHTS,
+            lambda number: SaveWeightsRequest(
+                model_id=self.model_id,
+                path=name,
+                seq_id=number,
+                ttl_seconds=ttl_seconds,
+                overwrite=overwrite,
+                user_metadata=user_metadata,
+            ),
+            SaveWeightsResponse,
+            "SaveWeights",
+            method="save_state",
+        )
+
+    def load_state(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
+        """Replace the weights by a checkpoint's; the optimiser starts afresh."""
+        return self._load(path, weights_access_token, optimizer=False, method="load_state")
+
+    def load_state_with_optimizer(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
+        """Replace the weights and the optimiser's state by a checkpoint's."""
+        return self._load(
+            path, weights_access_token, optimizer=True, method="load_state_with_optimizer"
+        )
+
+    def save_weights_for_sampler(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        user_metadata: dict[str, str] | None = None,
+    ) -> APIFuture[SaveWeightsForSamplerResponse]:
+        """Save weights to sample from, under a name; see `create_sampling_client`."""
+        return self._ask(
+            endpoints.SAVE_WEIGHTS_FOR_SAMPLER,
+            lambda number: SaveWeightsForSamplerRequest(
+                model_id=self.model_id,
+                path=name,
+                seq_id=number,
+                ttl_seconds=ttl_seconds,
+                user_metadata=user_metadata,
+            ),
+            SaveWeightsForSamplerResponse,
+            "SaveWeightsForSampler",
+            method="save_weights_for_sampler",
+        )
+
+    def save_weights_and_get_sampling_client(
+        self,
+        name: str | None = None,
+        retry_config: RetryConfig | None = None,
+        record_stability_info: bool = False,
+        kind: SamplingClientKind = "snapshot",
+    ) -> SamplingClientFuture:
+        """Make a sampling client of the present weights.
+
+        Args:
+            name: saves them under this name too; without one they live as long as the session.
+            retry_config: how the client repeats its requests.
+            record_stability_info: whether the server records what `stable_reinforce` needs.
+            kind: `snapshot` keeps these weights.
+        """
+        if name is not None:
+            saved = self.save_weights_for_sampler(name)
+            return create_sampling_client(
+                self._session,
+                model_path=saved,
+                retry_config=retry_config,
+                record_stability_info=record_stability_info,
+                sdk_method="TrainingClient.save_weights_and_get_sampling_client",
+            )
+        number_in_session = self._session.next_sampler()
+        saved_ephemeral = self._ask(
+            endpoints.SAVE_WEIGHTS_FOR_SAMPLER,
+            lambda number: SaveWeightsForSamplerRequest(
+                model_id=self.model_id,
+                sampling_session_seq_id=number_in_session,
+                kind=kind,
+                seq_id=number,
+            ),
+            SaveWeightsForSamplerResponseInternal,
+            "SaveWeightsForSampler",
+            method="save_weights_and_get_sampling_client",
+        )
+        return ephemeral_sampling_client(
+            self._session,
+            saved_ephemeral,
+            base_model=self._info.model_data.model_name or self._info.model_name or "",
+            retry_config=retry_config,
+            record_stability_info=record_stability_info,
+        )
+
+    def create_sampling_client(
+        self,
+        model_path: str,
+        retry_config: RetryConfig | None = None,
+        record_stability_info: bool = False,
+    ) -> SamplingClientFuture:
+        """Make a sampling client of saved sampler weights."""
+        return create_sampling_client(
+            self._session,
+            model_path=model_path,
+            retry_config=retry_config,
+            record_stability_info=record_stability_info,
+            sdk_method="TrainingClient.create_sampling_client",
+        )
+
+    # --- the run itself -------------------------------------------------------------------------
+
+    def get_info(self) -> GetInfoResponse:
+        """Return what is trained: base model, tokenizer, rank."""
+        return self._info
+
+    def get_tokenizer(self) -> Any:
+        """Return the base model's tokenizer, loading it once for each process.
+
+        Raises:
+            TokenizerError: it cannot be loaded.
+        """
+        data = self._info.model_data
+        source = resolve_tokenizer(data.model_name or "", data.tokenizer_id)
+        return self._connection.runtime.tokenizers.get(source)
+
+    def unload(self) -> APIFuture[UnloadModelResponse]:
+        """Free the adapter's memory on the server; its checkpoints stay."""
+
+        async def run(turn: Turn) -> UnloadModelResponse:
+            async with turn:
+                pending = await operations.submit(
+                    self._connection,
+                    endpoints.UNLOAD_MODEL,
+                    UnloadModelRequest(model_id=self.model_id),
+                    operations.json_result(UnloadModelResponse),
+                    request_type="UnloadModel",
+                    sdk_method="TrainingClient.unload",
+                )
+            return await operations.fetch(self._connection, pending)
+
+        return self._queued(run)
+
+    # --- how ------------------------------------------------------------------------------------
+
+    def _queued(
+        self, operation: Callable[..., Coroutine[Any, Any, T]], *arguments: Any
+    ) -> APIFuture[T]:
+        """Run `operation(turn, *arguments)` in the background, in its place in the queue."""
+        turn = self._sequencer.reserve()
+        try:
+            future = self._connection.submit(operation, turn, *arguments)
+        except BaseException:
+            turn.abandon_unentered()
+            raise
+        future.add_done_callback(lambda _: turn.abandon_unentered())
+        return future
+
+    def _ask(
+        self,
+        endpoint: Endpoint[UntypedAPIFuture],
+        body: Callable[[int], BaseModel],
+        result: type[T],
+        request_type: str,
+        *,
+        method: str,
+    ) -> APIFuture[T]:
+        """Send a request of one message and wait for its JSON result."""
+
+        async def run(turn: Turn) -> T:
+            async def post(number: int) -> PendingResult[T]:
+                return await operations.submit(
+                    self._connection,
+                    endpoint,
+                    body(number),
+                    operations.json_result(result),  # type: ignore[type-var]  # a message's class
+                    request_type=request_type,
+                    sdk_method=f"TrainingClient.{method}",
+                    watch=self._watch,
+                )
+
+            async with turn:
+                pending = await turn.send(post)
+            return await operations.fetch(self._connection, pending)
+
+        return self._queued(run)
+
+    def _load(
+        self, path: str, token: str | None, *, optimizer: bool, method: str
+    ) -> APIFuture[LoadWeightsResponse]:
+        return self._ask(
+            endpoints.LOAD_WEIGHTS,
+            lambda number: LoadWeightsRequest(
+                model_id=self.model_id,
+                seq_id=number,
+                path=path,
+                optimizer=optimizer,
+                weights_access_token=token,
+            ),
+            LoadWeightsResponse,
+            "LoadWeights",
+            method=method,
+        )
+
+    def _compute(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
+        *,
+        forward_only: bool,
+        method: str,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        async def run(turn: Turn) -> ForwardBackwardOutput:
+            async with turn:
+                pending = await self._send_chunks(
+                    turn, data, loss_fn, config, forward_only=forward_only, method=method
+                )
+            return await self._combined(pending)
+
+        return self._queued(run)
+
+    async def _custom(
+        self, turn: Turn, data: list[Datum], loss_fn: custom_loss.CustomLossFn
+    ) -> ForwardBackwardOutput:
+        """Forward, the caller's loss, backward; nothing of this client comes between."""
+        method = "forward_backward_custom"
+        custom_loss.require_torch()
+        async with turn:
+            forward = await self._send_chunks(
+                turn,
+                custom_loss.forward_data(data),
+                "cross_entropy",
+                None,
+                forward_only=True,
+                method=method,
+            )
+            output = await self._combined(forward)
+            loss = custom_loss.evaluate(loss_fn, data, output)
+            backward = await self._send_chunks(
+                turn, loss.backward_data, "cross_entropy", None, forward_only=False, method=method
+            )
+        return custom_loss.finish(await self._combined(backward), loss)
+
+    async def _send_chunks(
+        self,
+        turn: Turn,
+        data: Sequence[Datum],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
+        *,
+        forward_only: bool,
+        method: str,
+    ) -> list[PendingResult[ForwardBackwardOutput]]:
+        """Send the data in chunks of the server's size, in order.
+
+        When a later chunk is refused, the gradient of the earlier ones is on the server already: the
+        calls that are queued behind, an optim_step above all, are not sent.
+        """
+        server = await self._connection.server()
+        limits = ChunkLimits(
+            server.config.fwdbwd_max_chunk_len, server.config.fwdbwd_max_chunk_bytes_count
+        )
+        pending: list[PendingResult[ForwardBackwardOutput]] = []
+        for chunk in split_data(data, limits):
+            post = self._chunk_poster(chunk, loss_fn, config, forward_only, method)
+            try:
+                async with server.training_bytes.hold(chunk.estimated_bytes):
+                    pending.append(await turn.send(post))
+            except Exception as error:
+                if pending and not forward_only:
+                    self._sequencer.skip_queued(error)
+                raise
+        return pending
+
+    def _chunk_poster(
+        self,
+        chunk: Chunk,
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
+        forward_only: bool,
+        method: str,
+    ) -> Callable[[int], Coroutine[Any, Any, PendingResult[ForwardBackwardOutput]]]:
+        async def post(number: int) -> PendingResult[ForwardBackwardOutput]:
+            request = ForwardBackwardRequest(
+                ForwardBackwardInput(chunk.data, loss_fn, config),
+                self.model_id,
+                number,
+                forward_only,
+            )
+            return await operations.submit(
+                self._connection,
+                endpoints.FORWARD_BACKWARD,
+                encode_forward_backward_request(request),
+                operations.forward_backward_result,
+                request_type="Forward" if forward_only else "ForwardBackward",
+                sdk_method=f"TrainingClient.{method}",
+                watch=self._watch,
+            )
+
+        return post
+
+    async def _combined(
+        self, pending: Sequence[PendingResult[ForwardBackwardOutput]]
+    ) -> ForwardBackwardOutput:
+        fetches = [operations.fetch(self._connection, one) for one in pending]
+        return combine_outputs(await operations.gather(fetches))
+
+    def __repr__(self) -> str:
+        """Name the run."""
+        return f"TrainingClient({self.model_id!r})"

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+
+import pytest
+from client_support import settle
+
+from tinkex.client.future import APIFuture, combine
+from tinkex.client.loop import BackgroundLoop
+from tinkex.errors import BlockingCallError, ResultTimeoutError, TinkerError
+
+
+@pytest.fixture
+def loop():
+    loop = BackgroundLoop("test-future")
+    yield loop
+    loop.close()
+
+
+def test_blocking_timeout_is_typed_and_leaves_the_operation_running(loop):
+    """A3.4."""
+    gate = threading.Event()
+
+    async def wait_for_gate():
+        await asyncio.to_thread(gate.wait)
+        return "done"
+
+    future = loop.submit(wait_for_gate)
+    with pytest.raises(ResultTimeoutError) as caught:
+        future.result(0)
+    assert isinstance(caught.value, TimeoutError)
+    assert isinstance(caught.value, TinkerError)
+    gate.set()
+    assert future.result(5) == "done"
+
+
+async def test_async_timeout_is_typed_and_cancels_the_operation():
+    """A3.4."""
+    future: APIFuture[int] = APIFuture()
+    with pytest.raises(ResultTimeoutError):
+        await future.result_async(0)
+    assert future.cancelled()
+
+
+async def test_timeout_error_of_the_operation_itself_is_passed_on():
+    future: APIFuture[int] = APIFuture()
+    future.reject(TimeoutError("its own"))
+    with pytest.raises(TimeoutError, match="its own"):
+        await future.result_async(5)
+    with pytest.raises(TimeoutError, match="its own"):
+        future.result(5)
+
+
+async def test_every_official_way_to_read_it():
+    future: APIFuture[int] = APIFuture()
+    future.resolve(4)
+    assert await future == 4
+    assert await future.result_async() == 4
+    assert await asyncio.create_task(future.coroutine()) == 4
+    assert await asyncio.wrap_future(future) == 4
+    assert future.result() == 4
+    assert future.future().result() == 4
+    assert concurrent.futures.wait([future]).done == {future}
+
+
+async def test_one_of_two_awaiting_tasks_cancelled_leaves_the_other():
+    """A3.5."""
+    future: APIFuture[int] = APIFuture()
+    first = asyncio.create_task(future.coroutine())
+    second = asyncio.create_task(future.coroutine())
+    await settle()
+    first.cancel()
+    await settle()
+    assert not future.cancelled()
+    future.resolve(5)
+    assert await second == 5
+    assert first.cancelled()
+
+
+async def test_last_awaiting_task_cancelled_cancels_the_operation():
+    future: APIFuture[int] = APIFuture()
+    task = asyncio.create_task(future.coroutine())
+    await settle()
+    task.cancel()
+    await settle()
+    assert future.cancelled()
+
+
+async def test_abandoned_awaits_leave_no_callback_behind():
+    future: APIFuture[int] = APIFuture()
+    keeper = asyncio.create_task(future.coroutine())
+    await settle()
+    for _ in range(50):
+        with pytest.raises(ResultTimeoutError):
+            await future.result_async(0)
+    assert len(future._done_callbacks) == 1
+    future.resolve(1)
+    assert await keeper == 1
+
+
+def test_blocking_on_the_clients_own_loop_is_refused(loop):
+    inner = loop.submit(asyncio.Event().wait)
+
+    async def block():
+        return inner.result()
+
+    with pytest.raises(BlockingCallError, match="Await"):
+        loop.submit(block).result(5)
+
+
+def test_cancelled_future_wakes_as_completed():
+    future: APIFuture[int] = APIFuture()
+    assert future.cancel()
+    assert future.cancel()
+    assert list(concurrent.futures.as_completed([future], timeout=5)) == [future]
+    future.resolve(3)
+    future.reject(ValueError("late"))
+    assert future.cancelled()
+
+
+def test_resolving_twice_keeps_the_first_result():
+    future: APIFuture[int] = APIFuture()
+    future.resolve(1)
+    future.resolve(2)
+    future.reject(ValueError("late"))
+    assert future.result() == 1
+
+
+def test_racing_resolvers_agree_on_one_result():
+    future: APIFuture[int] = APIFuture()
+    barrier = threading.Barrier(16)
+
+    def resolve(value: int) -> None:
+        barrier.wait()
+        future.resolve(value)
+
+    threads = [threading.Thread(target=resolve, args=(value,)) for value in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert future.result(0) in range(16)
+
+
+def test_combined_future_merges_in_the_given_order():
+    parts: list[APIFuture[int]] = [APIFuture() for _ in range(3)]
+    combined = combine(parts, lambda values: values)
+    for part, value in zip(reversed(parts), (3, 2, 1), strict=True):
+        part.resolve(value)
+    assert combined.result(5) == [1, 2, 3]
+
+
+def test_combined_future_fails_with_the_first_error_and_spares_the_siblings():
+    parts: list[APIFuture[int]] = [APIFuture(), APIFuture()]
+    combined = combine(parts, sum)
+    parts[1].reject(LookupError("second"))
+    with pytest.raises(LookupError, match="second"):
+        combined.result(5)
+    assert not parts[0].done()
+
+
+def test_cancelling_a_combined_future_spares_the_siblings():
+    """A3.5."""
+    parts: list[APIFuture[int]] = [APIFuture(), APIFuture()]
+    combine(parts, sum).cancel()
+    assert not any(part.cancelled() for part in parts)
+
+
+def test_combining_nothing_merges_an_empty_list():
+    assert combine([], len).result(5) == 0
+
+
+def test_combined_future_reports_what_its_merge_raises():
+    part: APIFuture[int] = APIFuture()
+    combined = combine([part], lambda values: values[3])
+    part.resolve(1)
+    with pytest.raises(IndexError):
+        combined.result(5)

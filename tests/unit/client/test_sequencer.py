@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from client_support import settle, status_error
+
+from tinkex.client.sequencer import Sequencer
+from tinkex.errors import InputError, SkippedCallError
+
+
+async def test_calls_are_numbered_from_one_in_call_order():
+    sequencer = Sequencer()
+    numbers: list[int] = []
+
+    async def post(number: int) -> int:
+        await settle(1)
+        numbers.append(number)
+        return number
+
+    async def call(turn) -> None:
+        async with turn:
+            await turn.send(post)
+            await turn.send(post)
+
+    turns = [sequencer.reserve() for _ in range(3)]
+    await asyncio.gather(*(call(turn) for turn in reversed(turns)))
+
+    assert numbers == [1, 2, 3, 4, 5, 6]
+
+
+async def test_next_post_waits_until_the_one_before_was_answered():
+    sequencer = Sequencer()
+    answered = asyncio.Event()
+    first, second = sequencer.reserve(), sequencer.reserve()
+    posted: list[int] = []
+
+    async def slow(number: int) -> None:
+        posted.append(number)
+        await answered.wait()
+
+    async def call(turn) -> None:
+        async with turn:
+            await turn.send(slow)
+
+    tasks = [asyncio.create_task(call(turn)) for turn in (first, second)]
+    await settle()
+    assert posted == [1]
+    answered.set()
+    await asyncio.gather(*tasks)
+    assert posted == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "next_number"),
+    [
+        (InputError("cannot be encoded"), 1),
+        (status_error(400), 1),
+        (status_error(422), 1),
+        (status_error(404), 1),
+        (status_error(429), 2),
+        (status_error(409), 2),
+        (status_error(503), 2),
+        (ConnectionError("reset"), 2),
+    ],
+)
+async def test_failed_post_releases_the_turn_and_settles_its_number(error, next_number):
+    """The official client hangs here; a gap is left only where the request's fate is unknown."""
+    sequencer = Sequencer()
+    first, second = sequencer.reserve(), sequencer.reserve()
+
+    async def fail(number: int) -> None:
+        raise error
+
+    async def succeed(number: int) -> int:
+        return number
+
+    async def call(turn, post):
+        async with turn:
+            return await turn.send(post)
+
+    outcomes = await asyncio.gather(
+        call(first, fail), call(second, succeed), return_exceptions=True
+    )
+
+    assert outcomes == [error, next_number]
+
+
+async def test_call_cancelled_in_the_queue_does_not_let_the_next_one_pass_the_one_before():
+    sequencer = Sequencer()
+    turns = [sequencer.reserve() for _ in range(3)]
+    gate = asyncio.Event()
+    order: list[str] = []
+
+    async def call(name: str, turn) -> None:
+        async with turn:
+            order.append(name)
+            await gate.wait()
+
+    tasks = [
+        asyncio.create_task(call(name, turn)) for name, turn in zip("abc", turns, strict=True)
+    ]
+    await settle()
+    tasks[1].cancel()
+    await settle()
+    assert order == ["a"]
+    gate.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert order == ["a", "c"]
+
+
+async def test_call_that_never_started_leaves_the_queue():
+    sequencer = Sequencer()
+    never, next_one = sequencer.reserve(), sequencer.reserve()
+
+    never.abandon_unentered()
+    async with asyncio.timeout(5), next_one:
+        pass
+
+    with pytest.raises(asyncio.CancelledError):
+        await never.__aenter__()
+
+
+async def test_cancel_during_the_post_keeps_the_next_call_waiting_for_its_answer():
+    sequencer = Sequencer()
+    first, second = sequencer.reserve(), sequencer.reserve()
+    answered = asyncio.Event()
+    order: list[str] = []
+
+    async def slow(number: int) -> None:
+        await answered.wait()
+        order.append("first answered")
+
+    async def call_first() -> None:
+        async with first:
+            await first.send(slow)
+
+    async def call_second() -> None:
+        async with second:
+            order.append("second")
+
+    one, two = asyncio.create_task(call_first()), asyncio.create_task(call_second())
+    await settle()
+    one.cancel()
+    await settle()
+    assert one.cancelled()
+    assert order == []
+    answered.set()
+    await two
+
+    assert order == ["first answered", "second"]
+
+
+async def test_calls_queued_behind_a_failed_one_are_skipped_and_later_ones_are_not():
+    sequencer = Sequencer()
+    first, queued = sequencer.reserve(), sequencer.reserve()
+
+    with pytest.raises(ValueError, match="loss"):
+        async with first:
+            try:
+                raise ValueError("the loss function failed")
+            except ValueError as error:
+                sequencer.skip_queued(error)
+                raise
+    with pytest.raises(SkippedCallError, match="loss function failed"):
+        async with queued:
+            pass
+    async with sequencer.reserve():
+        pass
