@@ -1,5 +1,8 @@
 """End-to-end tests share one real `tinkex serve` process for each test process."""
 
+import gc
+import importlib
+
 import pytest
 
 from tinkex.local import LocalServer
@@ -14,3 +17,11 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def login(server):
     return server.login
+
+
+@pytest.fixture
+def load_sdk(monkeypatch):
+    """Import an SDK by name; what the official one leaves behind is collected in this very test."""
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+    yield importlib.import_module
+    gc.collect()

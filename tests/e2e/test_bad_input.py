@@ -1,7 +1,5 @@
 """Bad input gets a typed error that says what to do; the server goes on serving the others."""
 
-import importlib
-
 import numpy as np
 import pytest
 from flows import BASE_MODEL, datum, random_batch
@@ -10,15 +8,14 @@ import tinkex
 
 pytestmark = [
     pytest.mark.interop,
-    pytest.mark.filterwarnings("default:::tinker"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    # The official package warns of its own deprecated calls, and leaves sockets to the collector.
+    pytest.mark.filterwarnings("ignore"),
 ]
 
 
 @pytest.fixture(params=["tinker", "tinkex"])
-def sdk(request, monkeypatch):
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    return importlib.import_module(request.param)
+def sdk(request, load_sdk):
+    return load_sdk(request.param)
 
 
 @pytest.fixture
@@ -73,7 +70,7 @@ def bad_calls(sdk):
             "cross_entropy",
             "weights",
         ),
-        "sequence too long": ([datum(sdk, long)], "cross_entropy", "context|long"),
+        "sequence too long": ([datum(sdk, long)], "cross_entropy", "at most"),
     }
 
 

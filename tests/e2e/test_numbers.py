@@ -1,10 +1,14 @@
 """The numbers a user sees through the API are right: sampler, trainer and PEFT agree."""
 
+from importlib import resources
+
 import numpy as np
 import pytest
 from flows import BASE_MODEL, random_batch
 
 import tinkex as tinker
+
+SPROUT = resources.files("tinkex") / "engine" / "assets" / "sprout"
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def trained(service):
 
 
 def test_sampled_logprobs_equal_the_training_forward(trained):
-    sampler = trained.save_weights_and_get_sampling_client()
+    sampler = trained.save_weights_and_get_sampling_client().result()
     prompt = [300, 400, 500, 600]
     params = tinker.SamplingParams(max_tokens=40, temperature=1.0, seed=5, stop=[])
     response = sampler.sample(tinker.ModelInput.from_ints(prompt), 4, params).result()
@@ -43,16 +47,16 @@ def test_sampled_logprobs_equal_the_training_forward(trained):
         assert np.max(np.abs(forward - np.asarray(sequence.logprobs))) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 def test_saved_adapter_gives_equal_logits_in_peft(trained, server):
     torch = pytest.importorskip("torch")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tinkex.engine.models.loader import SPROUT_FOLDER
-
     path = trained.save_weights_for_sampler("for-peft").result().path
     folder = server.data_dir / "checkpoints" / path.removeprefix("tinker://")
-    base = AutoModelForCausalLM.from_pretrained(SPROUT_FOLDER, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(SPROUT, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, folder).eval()
     tokens = [300, 400, 500, 600, 700, 800]
     with torch.no_grad():
@@ -67,7 +71,7 @@ def test_saved_adapter_gives_equal_logits_in_peft(trained, server):
 
 
 def test_same_seed_gives_same_tokens_alone_and_among_others(trained):
-    sampler = trained.save_weights_and_get_sampling_client()
+    sampler = trained.save_weights_and_get_sampling_client().result()
     params = tinker.SamplingParams(max_tokens=20, temperature=1.0, seed=99, stop=[])
     prompt = tinker.ModelInput.from_ints([310, 320, 330])
     alone = sampler.sample(prompt, 1, params).result().sequences[0].tokens

@@ -116,10 +116,9 @@ class Sender:
         sdk_method: str | None = None,
     ) -> HttpRequest:
         """Make the request of a call. Its retries share one idempotency key."""
-        own = {names.ACCEPT: names.JSON, names.CONTENT_TYPE: names.JSON}
-        if isinstance(body, bytes):
-            own[names.CONTENT_TYPE] = names.PROTOBUF
+        own = {names.ACCEPT: names.JSON}
         if endpoint.method != "GET":
+            own[names.CONTENT_TYPE] = names.PROTOBUF if isinstance(body, bytes) else names.JSON
             own[names.IDEMPOTENCY_KEY] = f"tinkex-{uuid.uuid4()}"
         if sdk_method is not None:
             own[names.SDK_METHOD] = sdk_method

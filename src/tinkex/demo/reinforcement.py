@@ -191,7 +191,7 @@ def train(
         Mean reward of each step and the greedy held-out accuracy before and after.
     """
     held_out = arithmetic.held_out(settings.held_out)
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     before = accuracy(sampler, tokenizer, held_out, max_tokens=settings.max_tokens)
     on_accuracy(before)
     result = ReinforcementResult(accuracy_before=before)
@@ -200,7 +200,7 @@ def train(
     for step in range(settings.steps):
         chosen = problems[step * settings.problems_per_step :][: settings.problems_per_step]
         start = clock.monotonic()
-        sampler = client.save_weights_and_get_sampling_client()
+        sampler = client.save_weights_and_get_sampling_client().result()
         seed = settings.seed * 1_000_003 + step * settings.problems_per_step
         rollouts = collect(sampler, tokenizer, chosen, settings, seed=seed)
         sampled_at = clock.monotonic()
@@ -216,7 +216,7 @@ def train(
         )
         result.steps.append(record)
         on_step(record)
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     result.accuracy_after = accuracy(sampler, tokenizer, held_out, max_tokens=settings.max_tokens)
     on_accuracy(result.accuracy_after)
     return result

@@ -114,7 +114,7 @@ class _Demo:
             result = supervised.train(client, tokenizer, settings, clock=self.clock, on_step=show)
         screen.say("Saving the weights and sampling from them …")
         self._keep(client, "french")
-        trained = client.save_weights_and_get_sampling_client()
+        trained = client.save_weights_and_get_sampling_client().result()
         after = supervised.translate(trained, tokenizer, shown)
         self._show_translations(shown, before, after)
         screen.curve("Training loss, nats per token", [step.loss for step in result.steps])
@@ -193,7 +193,7 @@ class _Demo:
         self.screen.table(("held-out prompt", "base model", "fine-tuned"), rows)
 
     def _show_replies(self, title: str, client: TrainingClient, tokenizer: Any) -> None:
-        sampler = client.save_weights_and_get_sampling_client()
+        sampler = client.save_weights_and_get_sampling_client().result()
         problem = arithmetic.held_out(1)[0]
         prompt = types.ModelInput.from_ints(
             rendering.prompt_tokens(arithmetic.messages(problem), tokenizer)

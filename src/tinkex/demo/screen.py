@@ -32,11 +32,13 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print a sentence on what happens now."""
-        self.console.print(Text(line))
+        self.console.print(Text(line), soft_wrap=True)
 
     def figure(self, name: str, value: str) -> None:
         """Print one named figure."""
-        self.console.print(Text.assemble(("  " + name.ljust(34), "dim"), value))
+        self.console.print(
+            Text.assemble(("  " + name.ljust(36), "dim"), value), soft_wrap=True
+        )
 
     @contextmanager
     def steps(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
