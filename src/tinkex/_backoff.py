@@ -18,7 +18,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential delays: `initial` seconds, doubling up to `maximum`, less up to `jitter` of it."""
+    """Exponential delays: `initial` seconds, doubling to `maximum`, less up to `jitter` of it."""
 
     initial: float = 0.5
     """Seconds before the first retry."""

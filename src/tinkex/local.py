@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self, TypedDict
 
 from tinkex._clock import Clock, SystemClock
 from tinkex.errors import ServerStartError
@@ -47,6 +47,13 @@ class ServerAddress:
             pid=fields["pid"],
             base_models=tuple(fields["base_models"]),
         )
+
+
+class Login(TypedDict):
+    """Keyword arguments of a `ServiceClient`."""
+
+    base_url: str
+    api_key: str
 
 
 class LocalServer:
@@ -93,9 +100,9 @@ class LocalServer:
         return self._address
 
     @property
-    def login(self) -> dict[str, str]:
+    def login(self) -> Login:
         """Keyword arguments for a `ServiceClient` that talks to this server."""
-        return {"base_url": self.address.url, "api_key": self.address.api_key}
+        return Login(base_url=self.address.url, api_key=self.address.api_key)
 
     @property
     def pid(self) -> int:

@@ -57,9 +57,7 @@ def test_both_sdks_send_equal_requests_and_get_equal_results(server, load_sdk):
     for name in SDKS:
         with recording_proxy(server.address.url) as (url, exchanges):
             login = {"base_url": url, "api_key": server.address.api_key}
-            runs[name] = train_and_sample(
-                load_sdk(name), login, learning_rate=3e-3, steps=5
-            )
+            runs[name] = train_and_sample(load_sdk(name), login, learning_rate=3e-3, steps=5)
         requests[name] = by_path(exchanges)
         headers[name] = {
             (normalised(e.path), e.headers.get("content-type"), e.headers.get("accept"))

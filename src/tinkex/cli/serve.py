@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -134,7 +135,7 @@ def write_ready_file(path: Path, info: ServerInfo) -> None:
     beside.replace(path)
 
 
-def print_banner(info: ServerInfo, *, aliases: dict[str, str], show_key: bool) -> None:
+def print_banner(info: ServerInfo, *, aliases: Mapping[str, str], show_key: bool) -> None:
     """Print what a user needs to connect; the key itself only where nothing records it."""
     key = info.api_key if show_key else f"in {info.api_key_path} (shown on a terminal only)"
     assignment = info.api_key if show_key else f"$(head -n 1 {info.api_key_path})"

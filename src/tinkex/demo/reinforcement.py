@@ -16,10 +16,9 @@ from tinkex.demo import arithmetic, rendering
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tinkex._clock import Clock
     from tinkex.client.sampling import SamplingClient
     from tinkex.client.training import TrainingClient
-
-    from tinkex._clock import Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinkex import types
+from tinkex.types import TensorData
 
 Message = Mapping[str, str]
 
@@ -48,7 +49,10 @@ def supervised_datum(messages: Sequence[Message], reply: str, tokenizer: Any) ->
     weights[len(prompt) - 1 :] = 1.0
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1].tolist()),
-        loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights},
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_numpy(tokens[1:]),
+            "weights": TensorData.from_numpy(weights),
+        },
     )
 
 
@@ -77,8 +81,8 @@ def policy_gradient_datum(
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1].tolist()),
         loss_fn_inputs={
-            "target_tokens": tokens[1:],
-            "logprobs": padded,
-            "advantages": advantages,
+            "target_tokens": TensorData.from_numpy(tokens[1:]),
+            "logprobs": TensorData.from_numpy(padded),
+            "advantages": TensorData.from_numpy(advantages),
         },
     )

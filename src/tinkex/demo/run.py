@@ -11,10 +11,9 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tinkex.client.service import ServiceClient
-
 from tinkex import types
 from tinkex._clock import Clock, SystemClock
+from tinkex.client.service import ServiceClient
 from tinkex.demo import arithmetic, reinforcement, rendering, supervised, translation
 from tinkex.demo.reinforcement import ReinforcementSettings, ReinforcementStep
 from tinkex.demo.screen import Screen

@@ -44,8 +44,8 @@ from tinkex.types.model_input import (
 )
 from tinkex.types.runs import (
     Checkpoint,
-    CheckpointType,
     CheckpointsListResponse,
+    CheckpointType,
     Cursor,
     TrainingRun,
     TrainingRunsResponse,
@@ -55,9 +55,9 @@ from tinkex.types.sampling import (
     CreateSamplingSessionResponse,
     GetSamplerResponse,
     PromptAltTokens,
+    SampledSequence,
     SampleRequest,
     SampleResponse,
-    SampledSequence,
     SamplingClientKind,
     SamplingParams,
     StopReason,
@@ -103,10 +103,10 @@ from tinkex.types.training import (
     LossFnType,
     ModelData,
     ModelID,
+    OptimizerConfig,
     OptimParams,
     OptimStepRequest,
     OptimStepResponse,
-    OptimizerConfig,
     UnloadModelRequest,
     UnloadModelResponse,
 )

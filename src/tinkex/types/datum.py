@@ -83,9 +83,7 @@ class Datum:
         self, model_input: ProvenanceSpans, loss_fn_inputs: ProvenanceSpans
     ) -> Self:
         """Return a copy that says which sampled sequences its positions came from."""
-        return replace(
-            self, model_input_spans=model_input, loss_fn_input_spans=loss_fn_inputs
-        )
+        return replace(self, model_input_spans=model_input, loss_fn_input_spans=loss_fn_inputs)
 
 
 def _tensor(key: str, value: Any) -> TensorData:

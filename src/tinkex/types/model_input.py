@@ -59,7 +59,7 @@ class EncodedTextChunk(_Chunk):
         tokens: token ids, a list or an integer array [T].
     """
 
-    tokens: Sequence[int]
+    tokens: Sequence[int] | npt.NDArray[Any]
     type: Literal["encoded_text"] = "encoded_text"
 
     def __post_init__(self) -> None:
@@ -279,7 +279,8 @@ class ModelInput:
 
     def to_ints(self) -> list[int]:
         """Return all token ids; InputError when a chunk is no text."""
-        return self.tokens_np().tolist()
+        tokens: list[int] = self.tokens_np().tolist()
+        return tokens
 
     def append(self, chunk: ModelInputChunk) -> Self:
         """Return an input with one more chunk."""
@@ -317,9 +318,7 @@ class ModelInput:
         return cls(list(chunks))
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Let pydantic messages hold a ModelInput."""
         return core_schema.no_info_plain_validator_function(
             cls.model_validate,

@@ -80,4 +80,5 @@ def format_tinker_path(run_id: str, segment: str, name: str) -> str:
     Raises:
         TinkerPathError: when a part does not fit.
     """
-    return ParsedCheckpointTinkerPath.from_tinker_path(f"{SCHEME}{run_id}/{segment}/{name}").tinker_path
+    path = f"{SCHEME}{run_id}/{segment}/{name}"
+    return ParsedCheckpointTinkerPath.from_tinker_path(path).tinker_path

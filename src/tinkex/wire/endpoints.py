@@ -77,7 +77,9 @@ CLIENT_DYNAMIC_CONFIG = Endpoint(
     types.ClientDynamicConfigResponse,
     _S,
 )
-CREATE_SESSION = _post("create_session", types.CreateSessionRequest, types.CreateSessionResponse, _S)
+CREATE_SESSION = _post(
+    "create_session", types.CreateSessionRequest, types.CreateSessionResponse, _S
+)
 SESSION_HEARTBEAT = _post(
     "session_heartbeat", types.SessionHeartbeatRequest, types.SessionHeartbeatResponse, _S
 )
@@ -139,9 +141,7 @@ LIST_CHECKPOINTS = _get(
     "training_runs/{training_run_id}/checkpoints",
     types.CheckpointsListResponse,
 )
-LIST_USER_CHECKPOINTS = _get(
-    "list_user_checkpoints", "checkpoints", types.CheckpointsListResponse
-)
+LIST_USER_CHECKPOINTS = _get("list_user_checkpoints", "checkpoints", types.CheckpointsListResponse)
 DELETE_CHECKPOINT = Endpoint(
     "delete_checkpoint",
     "DELETE",

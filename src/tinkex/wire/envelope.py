@@ -6,10 +6,13 @@ sequence id. So the outer message is read first, and the data only when they are
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tinkex.types import Datum, ForwardBackwardInput, ForwardBackwardRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ _OUTER = {"model_id", "seq_id", "type"}
 _BODIES = {"forward_backward_input": False, "forward_input": True}
 _INNER = {"data", "loss_fn", "loss_fn_config", "type"}
 _DATUM = {"model_input", "loss_fn_inputs", "model_input_spans", "loss_fn_input_spans"}
-_SPANS = {"prompt_tokens": PromptProvenanceSpan, "sampled_tokens": SampledProvenanceSpan}
+_SPANS: Mapping[str, type[PromptProvenanceSpan | SampledProvenanceSpan]] = {
+    "prompt_tokens": PromptProvenanceSpan,
+    "sampled_tokens": SampledProvenanceSpan,
+}
 
 
 def decode_json(body: bytes) -> Any:

@@ -7,8 +7,7 @@ Bytes that are no message raise `WireDecodeError`; a message whose content does 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +37,16 @@ from tinkex.wire import arrays
 from tinkex.wire import tinkex_public_pb2 as pb
 from tinkex.wire.envelope import ForwardBackwardEnvelope
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
 M = TypeVar("M", bound=Message)
 
 _STOP_CODES: dict[StopReason, pb.StopReason] = {
     "stop": pb.STOP_REASON_STOP,
     "length": pb.STOP_REASON_LENGTH,
 }
+_IMAGE_FORMATS: Mapping[str, Literal["png", "jpeg"]] = {"png": "png", "jpeg": "jpeg"}
 _MAX_SEQ_ID = 2**31 - 1
 
 
@@ -177,10 +180,11 @@ def _decode_chunk(place: str, message: pb.Chunk) -> ModelInputChunk:
         return EncodedTextChunk.from_array(tokens)
     if kind == "image":
         image = message.image
-        if image.format not in {"png", "jpeg"}:
+        image_format = _IMAGE_FORMATS.get(image.format)
+        if image_format is None:
             raise InputError(f"{place}: an image of format {image.format!r} is not known.")
         expected = image.expected_tokens if image.HasField("expected_tokens") else None
-        return ImageChunk(image.data, image.format, expected)
+        return ImageChunk(image.data, image_format, expected)
     if kind == "dmel":
         return DmelChunk(message.dmel.dmel)
     raise InputError(f"{place}: a chunk of the model input is of no known type.")
@@ -244,8 +248,7 @@ def _decode_record(message: pb.ArrayRecord) -> list[LossFnOutput]:
         for name, field in message.fields.items()
     }
     return [
-        {name: column[row] for name, column in columns.items()}
-        for row in range(message.num_datums)
+        {name: column[row] for name, column in columns.items()} for row in range(message.num_datums)
     ]
 
 
@@ -327,7 +330,7 @@ def decode_sample_response(
 def _decode_sample_response(message: pb.SampleResponse, names: Sequence[str]) -> SampleResponse:
     pairs = zip(message.sequences, names, strict=True)
     present: Mapping[str, bool] = {
-        name: message.HasField(name)  # type: ignore[arg-type]  # the names are literals below
+        name: message.HasField(name)
         for name in (
             "prompt_logprobs",
             "topk_prompt_logprobs",
