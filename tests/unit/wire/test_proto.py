@@ -44,9 +44,10 @@ def request(**changes):
 
 def test_request_round_trip_keeps_every_field():
     original = request()
-    assert proto.decode_forward_backward_request(
-        proto.encode_forward_backward_request(original)
-    ) == original
+    assert (
+        proto.decode_forward_backward_request(proto.encode_forward_backward_request(original))
+        == original
+    )
 
 
 def test_number_settings_stand_in_both_maps_and_text_in_the_second():

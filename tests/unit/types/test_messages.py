@@ -1,0 +1,152 @@
+"""Datum, the JSON messages, and the addresses of checkpoints."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tinkex import types
+from tinkex.errors import InputError, TinkerPathError
+from tinkex.types.tinker_path import check_part, format_tinker_path
+
+
+def test_plain_lists_take_the_dtype_of_their_key():
+    datum = types.Datum(
+        types.ModelInput.from_ints([1]),
+        {"target_tokens": [2], "weights": [1], "advantages": [3], "logprobs": [-1]},
+    )
+    assert {key: tensor.dtype for key, tensor in datum.loss_fn_inputs.items()} == {
+        "target_tokens": "int64",
+        "weights": "float32",
+        "advantages": "float32",
+        "logprobs": "float32",
+    }
+
+
+def test_plain_list_under_an_unknown_key_is_refused_by_name():
+    with pytest.raises(InputError, match="riddle"):
+        types.Datum(types.ModelInput.from_ints([1]), {"riddle": [1]})
+
+
+def test_array_under_an_unknown_key_brings_its_own_dtype():
+    datum = types.Datum(types.ModelInput.from_ints([1]), {"mine": np.asarray([1, 2], np.int16)})
+    assert datum.loss_fn_inputs["mine"].dtype == "int64"
+
+
+def test_torch_matrix_of_targets_travels_sparse_when_smaller():
+    torch = pytest.importorskip("torch")
+    weights = torch.zeros(4, 10)
+    datum = types.Datum(
+        types.ModelInput.from_ints([1]), {"weights": weights, "logprobs": weights.clone()}
+    )
+    assert datum.loss_fn_inputs["weights"].is_sparse
+    assert not datum.loss_fn_inputs["logprobs"].is_sparse
+
+
+def test_ragged_list_is_refused():
+    with pytest.raises(InputError, match="weights"):
+        types.Datum(types.ModelInput.from_ints([1]), {"weights": [[1.0], [1.0, 2.0]]})
+
+
+def test_provenance_gives_a_new_datum():
+    span = types.SampledProvenanceSpan(sequence_id="s", length=1)
+    datum = types.Datum(types.ModelInput.from_ints([1]))
+    marked = datum.with_provenance([span], [span])
+    assert datum.model_input_spans is None
+    assert marked.loss_fn_input_spans == [span]
+
+
+@pytest.mark.parametrize("word", ["user", "USER", "User"])
+def test_category_is_read_in_any_letter_case(word):
+    """A1.1"""
+    failed = types.RequestFailedResponse.model_validate({"error": "x", "category": word})
+    assert failed.category is types.RequestErrorCategory.User
+
+
+@pytest.mark.parametrize("word", ["", "cosmic", "client"])
+def test_unknown_category_becomes_unknown(word):
+    """A1.1"""
+    failed = types.RequestFailedResponse.model_validate({"error": "x", "category": word})
+    assert failed.category is types.RequestErrorCategory.Unknown
+    assert types.QueueState.parse(word) is types.QueueState.UNKNOWN
+
+
+def test_numbers_are_not_read_from_text():
+    with pytest.raises(ValidationError):
+        types.LoraConfig(rank="8")
+
+
+def test_messages_are_immutable():
+    with pytest.raises(ValidationError, match="frozen"):
+        types.AdamParams().learning_rate = 1.0
+
+
+def test_optimiser_parameters_are_read_under_either_name():
+    adam = types.OptimStepRequest(model_id="m", adam_params=types.AdamParams(learning_rate=1.0))
+    dimuon = types.OptimStepRequest(
+        model_id="m", optimizer_params=types.DimuonParams(learning_rate=2.0)
+    )
+    assert adam.optim_params.learning_rate == 1.0
+    assert dimuon.optim_params.learning_rate == 2.0
+
+
+def test_missing_logprobs_of_a_prompt_read_as_none():
+    response = types.SampleResponse([], np.asarray([np.nan, -1.0], np.float32))
+    assert response.prompt_logprobs == [None, -1.0]
+    assert types.SampleResponse([]).prompt_logprobs is None
+
+
+def test_empty_cells_of_topk_are_left_out():
+    topk = types.TopkLogprobs(
+        np.asarray([[0, 0], [5, 0]], np.int32),
+        np.asarray([[-99999.0, -99999.0], [-0.5, -99999.0]], np.float32),
+    )
+    assert topk.to_list() == [None, [(5, -0.5)]]
+
+
+def test_path_is_taken_apart_and_put_together():
+    path = format_tinker_path("sess-1:train:0", "sampler_weights", "step-10")
+    parsed = types.ParsedCheckpointTinkerPath.from_tinker_path(path)
+    assert path == "tinker://sess-1:train:0/sampler_weights/step-10"
+    assert parsed.training_run_id == "sess-1:train:0"
+    assert parsed.checkpoint_type == "sampler"
+    assert parsed.checkpoint_id == "sampler_weights/step-10"
+    assert parsed.name == "step-10"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "tinker://",
+        "tinker://run/weights",
+        "tinker://run/weights/a/b",
+        "tinker://run/riddle/a",
+        "tinker://run/weights/..",
+        "tinker://../weights/a",
+        "tinker://run/weights/.hidden",
+        "tinker://run/weights/a b",
+        "tinker://run/weights/a\n",
+        "tinker://run/weights/" + "a" * 201,
+        "http://run/weights/a",
+    ],
+)
+def test_path_of_another_form_is_refused(path):
+    with pytest.raises(TinkerPathError, match=r"tinker://|cannot be used"):
+        types.ParsedCheckpointTinkerPath.from_tinker_path(path)
+
+
+@given(st.text(max_size=30))
+def test_part_that_is_accepted_is_a_plain_file_name(text):
+    try:
+        check_part(text, "name")
+    except TinkerPathError:
+        return
+    assert text
+    assert "/" not in text
+    assert "\\" not in text
+    assert "\0" not in text
+    assert not text.startswith(".")
+    assert text.isprintable()
