@@ -37,11 +37,11 @@ def test_examples_lower_held_out_loss_and_change_what_is_said(client):
     tokenizer = client.get_tokenizer()
     _, held_out = translation.load()
     result = supervised.train(client, tokenizer, SupervisedSettings(), clock=SystemClock())
-    assert result.held_out_loss_after < result.held_out_loss_before / 3
+    assert result.held_out_loss_after < result.held_out_loss_before / 10
     sampler = client.save_weights_and_get_sampling_client().result()
     replies = supervised.translate(sampler, tokenizer, held_out)
     right = sum(r == e.reply for r, e in zip(replies, held_out, strict=True))
-    assert right >= 5
+    assert right >= 40
 
 
 def test_demo_says_what_it_does_and_leaves_both_adapters(tmp_path):

@@ -114,13 +114,16 @@ class _Demo:
         screen.say("Saving the weights and sampling from them …")
         self._keep(client, "french")
         trained = client.save_weights_and_get_sampling_client().result()
-        after = supervised.translate(trained, tokenizer, shown)
+        replies = supervised.translate(trained, tokenizer, held_out)
+        right = sum(reply == e.reply for reply, e in zip(replies, held_out, strict=True))
+        after = [replies[held_out.index(example)] for example in shown]
         self._show_translations(shown, before, after)
         screen.curve("Training loss, nats per token", [step.loss for step in result.steps])
         screen.figure(
             "held-out loss before and after",
             f"{result.held_out_loss_before:.3f} → {result.held_out_loss_after:.3f}",
         )
+        screen.figure("held-out sentences translated exactly", f"{right} of {len(held_out)}")
         screen.figure("trained tokens per second", f"{result.tokens_per_second:,.0f}")
 
     def run_reinforcement(self, settings: ReinforcementSettings) -> None:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 class SupervisedSettings:
     """What the loop does; the defaults suit `tinkex/sprout` on two CPU cores."""
 
-    steps: int = 60
+    steps: int = 150
     """Optimiser steps."""
     batch_size: int = 16
     """Sentence pairs in a step."""
     learning_rate: float = 4e-3
     """Peak rate of Adam; falls linearly to a tenth of it."""
-    evaluate_every: int = 20
+    evaluate_every: int = 50
     """Steps between two evaluations on the held-out pairs."""
     seed: int = 0
     """Seeds the order of the examples."""
