@@ -188,11 +188,11 @@ class _Demo:
         self, shown: list[translation.Example], before: list[str], after: list[str]
     ) -> None:
         rows = [
-            (example.prompt, old, new)
+            (example.prompt.partition(": ")[2], old, new)
             for example, old, new in zip(shown, before, after, strict=True)
         ]
         self.screen.say("")
-        self.screen.table(("held-out prompt", "base model", "fine-tuned"), rows)
+        self.screen.table(("held-out sentence", "base model", "fine-tuned"), rows)
 
     def _show_replies(self, title: str, client: TrainingClient, tokenizer: Any) -> None:
         sampler = client.save_weights_and_get_sampling_client().result()

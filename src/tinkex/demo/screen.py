@@ -36,7 +36,7 @@ class Screen:
 
     def figure(self, name: str, value: str) -> None:
         """Print one named figure."""
-        self.console.print(Text.assemble(("  " + name.ljust(36), "dim"), value), soft_wrap=True)
+        self.console.print(Text.assemble(("  " + name.ljust(40), "dim"), value), soft_wrap=True)
 
     @contextmanager
     def steps(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
