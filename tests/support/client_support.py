@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
-
 from tinkex import errors
 
 
@@ -17,5 +15,4 @@ async def settle(rounds: int = 10) -> None:
 
 def status_error(status: int, body: object = None) -> errors.APIStatusError:
     """Make the error of an answer with `status`."""
-    response = httpx.Response(status, request=httpx.Request("POST", "http://peer/api/v1/x"))
-    return errors.APIStatusError(f"Error code: {status}", response=response, body=body)
+    return errors.status_error(status, f"Error code: {status}", body=body)
