@@ -71,7 +71,7 @@ def test_secret_headers_are_redacted_by_name():
 async def test_sleeper_wakes_when_the_time_has_come():
     clock = VirtualClock()
     sleeper = asyncio.create_task(clock.sleep(10))
-    while clock.waiting == 0:
+    while clock.waiting == 0:  # noqa: ASYNC110 - until the task has run
         await asyncio.sleep(0)  # noqa: TID251 - yields, waits for no time
     clock.advance(9.5)
     assert not sleeper.done()

@@ -68,6 +68,11 @@ class Connection:
         """Run background work on the client's loop."""
         self._loop.spawn(operation, *arguments)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._loop.closed
+
     def close(self) -> None:
         """End the loop and every connection; idempotent."""
         self._loop.close()

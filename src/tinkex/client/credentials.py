@@ -185,7 +185,5 @@ async def _run(command: str) -> str:
             f"The credential command printed no key within {_COMMAND_SECONDS:g} s."
         ) from None
     if process.returncode != 0:
-        raise CredentialError(
-            f"The credential command failed with exit code {process.returncode}."
-        )
+        raise CredentialError(f"The credential command failed with exit code {process.returncode}.")
     return output.decode(errors="replace")

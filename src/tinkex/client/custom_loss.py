@@ -70,9 +70,7 @@ def evaluate(
             "from them, without detach() or item()."
         )
     loss.sum().backward()
-    weights = [
-        -leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves
-    ]
+    weights = [-leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
     backward = [
         _with_inputs(datum, datum.loss_fn_inputs["target_tokens"], TensorData.from_torch(weight))
         for datum, weight in zip(data, weights, strict=True)

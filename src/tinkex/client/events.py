@@ -63,5 +63,5 @@ class EventHub:
         for handler in self._handlers:
             try:
                 handler(event)
-            except Exception:  # an observer must not break what it observes
+            except Exception:  # noqa: BLE001 - an observer must not break what it observes
                 _LOG.exception("A handler of the event %s failed", name)

@@ -80,7 +80,7 @@ class APIFuture(Future[T]):
                 self.set_running_or_notify_cancel()
         return cancelled
 
-    async def result_async(self, timeout: float | None = None) -> T:
+    async def result_async(self, timeout: float | None = None) -> T:  # noqa: ASYNC109 - official
         """Wait for the result without blocking the running event loop.
 
         Args:
@@ -149,8 +149,9 @@ class APIFuture(Future[T]):
 
         def forget() -> None:
             with self._condition:
-                if wake in self._done_callbacks:
-                    self._done_callbacks.remove(wake)
+                callbacks = self._done_callbacks  # type: ignore[attr-defined]  # in no stub
+                if wake in callbacks:
+                    callbacks.remove(wake)
 
         self.add_done_callback(wake)
         return relay, forget

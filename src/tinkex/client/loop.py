@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import weakref
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinkex.client.future import APIFuture
@@ -109,9 +110,7 @@ class _State:
         future: APIFuture[Any] = arguments[3]
         with self._lock:
             if self.closed:
-                raise ClientClosedError(
-                    "This client is closed. Make a new ServiceClient to go on."
-                )
+                raise ClientClosedError("This client is closed. Make a new ServiceClient to go on.")
             loop = self._started_loop()
             self._open.add(future)
             assert self._thread is not None
@@ -171,7 +170,7 @@ class _State:
     def _shut(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             loop.run_until_complete(self._wind_down())
-        except Exception:  # a clean-up that fails must not keep the futures open
+        except Exception:  # noqa: BLE001 - a clean-up that fails must not keep the futures open
             _LOG.exception("Closing the client's connections failed")
         finally:
             with contextlib.suppress(Exception):
@@ -230,6 +229,6 @@ def _start(
 
 
 def _log_failure(future: Any) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        if not isinstance(error, ClientClosedError):
-            _LOG.warning("Background work of the client failed: %s", error)
+    if future.cancelled() or isinstance(future.exception(), ClientClosedError | NoneType):
+        return
+    _LOG.warning("Background work of the client failed: %s", future.exception())

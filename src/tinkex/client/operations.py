@@ -7,6 +7,7 @@ Owns what every such request shares. Their order is `sequencer.py`'s matter, fet
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tinkex.client.connection import Connection
     from tinkex.client.poller import QueueWatch
     from tinkex.client.retry import RetryPolicy
-    from tinkex.client.sender import Body
+    from tinkex.client.sender import Body, Permit
     from tinkex.client.transport import Reply
     from tinkex.types import ForwardBackwardOutput, SampleResponse, UntypedAPIFuture
     from tinkex.wire.endpoints import Endpoint
@@ -44,6 +45,7 @@ async def submit(
     sdk_method: str,
     policy: RetryPolicy | None = None,
     watch: QueueWatch | None = None,
+    permit: Permit = nullcontext,
 ) -> PendingResult[T]:
     """Send a request and return what its result is fetched with.
 
@@ -56,6 +58,7 @@ async def submit(
         body,
         sdk_method=sdk_method,
         policy=policy or connection.config.submit_retry,
+        permit=permit,
     )
     return pending_result(
         connection,

@@ -103,7 +103,7 @@ class QueueWatch:
         self._emit("future.queue_state", queue_state=state.value, reason=reason)
         try:
             self._observer.on_queue_state_change(state, reason)
-        except Exception:  # it is the user's code
+        except Exception:  # noqa: BLE001 - it is the user's code
             _LOG.exception("The queue-state observer failed")
 
 
@@ -207,7 +207,7 @@ def _waiting(answer: Mapping[str, Any] | None) -> Waiting:
 def _failure(answer: Mapping[str, Any], request_id: str) -> RequestFailedError:
     text = answer["error"]
     category = RequestErrorCategory.parse(str(answer.get("category", "")))
-    message = f"The request failed: {text if text else 'the server gives no reason'}"
+    message = f"The request failed: {text or 'the server gives no reason'}"
     return RequestFailedError(message, request_id, category)
 
 

@@ -137,8 +137,8 @@ class SamplingClient(SamplingTwins):
             include_prompt_logprobs: whether the logprob of each prompt token is wanted.
             topk_prompt_logprobs: how many of the likeliest tokens to give for each prompt position.
             topk_sample_logprobs: the same for each sampled position.
-            target_prompt_logprobs: int64 [P - 1, K]: tokens whose logprobs are wanted at each prompt
-                position; -1 asks for none.
+            target_prompt_logprobs: int64 [P - 1, K]: tokens whose logprobs are wanted at each
+                prompt position; -1 asks for none.
             prompt_alt_tokens_k: how many alternative tokens to give for each prompt position.
             prompt_logprobs_last_n: compute prompt logprobs for the last n positions only.
 

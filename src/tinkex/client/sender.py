@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +41,7 @@ version of tinkex itself stands in `User-Agent`."""
 _USER_AGENT = f"tinkex/{__version__} Python/{platform.python_version()}"
 
 Body = BaseModel | Mapping[str, Any] | bytes | None
+Permit = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 class Sender:
@@ -77,8 +79,9 @@ class Sender:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         sdk_method: str | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the connection, not of the call
         policy: RetryPolicy | None = None,
+        permit: Permit = nullcontext,
     ) -> R:
         """Call an endpoint, with retries, and read its answer.
 
@@ -91,6 +94,7 @@ class Sender:
             sdk_method: name of the public method, for the server's statistics.
             timeout: seconds without a byte; None takes the configuration's.
             policy: which failures are tried again; None takes the configuration's.
+            permit: makes what is held during each attempt, and never between two of them.
 
         Raises:
             APIStatusError: an error status, to the end of the retries.
@@ -102,7 +106,7 @@ class Sender:
         )
         if timeout is not None:
             request = replace(request, timeout=timeout)
-        reply = await self._send_with_retries(request, policy or self.config.retry)
+        reply = await self._send_with_retries(request, policy or self.config.retry, permit)
         return read_answer(endpoint, reply)
 
     def request(
@@ -132,13 +136,16 @@ class Sender:
             timeout=self.config.timeout,
         )
 
-    async def _send_with_retries(self, request: HttpRequest, policy: RetryPolicy) -> Reply:
+    async def _send_with_retries(
+        self, request: HttpRequest, policy: RetryPolicy, permit: Permit
+    ) -> Reply:
         started = self.clock.monotonic()
         attempt = 0
         while True:
             error: TinkerError
             try:
-                reply = await self.send(request)
+                async with permit():
+                    reply = await self.send(request)
             except CertificateError:
                 raise
             except APIConnectionError as no_answer:

@@ -92,7 +92,7 @@ class Turn:
         try:
             await self._wait_for_the_earlier()
             if self.skipped_for is not None:
-                raise SkippedCallError(
+                raise SkippedCallError(  # noqa: TRY301 - leaving is the same for every failure
                     f"Not sent: a call made before this one failed ({self.skipped_for}), and this "
                     "one was queued to build on it. The client is usable: repeat both calls."
                 ) from self.skipped_for
@@ -128,8 +128,8 @@ class Turn:
     async def _wait_for_the_earlier(self) -> None:
         earlier = self.previous
         while earlier is not None:
-            if not earlier._over.done():
-                await asyncio.shield(asyncio.wrap_future(earlier._over))
+            if not earlier._over.done():  # noqa: SLF001 - another turn of the same class
+                await asyncio.shield(asyncio.wrap_future(earlier._over))  # noqa: SLF001 - as above
             # one that left the queue without its turn was itself waiting for its predecessor
             earlier = None if earlier.begun else earlier.previous
         self.begun = True

@@ -10,6 +10,7 @@ from tinkex.client.client_future import ClientFuture
 from tinkex.client.config import ClientConfig
 from tinkex.client.connection import Connection
 from tinkex.client.deprecated import ServiceTwins
+from tinkex.client.future import APIFuture
 from tinkex.client.runtime import DEFAULT_RUNTIME
 from tinkex.client.sampling import create_sampling_client
 from tinkex.client.session import Session
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from tinkex.client.future import APIFuture
     from tinkex.client.runtime import Runtime
     from tinkex.client.sampling import RetryConfig, SamplingClientFuture
     from tinkex.client.session import FinishStatus
@@ -245,7 +245,7 @@ class ServiceClient(ServiceTwins):
 
     # --- the end --------------------------------------------------------------------------------
 
-    def close(self, status: FinishStatus = "success", detail: str | None = None) -> None:
+    def close(self, status: FinishStatus = "success", detail: str | None = None) -> APIFuture[None]:
         """Finish the session and end every client made from it. Idempotent.
 
         The server frees the session's adapters; checkpoints stay. A server that cannot be reached
@@ -254,11 +254,18 @@ class ServiceClient(ServiceTwins):
         Args:
             status: how the program ended: `success`, `errored` or `interrupted`.
             detail: a word on it.
+
+        Returns:
+            A future that is done when the server knows, or cannot be told.
         """
-        with contextlib.suppress(TinkerError, TimeoutError):
-            finishing = self._connection.submit(self._session.finish, status, detail)
-            finishing.result(_CLOSE_SECONDS)
-        self._connection.close()
+        if self._connection.closed or self._session.known_id is None:
+            self._connection.close()
+            done: APIFuture[None] = APIFuture()
+            done.resolve(None)
+            return done
+        finishing = self._connection.submit(self._finish, status, detail)
+        finishing.add_done_callback(lambda _: self._connection.close())
+        return finishing
 
     def __enter__(self) -> Self:
         """Use the client in a `with` block, which closes it."""
@@ -272,17 +279,24 @@ class ServiceClient(ServiceTwins):
     ) -> None:
         """Finish the session, telling the server how the block ended."""
         if exc_type is None:
-            self.close("success")
+            finishing = self.close("success")
         elif issubclass(exc_type, KeyboardInterrupt):
-            self.close("interrupted", exc_type.__name__)
+            finishing = self.close("interrupted", exc_type.__name__)
         else:
-            self.close("errored", exc_type.__name__)
+            finishing = self.close("errored", exc_type.__name__)
+        with contextlib.suppress(TinkerError, TimeoutError):
+            finishing.result(_CLOSE_SECONDS)
+        self._connection.close()
 
     def __repr__(self) -> str:
         """Name the server; the key stays out."""
         return f"ServiceClient({self._connection.config.base_url!r})"
 
     # --- how ------------------------------------------------------------------------------------
+
+    async def _finish(self, status: FinishStatus, detail: str | None) -> None:
+        with contextlib.suppress(TinkerError):
+            await self._session.finish(status, detail)
 
     async def _capabilities(self) -> GetServerCapabilitiesResponse:
         return await self._connection.sender.call(
@@ -350,5 +364,3 @@ class ServiceClient(ServiceTwins):
             return await self._training_client(model_id, method)
 
         return self._connection.submit_into(TrainingClientFuture(), run)
-
-

@@ -26,6 +26,7 @@ _LOG = logging.getLogger("tinkex.client")
 
 _HEARTBEAT_TIMEOUT = 10.0
 _ALARM_SECONDS = 120.0
+_FINISH_TIMEOUT = 5.0
 
 FinishStatus = Literal["success", "errored", "interrupted"]
 
@@ -94,6 +95,8 @@ class Session:
             {"reason": {"type": status}, "detail": detail},
             path={"session_id": session_id},
             sdk_method="ServiceClient.close",
+            timeout=_FINISH_TIMEOUT,
+            policy=self.connection.config.retry.never(),
         )
 
     async def _create(self) -> str:

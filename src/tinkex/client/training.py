@@ -44,11 +44,10 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from tinkex.client.connection import Connection
+    from tinkex.client.connection import Connection, ServerWishes
     from tinkex.client.future import APIFuture
     from tinkex.client.sampling import RetryConfig, SamplingClientFuture
     from tinkex.client.session import Session
-    from tinkex.client.transport import Reply
     from tinkex.types import (
         Datum,
         GetInfoResponse,
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from tinkex.wire.endpoints import Endpoint
 
 T = TypeVar("T")
+
 
 class TrainingClient(TrainingTwins):
     """Trains one adapter. Made by `ServiceClient`; its calls run in the order they are made.
@@ -442,8 +442,8 @@ class TrainingClient(TrainingTwins):
     ) -> list[PendingResult[ForwardBackwardOutput]]:
         """Send the data in chunks of the server's size, in order.
 
-        When a later chunk is refused, the gradient of the earlier ones is on the server already: the
-        calls that are queued behind, an optim_step above all, are not sent.
+        When a later chunk is refused, the gradient of the earlier ones is on the server already:
+        the calls that are queued behind, an optim_step above all, are not sent.
         """
         server = await self._connection.server()
         limits = ChunkLimits(
@@ -451,10 +451,11 @@ class TrainingClient(TrainingTwins):
         )
         pending: list[PendingResult[ForwardBackwardOutput]] = []
         for chunk in split_data(data, limits):
-            post = self._chunk_poster(chunk, loss_fn, config, forward_only, method)
+            post = self._chunk_poster(
+                server, chunk, loss_fn, config, forward_only=forward_only, method=method
+            )
             try:
-                async with server.training_bytes.hold(chunk.estimated_bytes):
-                    pending.append(await turn.send(post))
+                pending.append(await turn.send(post))
             except Exception as error:
                 if pending and not forward_only:
                     self._sequencer.skip_queued(error)
@@ -463,9 +464,11 @@ class TrainingClient(TrainingTwins):
 
     def _chunk_poster(
         self,
+        server: ServerWishes,
         chunk: Chunk,
         loss_fn: str,
         config: Mapping[str, float | str] | None,
+        *,
         forward_only: bool,
         method: str,
     ) -> Callable[[int], Coroutine[Any, Any, PendingResult[ForwardBackwardOutput]]]:
@@ -484,6 +487,7 @@ class TrainingClient(TrainingTwins):
                 request_type="Forward" if forward_only else "ForwardBackward",
                 sdk_method=f"TrainingClient.{method}",
                 watch=self._watch,
+                permit=lambda: server.training_bytes.hold(chunk.estimated_bytes),
             )
 
         return post

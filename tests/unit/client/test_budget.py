@@ -61,9 +61,7 @@ async def test_cancelled_waiters_and_holders_return_their_share():
             for _ in range(steps):
                 await settle(1)
 
-    tasks = [
-        asyncio.create_task(work(rng.randint(1, 60), rng.randint(0, 5))) for _ in range(300)
-    ]
+    tasks = [asyncio.create_task(work(rng.randint(1, 60), rng.randint(0, 5))) for _ in range(300)]
     while not all(task.done() for task in tasks):
         rng.choice(tasks).cancel()
         await settle(1)

@@ -97,9 +97,7 @@ async def test_call_cancelled_in_the_queue_does_not_let_the_next_one_pass_the_on
             order.append(name)
             await gate.wait()
 
-    tasks = [
-        asyncio.create_task(call(name, turn)) for name, turn in zip("abc", turns, strict=True)
-    ]
+    tasks = [asyncio.create_task(call(name, turn)) for name, turn in zip("abc", turns, strict=True)]
     await settle()
     tasks[1].cancel()
     await settle()
@@ -156,10 +154,10 @@ async def test_calls_queued_behind_a_failed_one_are_skipped_and_later_ones_are_n
     sequencer = Sequencer()
     first, queued = sequencer.reserve(), sequencer.reserve()
 
-    with pytest.raises(ValueError, match="loss"):
+    with pytest.raises(ValueError, match="loss"):  # noqa: PT012 - leaving the turn is the point
         async with first:
             try:
-                raise ValueError("the loss function failed")
+                raise ValueError("the loss function failed")  # noqa: TRY301 - the loss does
             except ValueError as error:
                 sequencer.skip_queued(error)
                 raise

@@ -1,5 +1,6 @@
 """The protobuf codec against hostile bytes and against the official package's own messages."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -157,10 +158,8 @@ def test_any_bytes_are_read_or_refused_with_a_typed_error(body):
         proto.decode_forward_backward_output,
         proto.decode_sample_response,
     ):
-        try:
+        with contextlib.suppress(TinkerError):
             decode(body)
-        except TinkerError as error:
-            assert str(error)
 
 
 FLOATS = st.floats(width=32, allow_nan=False)
