@@ -1,0 +1,137 @@
+"""A service client's life: lazy, closed for good, nothing left behind."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+from scripted_tinker import API, KEY, ok, scripted_peer, service, training_client
+
+import tinkex as tinker
+from tinkex.errors import ClientClosedError, InputError
+from tinkex.testing.server import PeerResponse
+
+
+@pytest.fixture
+def peer():
+    with scripted_peer() as running:
+        yield running
+
+
+def client_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("tinkex-client")]
+
+
+def test_nothing_is_sent_and_no_thread_started_before_the_first_call(peer):
+    before = client_threads()
+    with service(peer):
+        assert client_threads() == before
+    assert peer.requests == []
+
+
+def test_closing_finishes_the_session_and_leaves_no_thread(peer):
+    before = client_threads()
+    with service(peer) as client:
+        training_client(peer, client)
+        assert len(client_threads()) == len(before) + 1
+    assert client_threads() == before
+    (request,) = peer.requests_to(f"{API}/sessions/sess-1/finish")
+    assert json.loads(request.body) == {"reason": {"type": "success"}, "detail": None}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "errored"), (KeyboardInterrupt, "interrupted")]
+)
+def test_way_the_block_ended_is_told(peer, error, status):
+    with pytest.raises(error), service(peer) as client:
+        training_client(peer, client)
+        raise error
+    (request,) = peer.requests_to(f"{API}/sessions/sess-1/finish")
+    assert json.loads(request.body)["reason"] == {"type": status}
+
+
+def test_closing_twice_is_the_same_as_once_and_final(peer):
+    with service(peer) as client:
+        training = training_client(peer, client)
+        client.close().result(10)
+        client.close("errored").result(10)
+        with pytest.raises(ClientClosedError, match="new ServiceClient"):
+            training.optim_step(tinker.AdamParams())
+    assert len(peer.requests_to(f"{API}/sessions/sess-1/finish")) == 1
+
+
+def test_server_that_has_gone_does_not_keep_a_client_from_closing(peer):
+    peer.expect(f"{API}/sessions/sess-1/finish", PeerResponse(drop=True))
+    with service(peer) as client:
+        training_client(peer, client)
+
+
+def test_call_under_way_fails_when_the_client_is_closed(peer):
+    with service(peer) as client:
+        training = training_client(peer, client)
+        peer.expect(
+            f"{API}/optim_step", PeerResponse(gate=threading.Event(), body=b"{}", status=200)
+        )
+        step = training.optim_step(tinker.AdamParams())
+        peer.wait_for(f"{API}/optim_step")
+    with pytest.raises(ClientClosedError):
+        step.result(10)
+
+
+def test_models_are_numbered_in_the_order_of_the_calls(peer):
+    peer.always(
+        f"{API}/retrieve_future", ok({"model_id": "sess-1:train:0", "type": "create_model"})
+    )
+    with service(peer) as client:
+        futures = [client.create_lora_training_client("m", rank=4 + i) for i in range(3)]
+        for one in futures:
+            one.result(10)
+    bodies = [json.loads(r.body) for r in peer.requests_to(f"{API}/create_model")]
+    by_number = {b["model_seq_id"]: b["lora_config"]["rank"] for b in bodies}
+    assert by_number == {0: 4, 1: 5, 2: 6}
+
+
+def test_future_of_a_client_can_be_used_as_the_client_with_a_warning(peer):
+    peer.expect(
+        f"{API}/retrieve_future", ok({"model_id": "sess-1:train:0", "type": "create_model"})
+    )
+    with service(peer) as client:
+        future = client.create_lora_training_client("m")
+        with pytest.warns(FutureWarning, match=r"\.result\(\)"):
+            info = future.get_info()
+        assert info.model_data.model_name == "tinkex/sprout"
+
+
+def test_adapter_of_nothing_is_refused_before_any_request(peer):
+    with service(peer) as client, pytest.raises(InputError, match="train_mlp"):
+        client.create_lora_training_client(
+            "m", train_mlp=False, train_attn=False, train_unembed=False
+        )
+    assert peer.requests == []
+
+
+def test_client_dropped_without_closing_leaves_no_thread(peer):
+    """A4.4"""
+    import gc
+
+    before = client_threads()
+    client = tinker.ServiceClient(base_url=peer.url, api_key=KEY)
+    peer.always(f"{API}/get_server_capabilities", ok({"supported_models": []}), method="GET")
+    client.get_server_capabilities()
+    started = [t for t in client_threads() if t not in before]
+    del client
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_program_that_never_closes_ends_by_itself(peer):
+    peer.always(f"{API}/get_server_capabilities", ok({"supported_models": []}), method="GET")
+    code = (
+        "import tinkex\n"
+        f"client = tinkex.ServiceClient(base_url={peer.url!r}, api_key={KEY!r})\n"
+        "client.get_server_capabilities()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
