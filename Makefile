@@ -49,6 +49,7 @@ lint: $(VENV)/.dev ## Lint and spell-check
 
 types: $(VENV)/.dev ## Check the types
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/api.py
 
 imports: $(VENV)/.dev ## Check who may import whom
 	$(BIN)/lint-imports
