@@ -1,4 +1,4 @@
-"""The public names are exactly the ones meant, and the official ones that are missing are listed."""
+"""The public names are the ones meant; the official ones that are missing are listed."""
 
 import re
 from pathlib import Path

@@ -44,7 +44,7 @@ def test_closing_finishes_the_session_and_leaves_no_thread(peer):
     ("error", "status"), [(ValueError, "errored"), (KeyboardInterrupt, "interrupted")]
 )
 def test_way_the_block_ended_is_told(peer, error, status):
-    with pytest.raises(error), service(peer) as client:
+    with pytest.raises(error), service(peer) as client:  # noqa: PT012 - a block that fails
         training_client(peer, client)
         raise error
     (request,) = peer.requests_to(f"{API}/sessions/sess-1/finish")
