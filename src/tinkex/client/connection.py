@@ -13,7 +13,7 @@ from tinkex.client.budget import Budget
 from tinkex.client.loop import BackgroundLoop
 from tinkex.client.poller import Poller, PollPolicy
 from tinkex.client.sender import SDK_VERSION, Sender
-from tinkex.errors import NotFoundError
+from tinkex.errors import APIError, NotFoundError
 from tinkex.types import (
     ClientConfigRequest,
     ClientConfigResponse,
@@ -98,7 +98,10 @@ class Connection:
             ) from error
 
     async def dynamic_config(self) -> ClientDynamicConfigResponse:
-        """Ask for the settings a server may change while clients run; a 404 means none."""
+        """Ask for the settings a server may change while clients run.
+
+        A server that does not answer well has none: no call of a client depends on them.
+        """
         try:
             return await self.sender.call(
                 endpoints.CLIENT_DYNAMIC_CONFIG,
@@ -106,7 +109,7 @@ class Connection:
                 timeout=10.0,
                 policy=self.config.retry.never(),
             )
-        except NotFoundError:
+        except APIError:
             return ClientDynamicConfigResponse()
 
 
@@ -117,6 +120,7 @@ class ServerWishes:
         self.config = config
         self.training_bytes = Budget(config.fwdbwd_dispatch_bytes_semaphore_size)
         self.sample_bytes = Budget(config.sample_dispatch_bytes_semaphore_size)
+        self.samples = Budget(config.sample_max_concurrent_requests)
         self.sample_posts = Budget(_SAMPLE_POSTS)
         self.throttled_posts = Budget(_THROTTLED_POSTS)
         self.poller = Poller(

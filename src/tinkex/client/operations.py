@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tinkex.client.poller import PendingResult
-from tinkex.errors import APIResponseValidationError
+from tinkex.errors import APIResponseValidationError, InputError
 from tinkex.wire import headers as names
 from tinkex.wire.proto import decode_forward_backward_output, decode_sample_response
 
@@ -33,6 +33,20 @@ M = TypeVar("M", bound=BaseModel)
 
 PROTOBUF_RESULTS = frozenset({"ForwardBackward", "Forward", "Sample"})
 """Operations whose results travel as protobuf, by the name in `X-Tinker-Request-Type`."""
+
+
+def checked(make: Callable[[], T]) -> T:
+    """Make a message; what does not fit it is an error of the caller, before any request.
+
+    Raises:
+        InputError: naming the field.
+    """
+    try:
+        return make()
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the arguments"
+        raise InputError(f"{error.title}: {where} does not fit: {fault['msg']}.") from None
 
 
 async def submit(

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import itertools
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tinkex._backoff import retry_after_seconds
-from tinkex.client import operations
+from tinkex.client import operations, sample_rules
 from tinkex.client.chunking import estimate_prompt_bytes
 from tinkex.client.client_future import ClientFuture
 from tinkex.client.deprecated import SamplingTwins
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.retry import Failure, RetryPolicy
-from tinkex.client.sender import read_answer
+from tinkex.client.sender import failure_of, read_answer
 from tinkex.client.tokenizer import resolve_tokenizer
 from tinkex.client.transport import error_from_reply
 from tinkex.errors import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tinkex.client.future import APIFuture
     from tinkex.client.session import Session
     from tinkex.types import (
+        ClientConfigResponse,
         ModelInput,
         QueueState,
         SaveWeightsForSamplerResponse,
@@ -86,6 +87,33 @@ class RetryConfig:
             max_delay=self.retry_delay_max,
             jitter=self.jitter_factor,
         )
+
+    def within(self, server: ClientConfigResponse) -> RetryConfig:
+        """Return these settings without what the server's client config switches off."""
+        return replace(
+            self,
+            enable_retry_logic=self.enable_retry_logic and not server.sample_no_retries,
+            enable_stuck_detection=(
+                self.enable_stuck_detection and server.sample_enable_stuck_detection
+            ),
+        )
+
+
+@dataclass(slots=True)
+class _Sampling:
+    """One call under way: what it sends, and how often it went wrong."""
+
+    request: SampleRequest
+    sdk_method: str
+    config: RetryConfig
+    started: float
+    """In the seconds of the client's clock."""
+    attempt: int = 0
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Estimate the size of the prompt."""
+        return estimate_prompt_bytes(self.request.prompt.chunks)
 
 
 class SamplingClient(SamplingTwins):
@@ -143,28 +171,28 @@ class SamplingClient(SamplingTwins):
             prompt_logprobs_last_n: compute prompt logprobs for the last n positions only.
 
         Raises:
-            InputError: `num_samples` is below 1.
+            InputError: an argument has the wrong type or lies outside its range.
 
         Raises (from the future):
             RequestFailedError: the server refuses the request (category `user`) or failed.
             APIStatusError: an error status, to the end of what `retry_config` allows.
         """
-        if num_samples < 1:
-            raise InputError(f"num_samples must be at least 1, not {num_samples}.")
-        request = SampleRequest(
-            num_samples=num_samples,
-            prompt=prompt,
-            sampling_params=sampling_params,
-            sampling_session_id=self.sampling_session_id,
-            seq_id=next(self._numbers),
-            prompt_logprobs=include_prompt_logprobs,
-            topk_prompt_logprobs=topk_prompt_logprobs,
-            topk_sample_logprobs=topk_sample_logprobs,
-            target_prompt_logprobs=target_prompt_logprobs,
-            prompt_alt_tokens_k=prompt_alt_tokens_k,
-            prompt_logprobs_last_n=prompt_logprobs_last_n,
-            record_stability_info=self._record_stability_info,
+        request = operations.checked(
+            lambda: SampleRequest(
+                num_samples=num_samples,
+                prompt=prompt,
+                sampling_params=sampling_params,
+                sampling_session_id=self.sampling_session_id,
+                prompt_logprobs=include_prompt_logprobs,
+                topk_prompt_logprobs=topk_prompt_logprobs,
+                topk_sample_logprobs=topk_sample_logprobs,
+                target_prompt_logprobs=target_prompt_logprobs,
+                prompt_alt_tokens_k=prompt_alt_tokens_k,
+                prompt_logprobs_last_n=prompt_logprobs_last_n,
+                record_stability_info=self._record_stability_info,
+            )
         )
+        sample_rules.check_request(request)
         return self._connection.submit(self._run, request, "SamplingClient.sample")
 
     def compute_logprobs(
@@ -176,16 +204,18 @@ class SamplingClient(SamplingTwins):
             prompt: the tokens.
             prompt_logprobs_last_n: compute the last n positions only.
         """
-        request = SampleRequest(
-            num_samples=1,
-            prompt=prompt,
-            sampling_params=SamplingParams(max_tokens=1),
-            sampling_session_id=self.sampling_session_id,
-            seq_id=next(self._numbers),
-            prompt_logprobs=True,
-            prompt_logprobs_last_n=prompt_logprobs_last_n,
-            record_stability_info=self._record_stability_info,
+        request = operations.checked(
+            lambda: SampleRequest(
+                num_samples=1,
+                prompt=prompt,
+                sampling_params=SamplingParams(max_tokens=1),
+                sampling_session_id=self.sampling_session_id,
+                prompt_logprobs=True,
+                prompt_logprobs_last_n=prompt_logprobs_last_n,
+                record_stability_info=self._record_stability_info,
+            )
         )
+        sample_rules.check_request(request)
         return self._connection.submit(self._logprobs, request)
 
     # --- what it samples from -------------------------------------------------------------------
@@ -218,92 +248,122 @@ class SamplingClient(SamplingTwins):
 
     async def _run(self, request: SampleRequest, sdk_method: str) -> SampleResponse:
         """Submit and fetch; submit anew, under a new sequence id, what the server forgot."""
-        while True:
-            pending = await self._submit(request, sdk_method)
-            try:
-                return await operations.fetch(self._connection, pending)
-            except FutureExpiredError:
-                if not self._retry_config.enable_retry_logic:
-                    raise
-                request = request.model_copy(update={"seq_id": next(self._numbers)})
-
-    async def _submit(
-        self, request: SampleRequest, sdk_method: str
-    ) -> PendingResult[SampleResponse]:
-        """Send a request until the server takes it; nothing is held while this waits."""
         connection = self._connection
         server = await connection.server()
-        policy = self._retry_config.policy()
-        prompt_bytes = estimate_prompt_bytes(request.prompt.chunks)
-        started = connection.clock.monotonic()
-        attempt = 0
+        config = self._retry_config.within(server.config)
+        call = _Sampling(request, sdk_method, config, connection.clock.monotonic())
+        while True:
+            call.request = request.model_copy(update={"seq_id": next(self._numbers)})
+            try:
+                async with AsyncExitStack() as in_flight:
+                    pending = await self._submit(call, server, in_flight)
+                    response = await server.poller.fetch(pending)
+            except FutureExpiredError as error:
+                await self._wait_to_repeat(call, Failure(None, {}), error)
+            else:
+                sample_rules.check_response(request, response)
+                return response
+
+    async def _submit(
+        self, call: _Sampling, server: ServerWishes, in_flight: AsyncExitStack
+    ) -> PendingResult[SampleResponse]:
+        """Send a request until the server takes it; then `in_flight` holds its place.
+
+        Nothing is held while this waits: whoever waits for a back-off keeps nobody else from
+        sampling with another key.
+        """
+        connection = self._connection
         while True:
             await connection.limiter.wait()
-            sent_at = connection.clock.monotonic()
-            outcome = await self._attempt(request, server, prompt_bytes, sdk_method)
+            outcome = await self._attempt(call, server, in_flight)
             if isinstance(outcome, PendingResult):
-                connection.limiter.succeeded(sent_at)
                 return outcome
-            failure, error = outcome
-            if failure.status == 429:
-                self._back_off(failure, prompt_bytes)
-                continue
-            elapsed = connection.clock.monotonic() - started
-            delay = policy.delay(failure, attempt, elapsed, connection.sender.rng)
-            if delay is None:
-                raise error
-            connection.sender.emit(
-                "http.retry", path=endpoints.ASAMPLE.path, status=failure.status, delay=delay
-            )
-            await connection.clock.sleep(delay)
-            attempt += 1
+            if outcome is not None:
+                await self._wait_to_repeat(call, *outcome)
 
     async def _attempt(
-        self, request: SampleRequest, server: ServerWishes, prompt_bytes: int, sdk_method: str
-    ) -> PendingResult[SampleResponse] | tuple[Failure, TinkerError]:
-        """Send a request once, within the budgets of the server's client config."""
+        self, call: _Sampling, server: ServerWishes, in_flight: AsyncExitStack
+    ) -> PendingResult[SampleResponse] | tuple[Failure, TinkerError] | None:
+        """Send a request once, within the budgets of the server's client config.
+
+        Returns:
+            What the server's acceptance leads to, or what went wrong, or None when the key was
+            told to back off while this waited for its turn.
+        """
         connection = self._connection
         throttled = connection.limiter.throttled_recently()
-        async with AsyncExitStack() as held:
+        weight = _THROTTLED_WEIGHT if throttled else 1
+        async with AsyncExitStack() as place, AsyncExitStack() as held:
+            await place.enter_async_context(server.samples.hold())
             if throttled:
                 await held.enter_async_context(server.throttled_posts.hold())
             await held.enter_async_context(server.sample_posts.hold())
-            weight = _THROTTLED_WEIGHT if throttled else 1
-            await held.enter_async_context(server.sample_bytes.hold(prompt_bytes * weight))
-            started = connection.clock.monotonic()
-            try:
-                reply = await connection.sender.send(
-                    connection.sender.request(
-                        endpoints.ASAMPLE,
-                        request,
-                        headers={names.SAMPLING_BACKPRESSURE: "1"},
-                        sdk_method=sdk_method,
-                    )
-                )
-            except CertificateError:
+            await held.enter_async_context(server.sample_bytes.hold(call.prompt_bytes * weight))
+            if connection.limiter.remaining() > 0:
+                return None
+            outcome = await self._send(call)
+            if isinstance(outcome, PendingResult):
+                in_flight.push_async_exit(place.pop_all())
+            return outcome
+
+    async def _send(
+        self, call: _Sampling
+    ) -> PendingResult[SampleResponse] | tuple[Failure, TinkerError]:
+        connection = self._connection
+        sent_at = connection.clock.monotonic()
+        request = connection.sender.request(
+            endpoints.ASAMPLE,
+            call.request,
+            headers={names.SAMPLING_BACKPRESSURE: "1"},
+            sdk_method=call.sdk_method,
+        )
+        try:
+            reply = await connection.sender.send(request)
+        except CertificateError:
+            raise
+        except call.config.retryable_exceptions as error:
+            if not isinstance(error, TinkerError):
                 raise
-            except self._retry_config.retryable_exceptions as error:
-                if not isinstance(error, TinkerError):
-                    raise
-                return Failure(None, {}), error
-        if reply.status >= 400:
-            failure = Failure(reply.status, reply.headers, received_at=reply.received_at)
-            return failure, error_from_reply(reply)
+            return Failure(None, {}), error
+        if reply.status >= 300:
+            refusal = error_from_reply(reply)
+            return failure_of(reply, refusal), refusal
+        connection.limiter.succeeded(sent_at)
         future = read_answer(endpoints.ASAMPLE, reply)
         ids = future.sample_sequence_ids
-        if ids is None or len(ids) != request.num_samples:
+        if ids is None or len(ids) != call.request.num_samples:
             raise APIResponseValidationError(
-                f"The server promised {len(ids or ())} sequences instead of {request.num_samples}."
+                f"The server promised {len(ids or ())} sequences instead of "
+                f"{call.request.num_samples}."
             )
         return operations.pending_result(
             connection,
             future,
             operations.sample_result(ids),
             request_type="Sample",
-            sdk_method=sdk_method,
-            roundtrip=connection.clock.monotonic() - started,
+            sdk_method=call.sdk_method,
+            roundtrip=connection.clock.monotonic() - sent_at,
             watch=self._watch,
         )
+
+    async def _wait_to_repeat(self, call: _Sampling, failure: Failure, error: TinkerError) -> None:
+        """Wait as long as the failure asks for, or raise its error."""
+        connection = self._connection
+        policy = call.config.policy()
+        elapsed = connection.clock.monotonic() - call.started
+        if failure.status == 429:
+            if policy.max_elapsed is not None and elapsed >= policy.max_elapsed:
+                raise error
+            self._back_off(failure, call.prompt_bytes)
+            return
+        delay = policy.delay(failure, call.attempt, elapsed, connection.sender.rng)
+        if delay is None:
+            raise error
+        connection.sender.emit(
+            "http.retry", path=endpoints.ASAMPLE.path, status=failure.status, delay=delay
+        )
+        call.attempt += 1
+        await connection.clock.sleep(delay)
 
     def _back_off(self, failure: Failure, prompt_bytes: int) -> None:
         """Hold back every client of this key."""
@@ -317,8 +377,8 @@ class SamplingClient(SamplingTwins):
         return f"SamplingClient({self.model_path or self._base_model!r})"
 
 
-SamplingClientFuture = ClientFuture[SamplingClient]
-"""What the factories return: `.result()` or `await` gives the client."""
+class SamplingClientFuture(ClientFuture[SamplingClient]):
+    """What the factories return: `.result()` or `await` gives the client."""
 
 
 def create_sampling_client(

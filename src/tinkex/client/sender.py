@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tinkex.client.config import ClientConfig
     from tinkex.client.retry import RetryPolicy
     from tinkex.client.runtime import Runtime
-    from tinkex.errors import TinkerError
+    from tinkex.errors import APIStatusError, TinkerError
     from tinkex.wire.endpoints import Endpoint
 
 R = TypeVar("R")
@@ -151,13 +151,10 @@ class Sender:
             except APIConnectionError as no_answer:
                 error, failure = no_answer, Failure(None, {})
             else:
-                if reply.status < 400:
+                if reply.status < 300:
                     return reply
                 error = error_from_reply(reply)
-                # A 4xx of ours says "user" by itself; only the server's own word forbids a retry.
-                body = error.body if isinstance(error.body, dict) else {}
-                is_user = body.get("category") == "user"
-                failure = Failure(reply.status, reply.headers, is_user, reply.received_at)
+                failure = failure_of(reply, error)
             elapsed = self.clock.monotonic() - started
             delay = policy.delay(failure, attempt, elapsed, self.rng)
             if delay is None:
@@ -185,6 +182,17 @@ class Sender:
         }
         reply = await self.transport.send(replace(request, headers=headers))
         return replace(reply, received_at=self.clock.now())
+
+
+def failure_of(reply: Reply, error: APIStatusError) -> Failure:
+    """Say what the retry table should make of an answer with an error status."""
+    if reply.status == 400 and not reply.body:
+        # No server of this API answers so: a proxy on the way did, and it may let the next one by.
+        return Failure(None, {})
+    # A 4xx of ours says "user" by itself; only the server's own word forbids a retry.
+    body = error.body if isinstance(error.body, dict) else {}
+    is_user = str(body.get("category")).lower() == "user"
+    return Failure(reply.status, reply.headers, is_user, reply.received_at)
 
 
 def _encoded(body: Body) -> bytes | None:

@@ -159,7 +159,7 @@ def error_from_reply(reply: Reply) -> APIStatusError:
     The message is the server's own words, cut to a readable length, after the status.
     """
     body = _decoded(reply)
-    words = _words(body) or reply.response.reason_phrase or "no reason given"
+    words = _redirected(reply) or _words(body) or reply.response.reason_phrase or "no reason given"
     told = retry_after_seconds(reply.headers, reply.received_at)
     category = body.get("category") if isinstance(body, dict) else None
     return status_error(
@@ -179,6 +179,14 @@ def _decoded(reply: Reply) -> object:
         return orjson.loads(reply.body)
     except ValueError:
         return reply.body[:_SHOWN_BYTES].decode(errors="replace") or None
+
+
+def _redirected(reply: Reply) -> str | None:
+    """Say where a redirect leads; it is not followed, because the key must not."""
+    if not 300 <= reply.status < 400:
+        return None
+    location = reply.headers.get("location", "nowhere")
+    return f"the server redirects to {location}; use that server's URL as base_url"
 
 
 def _words(body: object) -> str:

@@ -118,6 +118,8 @@ def _check_folder(source: str, location: str, *, allow_pickle: bool) -> None:
     """Refuse a local folder without safetensors by saying what it has instead."""
     folder = Path(location)
     if not folder.is_dir():
+        if source.startswith(("/", ".", "~")):  # no hub id begins like this
+            raise ConfigurationError(f"there is no folder {source}")
         return
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"{source} has no config.json; give a Hugging Face model folder")

@@ -84,3 +84,9 @@ def test_unknown_architecture_is_refused(folder):
 
 def test_folder_without_a_tokenizer_has_none(folder):
     assert load_base_model(str(folder)).tokenizer is None
+
+
+@pytest.mark.parametrize("source", ["/no/such/model", "./nowhere", "~/nowhere"])
+def test_missing_folder_is_named_and_not_asked_of_a_hub(source):
+    with pytest.raises(ConfigurationError, match=f"no folder {source}"):
+        load_base_model(source)
