@@ -23,8 +23,8 @@ from tinkex._version import __version__
 if TYPE_CHECKING:
     from tinkex import types
     from tinkex.client.future import APIFuture
-    from tinkex.client.sampling import RetryConfig, SamplingClient
-    from tinkex.client.service import ServiceClient
+    from tinkex.client.sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
+    from tinkex.client.service import BackcompatTrainingClientFuture, ServiceClient
     from tinkex.client.training import TrainingClient
     from tinkex.errors import (
         APIConnectionError,
@@ -80,8 +80,12 @@ __title__ = "tinkex"
 
 _HOMES = {
     "tinkex.client.future": ("APIFuture",),
-    "tinkex.client.sampling": ("RetryConfig", "SamplingClient"),
-    "tinkex.client.service": ("ServiceClient",),
+    "tinkex.client.sampling": (
+        "BackcompatSamplingClientFuture",
+        "RetryConfig",
+        "SamplingClient",
+    ),
+    "tinkex.client.service": ("BackcompatTrainingClientFuture", "ServiceClient"),
     "tinkex.client.training": ("TrainingClient",),
     "tinkex.local": ("LocalServer",),
     "tinkex.errors": (
@@ -145,6 +149,8 @@ __all__ = [
     "AdamOptimizerConfig",
     "AdamParams",
     "AuthenticationError",
+    "BackcompatSamplingClientFuture",
+    "BackcompatTrainingClientFuture",
     "BadRequestError",
     "BillingError",
     "Checkpoint",

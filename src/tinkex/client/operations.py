@@ -18,7 +18,7 @@ from tinkex.wire import headers as names
 from tinkex.wire.proto import decode_forward_backward_output, decode_sample_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from tinkex.client.connection import Connection
     from tinkex.client.poller import QueueWatch
@@ -57,6 +57,7 @@ async def submit(
     *,
     request_type: str,
     sdk_method: str,
+    headers: Mapping[str, str] | None = None,
     policy: RetryPolicy | None = None,
     watch: QueueWatch | None = None,
     permit: Permit = nullcontext,
@@ -70,6 +71,7 @@ async def submit(
     future = await connection.sender.call(
         endpoint,
         body,
+        headers=headers,
         sdk_method=sdk_method,
         policy=policy or connection.config.submit_retry,
         permit=permit,

@@ -37,6 +37,8 @@ from tinkex.errors import (
     TinkerError,
 )
 from tinkex.types import QueueState, RequestErrorCategory
+from tinkex.wire import endpoints
+from tinkex.wire import headers as names
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -331,15 +333,15 @@ class Poller:
         }
         headers = {
             **pending.headers,
-            "X-Tinker-Request-Iteration": str(poll.iteration),
-            "X-Tinker-Request-Type": pending.request_type,
+            names.REQUEST_ITERATION: str(poll.iteration),
+            names.REQUEST_TYPE: pending.request_type,
         }
         if poll.iteration == 0:
-            headers["X-Tinker-Create-Promise-Roundtrip-Time"] = str(pending.roundtrip)
+            headers[names.CREATE_PROMISE_ROUNDTRIP_TIME] = str(pending.roundtrip)
         return HttpRequest(
             method="POST",
-            path="/api/v1/retrieve_future",
-            kind="poll",
+            path=endpoints.RETRIEVE_FUTURE.path,
+            kind=endpoints.RETRIEVE_FUTURE.operation.value,
             body=orjson.dumps(body),
             headers=headers,
             timeout=self._policy.timeout,

@@ -381,6 +381,10 @@ class SamplingClientFuture(ClientFuture[SamplingClient]):
     """What the factories return: `.result()` or `await` gives the client."""
 
 
+BackcompatSamplingClientFuture = SamplingClientFuture
+"""The official name."""
+
+
 def create_sampling_client(
     session: Session,
     *,

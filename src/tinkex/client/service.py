@@ -42,8 +42,13 @@ if TYPE_CHECKING:
 
 _CLOSE_SECONDS = 10.0
 
-TrainingClientFuture = ClientFuture[TrainingClient]
-"""What the factories return: `.result()` or `await` gives the client."""
+
+class TrainingClientFuture(ClientFuture[TrainingClient]):
+    """What the factories return: `.result()` or `await` gives the client."""
+
+
+BackcompatTrainingClientFuture = TrainingClientFuture
+"""The official name."""
 
 
 class ServiceClient(ServiceTwins):
@@ -123,7 +128,7 @@ class ServiceClient(ServiceTwins):
             optimizer: kind of optimiser; Adam by default.
 
         Raises:
-            InputError: nothing is to be trained.
+            InputError: nothing is to be trained, or an argument has the wrong type.
 
         Raises (from the future):
             APIStatusError: the server does not know the model, or refuses the rank.
@@ -133,26 +138,29 @@ class ServiceClient(ServiceTwins):
                 "Nothing to train: set at least one of train_mlp, train_attn and train_unembed."
             )
         number = self._session.next_model()
-        lora = LoraConfig(
-            rank=rank,
-            seed=seed,
-            train_unembed=train_unembed,
-            train_mlp=train_mlp,
-            train_attn=train_attn,
-        )
 
-        async def run() -> TrainingClient:
-            body = CreateModelRequest(
-                session_id=await self._session.id(),
+        def body(session_id: str) -> CreateModelRequest:
+            return CreateModelRequest(
+                session_id=session_id,
                 model_seq_id=number,
                 base_model=base_model,
                 user_metadata=user_metadata,
-                lora_config=lora,
+                lora_config=LoraConfig(
+                    rank=rank,
+                    seed=seed,
+                    train_unembed=train_unembed,
+                    train_mlp=train_mlp,
+                    train_attn=train_attn,
+                ),
                 optimizer_config=optimizer or AdamOptimizerConfig(),
             )
+
+        operations.checked(lambda: body(""))  # wrong arguments fail here, before any request
+
+        async def run() -> TrainingClient:
             created = await self._ask(
                 endpoints.CREATE_MODEL,
-                body,
+                body(await self._session.id()),
                 CreateModelResponse,
                 "CreateModel",
                 "create_lora_training_client",
@@ -341,13 +349,12 @@ class ServiceClient(ServiceTwins):
         with_optimizer: bool,
         method: str,
     ) -> TrainingClientFuture:
-        if not path.startswith("tinker://"):
+        if not (isinstance(path, str) and path.startswith("tinker://")):
             raise InputError(f"path {path!r} must start with tinker://, as save_state returns it.")
         number = self._session.next_model()
 
-        async def run() -> TrainingClient:
-            session_id = await self._session.id()
-            body = LoadWeightsRequest(
+        def body(session_id: str) -> LoadWeightsRequest:
+            return LoadWeightsRequest(
                 session_id=session_id,
                 model_seq_id=number,
                 base_model=base_model,
@@ -357,8 +364,17 @@ class ServiceClient(ServiceTwins):
                 optimizer_config=optimizer,
                 weights_access_token=token,
             )
+
+        operations.checked(lambda: body(""))  # wrong arguments fail here, before any request
+
+        async def run() -> TrainingClient:
+            session_id = await self._session.id()
             loaded = await self._ask(
-                endpoints.LOAD_WEIGHTS, body, LoadWeightsResponse, "LoadWeights", method
+                endpoints.LOAD_WEIGHTS,
+                body(session_id),
+                LoadWeightsResponse,
+                "LoadWeights",
+                method,
             )
             model_id = loaded.model_id or f"{session_id}:train:{number}"
             return await self._training_client(model_id, method)

@@ -6,7 +6,10 @@ Owns the order of its calls and what they send. How a request is repeated, polle
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import zstandard
 
 from tinkex.client import custom_loss, operations
 from tinkex.client.chunking import Chunk, ChunkLimits, split_data
@@ -20,6 +23,7 @@ from tinkex.client.tokenizer import resolve_tokenizer
 from tinkex.errors import InputError
 from tinkex.types import (
     AdamParams,
+    Datum,
     DimuonParams,
     ForwardBackwardInput,
     ForwardBackwardOutput,
@@ -37,6 +41,7 @@ from tinkex.types import (
     UnloadModelResponse,
 )
 from tinkex.wire import endpoints
+from tinkex.wire import headers as names
 from tinkex.wire.proto import encode_forward_backward_request
 
 if TYPE_CHECKING:
@@ -49,7 +54,6 @@ if TYPE_CHECKING:
     from tinkex.client.sampling import RetryConfig, SamplingClientFuture
     from tinkex.client.session import Session
     from tinkex.types import (
-        Datum,
         GetInfoResponse,
         LossFnType,
         ModelID,
@@ -92,8 +96,11 @@ class TrainingClient(TrainingTwins):
             loss_fn: name of the loss.
             loss_fn_config: its settings.
 
+        Raises:
+            InputError: there is no data, or something in it is no Datum.
+
         Raises (from the future):
-            InputError: there is no data, or a datum cannot be sent.
+            InputError: a datum cannot be sent.
             RequestFailedError: the server refuses the data (category `user`) or failed.
         """
         return self._compute(data, loss_fn, loss_fn_config, forward_only=True, method="forward")
@@ -121,21 +128,29 @@ class TrainingClient(TrainingTwins):
     ) -> APIFuture[ForwardBackwardOutput]:
         """Do a forward_backward with a loss of your own, computed here with PyTorch.
 
+        The loss runs in a thread of its own, so it may take its time and use other clients. When
+        this call fails, the calls queued behind it raise `SkippedCallError`.
+
         Args:
             data: training examples; each needs `target_tokens`.
             loss_fn: takes (data, log-probabilities: a float32 tensor for each datum, shaped as its
                 `target_tokens`) and returns (loss: a scalar tensor, metrics).
             loss_type_input: what the loss is a function of; there is nothing but logprobs.
 
-        Raises (from the future):
+        Raises:
             MissingPackageError: PyTorch is not installed.
+            InputError: there is no data, or a datum without `target_tokens`.
+
+        Raises (from the future):
             InputError: the loss is no scalar, or does not depend on the log-probabilities.
         """
         if loss_type_input not in {None, "logprobs"}:
             raise InputError(f"loss_type_input {loss_type_input!r} is not known: logprobs is.")
         if not callable(loss_fn):
             raise InputError("The loss must be a function of (data, logprobs).")
-        return self._queued(self._custom, list(data), loss_fn)
+        custom_loss.require_torch()
+        snapshot = _checked_data(data)
+        return self._queued(self._custom, snapshot, custom_loss.forward_data(snapshot), loss_fn)
 
     # --- optimiser ------------------------------------------------------------------------------
 
@@ -354,6 +369,7 @@ class TrainingClient(TrainingTwins):
         method: str,
     ) -> APIFuture[T]:
         """Send a request of one message and wait for its JSON result."""
+        operations.checked(lambda: body(1))  # wrong arguments fail here, and use no number
 
         async def run(turn: Turn) -> T:
             async def post(number: int) -> PendingResult[T]:
@@ -399,35 +415,47 @@ class TrainingClient(TrainingTwins):
         forward_only: bool,
         method: str,
     ) -> APIFuture[ForwardBackwardOutput]:
+        # the caller may reuse its list and its map before they are sent
+        snapshot = _checked_data(data)
+        settings = None if config is None else dict(config)
+
         async def run(turn: Turn) -> ForwardBackwardOutput:
             async with turn:
                 pending = await self._send_chunks(
-                    turn, data, loss_fn, config, forward_only=forward_only, method=method
+                    turn, snapshot, loss_fn, settings, forward_only=forward_only, method=method
                 )
             return await self._combined(pending)
 
         return self._queued(run)
 
     async def _custom(
-        self, turn: Turn, data: list[Datum], loss_fn: custom_loss.CustomLossFn
+        self,
+        turn: Turn,
+        data: list[Datum],
+        forward_data: list[Datum],
+        loss_fn: custom_loss.CustomLossFn,
     ) -> ForwardBackwardOutput:
         """Forward, the caller's loss, backward; nothing of this client comes between."""
         method = "forward_backward_custom"
-        custom_loss.require_torch()
         async with turn:
-            forward = await self._send_chunks(
-                turn,
-                custom_loss.forward_data(data),
-                "cross_entropy",
-                None,
-                forward_only=True,
-                method=method,
-            )
-            output = await self._combined(forward)
-            loss = custom_loss.evaluate(loss_fn, data, output)
-            backward = await self._send_chunks(
-                turn, loss.backward_data, "cross_entropy", None, forward_only=False, method=method
-            )
+            try:
+                forward = await self._send_chunks(
+                    turn, forward_data, "cross_entropy", None, forward_only=True, method=method
+                )
+                output = await self._combined(forward)
+                loss = await asyncio.to_thread(custom_loss.evaluate, loss_fn, data, output)
+                backward = await self._send_chunks(
+                    turn,
+                    loss.backward_data,
+                    "cross_entropy",
+                    None,
+                    forward_only=False,
+                    method=method,
+                )
+            except BaseException as error:
+                # an optim_step queued behind would step without this call's gradient
+                self._sequencer.skip_queued(error)
+                raise
         return custom_loss.finish(await self._combined(backward), loss)
 
     async def _send_chunks(
@@ -479,13 +507,18 @@ class TrainingClient(TrainingTwins):
                 number,
                 forward_only,
             )
+            body = encode_forward_backward_request(request)
+            headers = {}
+            if server.config.proto_compress_fwdbwd:
+                body, headers = zstandard.compress(body), {names.CONTENT_ENCODING: "zstd"}
             return await operations.submit(
                 self._connection,
                 endpoints.FORWARD_BACKWARD,
-                encode_forward_backward_request(request),
+                body,
                 operations.forward_backward_result,
                 request_type="Forward" if forward_only else "ForwardBackward",
                 sdk_method=f"TrainingClient.{method}",
+                headers=headers,
                 watch=self._watch,
                 permit=lambda: server.training_bytes.hold(chunk.estimated_bytes),
             )
@@ -501,3 +534,18 @@ class TrainingClient(TrainingTwins):
     def __repr__(self) -> str:
         """Name the run."""
         return f"TrainingClient({self.model_id!r})"
+
+
+def _checked_data(data: Sequence[Datum]) -> list[Datum]:
+    """Copy the list of a call's data.
+
+    Raises:
+        InputError: it is empty, or holds something else.
+    """
+    snapshot = list(data)
+    if not snapshot:
+        raise InputError("No data: the list of datums is empty. Pass at least one Datum.")
+    for index, datum in enumerate(snapshot):
+        if not isinstance(datum, Datum):
+            raise InputError(f"data[{index}] must be a Datum, not {type(datum).__name__}.")
+    return snapshot
