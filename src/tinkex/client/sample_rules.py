@@ -1,0 +1,67 @@
+"""What a sample request may ask for, and what its answer must then have. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tinkex.errors import APIResponseValidationError, InputError
+from tinkex.types import TensorData
+
+if TYPE_CHECKING:
+    from tinkex.types import SampleRequest, SampleResponse
+
+
+def check_request(request: SampleRequest) -> None:
+    """Refuse what no server can answer, before it is sent.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if request.num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, not {request.num_samples}.")
+    for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
+        if getattr(request, name) < 0:
+            raise InputError(f"{name} must not be negative, not {getattr(request, name)}.")
+    last_n = request.prompt_logprobs_last_n
+    if last_n is not None and last_n < 1:
+        raise InputError(f"prompt_logprobs_last_n must be at least 1, not {last_n}.")
+    if last_n is not None and not request.prompt_logprobs:
+        raise InputError("prompt_logprobs_last_n needs include_prompt_logprobs=True.")
+    if request.target_prompt_logprobs is not None:
+        _check_targets(request.target_prompt_logprobs)
+
+
+def check_response(request: SampleRequest, response: SampleResponse) -> None:
+    """See that the answer has what was asked for: an older server ignores what it does not know.
+
+    Raises:
+        APIResponseValidationError: naming what is missing.
+    """
+    if len(response.sequences) != request.num_samples:
+        raise APIResponseValidationError(
+            f"The server sent {len(response.sequences)} sequences instead of {request.num_samples}."
+        )
+    if request.prompt_alt_tokens_k > 0 and response.prompt_alt_tokens is None:
+        raise APIResponseValidationError(
+            "The server sent no prompt_alt_tokens: it is too old for prompt_alt_tokens_k."
+        )
+    last_n, logprobs = request.prompt_logprobs_last_n, response.prompt_logprobs
+    if last_n is None or logprobs is None:
+        return
+    if any(logprob is not None for logprob in logprobs[: max(len(logprobs) - last_n, 0)]):
+        raise APIResponseValidationError(
+            "The server computed more prompt logprobs than the last "
+            f"{last_n}: it is too old for prompt_logprobs_last_n."
+        )
+
+
+def _check_targets(targets: object) -> None:
+    if not isinstance(targets, TensorData):
+        raise InputError(
+            f"target_prompt_logprobs must be a TensorData, not {type(targets).__name__}."
+        )
+    if targets.dtype != "int64" or len(targets.dimensions) != 2:
+        raise InputError(
+            "target_prompt_logprobs must be int64 of shape [prompt tokens - 1, K], not "
+            f"{targets.dtype} of shape {list(targets.dimensions)}."
+        )
