@@ -1,5 +1,6 @@
 """The public names are the ones meant; the official ones that are missing are listed."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -13,8 +14,6 @@ ROOT = Path(__file__).parent.parent
 # The official package's public names that the next releases bring. The README says so in words.
 NOT_HERE_YET = {
     "AdminClient",
-    "BackcompatSamplingClientFuture",
-    "BackcompatTrainingClientFuture",
     "ExperimentalWarning",
     "LossHandle",
     "PerDatumLossFn",
@@ -22,6 +21,28 @@ NOT_HERE_YET = {
     "RestClient",
     "Timeout",
     "auth",
+}
+
+METHODS_NOT_HERE_YET = {
+    "ServiceClient": {
+        "copy_weights",
+        "create_custom_loss",
+        "create_rest_client",
+        "get_console_url",
+        "get_telemetry",
+    },
+    "TrainingClient": {
+        "get_console_url",
+        "get_telemetry",
+        "save_weights_external",
+        "save_weights_external_async",
+    },
+    "SamplingClient": {
+        "create",
+        "from_sampler_handle",
+        "get_sampler_handle",
+        "get_telemetry",
+    },
 }
 
 
@@ -55,3 +76,22 @@ def test_readme_names_every_official_class_that_is_missing():
     readme = (ROOT / "README.md").read_text()
     classes = {name for name in NOT_HERE_YET if re.fullmatch(r"[A-Z]\w+(Client|Handle)", name)}
     assert {name for name in classes if name not in readme} == set()
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["ServiceClient", "TrainingClient", "SamplingClient"])
+def test_methods_take_the_arguments_of_the_official_ones(name):
+    official = getattr(pytest.importorskip("tinker"), name)
+    ours = getattr(tinkex, name)
+    different = {}
+    for method, function in inspect.getmembers(official, inspect.isfunction):
+        if method.startswith("_") or method in METHODS_NOT_HERE_YET[name]:
+            continue
+        arguments = list(inspect.signature(function).parameters)
+        mine = list(inspect.signature(getattr(ours, method)).parameters)
+        if mine[: len(arguments)] != arguments:
+            different[method] = (arguments, mine)
+    assert different == {}
+    missing = {m for m in METHODS_NOT_HERE_YET[name] if not hasattr(ours, m)}
+    assert missing == METHODS_NOT_HERE_YET[name]

@@ -15,7 +15,7 @@ from tinkex._backoff import retry_after_seconds
 from tinkex.client import operations, sample_rules
 from tinkex.client.chunking import estimate_prompt_bytes
 from tinkex.client.client_future import ClientFuture
-from tinkex.client.deprecated import SamplingTwins
+from tinkex.client.deprecated import awaited_twin, twin
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.retry import Failure, RetryPolicy
@@ -116,7 +116,7 @@ class _Sampling:
         return estimate_prompt_bytes(self.request.prompt.chunks)
 
 
-class SamplingClient(SamplingTwins):
+class SamplingClient:
     """Samples from one set of weights. Made by the factories of the other clients.
 
     Every call returns at once with a future; hundreds may be under way, from threads or tasks.
@@ -237,6 +237,12 @@ class SamplingClient(SamplingTwins):
     ) -> None:
         """Take note that requests wait in the server's queue: it is logged. Override to do more."""
         self._log.on_queue_state_change(queue_state, queue_state_reason)
+
+    # --- deprecated twins -----------------------------------------------------------------------
+
+    sample_async = awaited_twin(sample)
+    compute_logprobs_async = awaited_twin(compute_logprobs)
+    get_base_model_async = twin(get_base_model)
 
     # --- how ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from tinkex.client import operations
 from tinkex.client.client_future import ClientFuture
 from tinkex.client.config import ClientConfig
 from tinkex.client.connection import Connection
-from tinkex.client.deprecated import ServiceTwins
+from tinkex.client.deprecated import awaited_twin
 from tinkex.client.future import APIFuture
 from tinkex.client.runtime import DEFAULT_RUNTIME
 from tinkex.client.sampling import create_sampling_client
@@ -51,7 +51,7 @@ BackcompatTrainingClientFuture = TrainingClientFuture
 """The official name."""
 
 
-class ServiceClient(ServiceTwins):
+class ServiceClient:
     """A connection to one server, with a session of its own.
 
     Nothing is sent before the first call. Use it as a context manager, or call `close`.
@@ -299,6 +299,16 @@ class ServiceClient(ServiceTwins):
     def __repr__(self) -> str:
         """Name the server; the key stays out."""
         return f"ServiceClient({self._connection.config.base_url!r})"
+
+    # --- deprecated twins -----------------------------------------------------------------------
+
+    create_lora_training_client_async = awaited_twin(create_lora_training_client)
+    create_training_client_from_state_async = awaited_twin(create_training_client_from_state)
+    create_training_client_from_state_with_optimizer_async = awaited_twin(
+        create_training_client_from_state_with_optimizer
+    )
+    create_sampling_client_async = awaited_twin(create_sampling_client)
+    get_server_capabilities_async = awaited_twin(server_capabilities)
 
     # --- how ------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import zstandard
 
 from tinkex.client import custom_loss, operations
 from tinkex.client.chunking import Chunk, ChunkLimits, split_data
-from tinkex.client.deprecated import TrainingTwins
+from tinkex.client.deprecated import awaited_twin, twin
 from tinkex.client.metrics import combine_outputs
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class TrainingClient(TrainingTwins):
+class TrainingClient:
     """Trains one adapter. Made by `ServiceClient`; its calls run in the order they are made.
 
     Every call returns at once with a future: `.result()` blocks, `await` waits.
@@ -343,6 +343,20 @@ class TrainingClient(TrainingTwins):
             return await operations.fetch(self._connection, pending)
 
         return self._queued(run)
+
+    # --- deprecated twins -----------------------------------------------------------------------
+
+    forward_async = twin(forward)
+    forward_backward_async = twin(forward_backward)
+    forward_backward_custom_async = twin(forward_backward_custom)
+    optim_step_async = twin(optim_step)
+    save_state_async = twin(save_state)
+    load_state_async = twin(load_state)
+    load_state_with_optimizer_async = twin(load_state_with_optimizer)
+    save_weights_for_sampler_async = twin(save_weights_for_sampler)
+    save_weights_and_get_sampling_client_async = awaited_twin(save_weights_and_get_sampling_client)
+    create_sampling_client_async = awaited_twin(create_sampling_client)
+    get_info_async = twin(get_info)
 
     # --- how ------------------------------------------------------------------------------------
 

@@ -1,0 +1,535 @@
+"""Given the same call, our client sends what the official SDK sent, and reads the same from it.
+
+The peer plays the recordings back; the requests are compared as decoded values (A0.2, A8.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from playback import Playback, recorded_data
+from recordings import load
+
+import tinkex as tinker
+from tinkex import errors
+from tinkex.types import (
+    AdamOptimizerConfig,
+    AdamParams,
+    DimuonOptimizerConfig,
+    DimuonParams,
+    ForwardBackwardOutput,
+    ImageAssetPointerChunk,
+    ImageChunk,
+    ModelInput,
+    SampleResponse,
+    SamplingParams,
+    TensorData,
+)
+
+STATE = "tinker://r/weights/0001"
+PROMPT = ModelInput.from_ints([10, 11, 12, 13])
+THREE = SamplingParams(max_tokens=3)
+ONE = SamplingParams(max_tokens=1)
+
+
+def plain(result):
+    """Render a result as the recorder rendered the official one."""
+    if isinstance(result, TensorData):
+        fields = ("dtype", "shape", "data", "sparse_crow_indices", "sparse_col_indices")
+        return {"TensorData": {name: getattr(result, name) for name in fields}}
+    if isinstance(result, ForwardBackwardOutput):
+        rows = [
+            {name: plain(tensor) for name, tensor in row.items()} for row in result.loss_fn_outputs
+        ]
+        return {
+            "loss_fn_output_type": result.loss_fn_output_type,
+            "metrics": result.metrics,
+            "loss_fn_outputs": rows,
+        }
+    if isinstance(result, SampleResponse):
+        names = ("stop_reason", "sequence_id", "tokens", "logprobs", "topk_logprobs")
+        alternatives = result.prompt_alt_tokens
+        if alternatives is not None:
+            alternatives = {
+                field: plain(getattr(alternatives, field)) for field in ("tokens", "logprobs")
+            }
+        targets = result.target_prompt_logprobs
+        return {
+            "sequences": [
+                {name: getattr(sequence, name) for name in names} for sequence in result.sequences
+            ],
+            "prompt_logprobs": result.prompt_logprobs,
+            "topk_prompt_logprobs": result.topk_prompt_logprobs,
+            "prompt_cache_hit_tokens": result.prompt_cache_hit_tokens,
+            "target_prompt_logprobs": None if targets is None else plain(targets),
+            "prompt_alt_tokens": alternatives,
+        }
+    return result.model_dump() if hasattr(result, "model_dump") else result
+
+
+def check(player, result=None):
+    """Compare what was asked, and what came of it, with the recording."""
+    assert player.asked() == player.recorded()
+    assert not player.left
+    if result is not None:
+        expected = load(player.case)["sdk_result"]
+        if isinstance(expected, dict):
+            (expected,) = expected.values()
+            expected = {name: value for name, value in expected.items() if name != "n_outputs"}
+        assert json.loads(json.dumps(plain(result))) == dropped(expected, plain(result))
+
+
+def dropped(expected, ours):
+    """Leave out None fields of the recording that our messages leave out."""
+    if isinstance(expected, dict) and isinstance(ours, dict):
+        return {name: v for name, v in expected.items() if name in ours or v is not None}
+    return expected
+
+
+# --- training ------------------------------------------------------------------------------------
+
+LOSSES = {
+    "forward_backward_cross_entropy": ("cross_entropy", None),
+    "forward_backward_importance_sampling": ("importance_sampling", None),
+    "forward_backward_ppo": ("ppo", {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}),
+    "forward_backward_dro": ("dro", {"beta": 0.05}),
+    "forward_backward_gspo": ("gspo", None),
+    "forward_backward_provenance": ("cross_entropy", None),
+    "image_chunk_forward_backward": ("cross_entropy", None),
+    "image_chunk_no_expected_tokens_forward_backward": ("cross_entropy", None),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_forward_backward(case):
+    loss_fn, config = LOSSES[case]
+    player = Playback(case)
+    with player.server, player.training() as client:
+        result = client.forward_backward(recorded_data(case), loss_fn, config).result(20)
+    check(player, result)
+
+
+def recorded_config(case):
+    body = load(case)["exchanges"][0]["request"]["body_decoded"]
+    texts = {
+        name: value["text"]
+        for name, value in body["loss_fn_config_v2"].items()
+        if isinstance(value, dict) and "text" in value
+    }
+    return body["loss_fn"], {**body["loss_fn_config"], **texts}
+
+
+@pytest.mark.parametrize("case", ["forward_backward_cispo", "forward_backward_string_config"])
+def test_forward_backward_with_a_configured_loss(case):
+    loss_fn, config = recorded_config(case)
+    player = Playback(case)
+    with player.server, player.training() as client:
+        result = client.forward_backward(recorded_data(case), loss_fn, config).result(20)
+    check(player, result)
+
+
+def test_forward():
+    player = Playback("forward_cross_entropy")
+    with player.server, player.training() as client:
+        result = client.forward(recorded_data(player.case), "cross_entropy").result(20)
+    check(player, result)
+
+
+@pytest.mark.parametrize(
+    ("case", "config"),
+    [
+        ("forward_backward_chunked_serial", {}),
+        ("forward_backward_zstd_chunked_parallel", {"proto_compress_fwdbwd": True}),
+    ],
+)
+def test_forward_backward_in_chunks(case, config):
+    player = Playback(case, {"fwdbwd_max_chunk_len": 2, **config})
+    with player.server, player.training() as client:
+        result = client.forward_backward(recorded_data(case), "cross_entropy").result(20)
+    check(player, result)
+
+
+@pytest.mark.parametrize(
+    ("case", "config"),
+    [
+        ("forward_backward_custom", {}),
+        ("forward_backward_custom_no_weights", {}),
+        ("forward_backward_custom_chunked", {"fwdbwd_max_chunk_len": 2}),
+    ],
+)
+def test_forward_backward_custom(case, config):
+    pytest.importorskip("torch")
+    data = recorded_data(case, forward_only=True)
+    if case.endswith("no_weights"):
+        data = [
+            dataclasses.replace(
+                datum,
+                loss_fn_inputs={"target_tokens": datum.loss_fn_inputs["target_tokens"]},
+            )
+            for datum in data
+        ]
+
+    def squares(_, logprobs):
+        loss = sum((one**2).sum() for one in logprobs)
+        return loss, {"my_metric": loss.item()}
+
+    player = Playback(case, config)
+    with player.server, player.training() as client:
+        result = client.forward_backward_custom(data, squares).result(20)
+    check(player, result)
+
+
+@pytest.mark.parametrize(
+    ("case", "params"),
+    [
+        ("optim_step_defaults", AdamParams()),
+        (
+            "optim_step_full",
+            AdamParams(
+                learning_rate=3e-4,
+                beta1=0.8,
+                beta2=0.99,
+                eps=1e-8,
+                weight_decay=0.01,
+                grad_clip_norm=1.0,
+            ),
+        ),
+        ("optim_step_dimuon", DimuonParams(learning_rate=1e-3)),
+        ("behaviour_optim_503_429", AdamParams()),
+    ],
+)
+def test_optim_step(case, params):
+    player = Playback(case)
+    with player.server, player.training() as client:
+        check(player, client.optim_step(params).result(20))
+
+
+CHECKPOINTS = {
+    "save_state": lambda client: client.save_state("0001"),
+    "save_state_full": lambda client: client.save_state(
+        "0001", ttl_seconds=7200, overwrite=True, user_metadata={"a": "b"}
+    ),
+    "load_state": lambda client: client.load_state(STATE),
+    "load_state_with_optimizer": lambda client: client.load_state_with_optimizer(
+        STATE, weights_access_token="tok"
+    ),
+    "save_weights_for_sampler": lambda client: client.save_weights_for_sampler("s1"),
+    "save_weights_for_sampler_full": lambda client: client.save_weights_for_sampler(
+        "s1", ttl_seconds=3600, user_metadata={"a": "b"}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_checkpoint(case):
+    player = Playback(case)
+    with player.server, player.training() as client:
+        check(player, CHECKPOINTS[case](client).result(20))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("save_weights_and_get_sampling_client", "snapshot"),
+        ("save_weights_and_get_sampling_client_inflight", "inflight"),
+    ],
+)
+def test_ephemeral_sampling_client(case, kind):
+    player = Playback(case)
+    recorded = load(case)["exchanges"]
+    with player.server, player.training() as client:
+        number = recorded[0]["request"]["body"]["sampling_session_seq_id"]
+        client._session._samplers = iter([number])
+        sampler = client.save_weights_and_get_sampling_client(kind=kind).result(20)
+        assert sampler.sampling_session_id == recorded[-1]["response"]["body"]["sampling_session_id"]
+        assert sampler.get_base_model() == "Qwen/Qwen3-8B"
+    check(player)
+
+
+# --- clients -------------------------------------------------------------------------------------
+
+LORA = {
+    "create_model_lora_defaults": {},
+    "create_model_lora_all_flags": {
+        "rank": 8,
+        "seed": 7,
+        "train_mlp": True,
+        "train_attn": False,
+        "train_unembed": False,
+        "user_metadata": {"run": "a"},
+        "optimizer": AdamOptimizerConfig(),
+    },
+    "create_model_dimuon": {"optimizer": DimuonOptimizerConfig()},
+    "create_model_only_train_mlp": {"rank": 4, "train_attn": False, "train_unembed": False},
+    "create_model_only_train_attn": {"rank": 4, "train_mlp": False, "train_unembed": False},
+    "create_model_only_train_unembed": {"rank": 4, "train_mlp": False, "train_attn": False},
+}
+
+
+@pytest.mark.parametrize("case", LORA)
+def test_create_lora_training_client(case):
+    player = Playback(case)
+    body = load(case)["exchanges"][0]["request"]["body"]
+    settings = {"rank": body["lora_config"]["rank"], **LORA[case]}
+    with (
+        player.server,
+        player.service(body["session_id"], models=body["model_seq_id"]) as service,
+    ):
+        client = service.create_lora_training_client("Qwen/Qwen3-8B", **settings).result(20)
+        assert client.model_id == f"{body['session_id']}:train:{body['model_seq_id']}"
+        assert client.get_info().lora_rank == settings["rank"]
+    check(player)
+
+
+FROM_STATE = {
+    "create_training_client_from_state": lambda service: (
+        service.create_training_client_from_state(STATE, user_metadata={"a": "b"})
+    ),
+    "create_training_client_from_state_with_optimizer": lambda service: (
+        service.create_training_client_from_state_with_optimizer(
+            recorded_path("create_training_client_from_state_with_optimizer"),
+            base_model="Qwen/Qwen3-8B",
+            weights_access_token="tok",
+        )
+    ),
+}
+
+
+def recorded_path(case):
+    return load(case)["exchanges"][0]["request"]["body"]["path"]
+
+
+@pytest.mark.parametrize("case", FROM_STATE)
+def test_create_training_client_from_state(case):
+    player = Playback(case)
+    body = load(case)["exchanges"][0]["request"]["body"]
+    with (
+        player.server,
+        player.service(body["session_id"], models=body["model_seq_id"]) as service,
+    ):
+        client = FROM_STATE[case](service).result(20)
+        assert client.model_id == f"{body['session_id']}:train:{body['model_seq_id']}"
+    check(player)
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments"),
+    [
+        ("create_sampling_session_base_model", {"base_model": "Qwen/Qwen3-8B"}),
+        ("create_sampling_session_model_path", {"model_path": "tinker://r/sampler_weights/s1"}),
+    ],
+)
+def test_create_sampling_client(case, arguments):
+    player = Playback(case)
+    body = load(case)["exchanges"][0]["request"]["body"]
+    with (
+        player.server,
+        player.service(body["session_id"], samplers=body["sampling_session_seq_id"]) as service,
+    ):
+        client = service.create_sampling_client(**arguments).result(20)
+        assert client.get_base_model() == "Qwen/Qwen3-8B"
+    check(player)
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments"),
+    [
+        (
+            "create_session",
+            {"user_metadata": {"k": "v"}, "project_id": "proj-1", "display_name": "demo"},
+        ),
+        ("create_session_minimal", {}),
+        ("behaviour_dynamic_config_404", {}),
+    ],
+)
+def test_create_session(case, arguments, monkeypatch):
+    player = Playback(case)
+    player.server.always("/api/v1/sessions/sess/finish", None)
+    monkeypatch.setenv("TINKER_TAGS", "tag-a")
+    runtime = player.connection().runtime
+    with player.server:
+        service = tinker.ServiceClient(
+            base_url=player.server.url, api_key="tml-golden", runtime=runtime, **arguments
+        )
+        found = service._connection.submit(service._session.id).result(20)
+        service._connection.close()
+    assert found == load(case)["sdk_result"]
+    check(player)
+
+
+def test_finish_session():
+    player = Playback("session_finish")
+    with player.server, player.service("sess-2") as service:
+        service.close("success", detail="done").result(20)
+    check(player)
+
+
+def test_server_that_is_none_is_a_typed_error():
+    player = Playback("behaviour_client_config_404")
+    with player.server:
+        connection = player.connection()
+        with pytest.raises(errors.NotFoundError, match="no Tinker API"):
+            connection.submit(connection.server).result(20)
+        connection.close()
+    check(player)
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+def recorded_prompt(case):
+    body = load(case)["exchanges"][0]["request"]["body"]
+    return ModelInput.model_validate(body["prompt"])
+
+
+SAMPLES = {
+    "sample_minimal": (1, THREE, {}),
+    "sample_default_params": (1, SamplingParams(), {}),
+    "sample_full_params": (
+        3,
+        SamplingParams(max_tokens=3, seed=5, stop=None, temperature=0.0, top_k=50, top_p=0.9),
+        {},
+    ),
+    "sample_prompt_logprobs_false": (1, THREE, {"include_prompt_logprobs": False}),
+    "sample_prompt_logprobs_true": (1, THREE, {"include_prompt_logprobs": True}),
+    "sample_prompt_logprobs_none": (1, THREE, {"include_prompt_logprobs": None}),
+    "sample_prompt_logprobs_last_n": (
+        1,
+        ONE,
+        {"include_prompt_logprobs": True, "prompt_logprobs_last_n": 2},
+    ),
+    "sample_topk_prompt_logprobs": (
+        1,
+        THREE,
+        {"include_prompt_logprobs": True, "topk_prompt_logprobs": 2},
+    ),
+    "sample_topk_sample_logprobs": (1, THREE, {"topk_sample_logprobs": 2}),
+    "sample_prompt_alt_tokens_k": (1, ONE, {"prompt_alt_tokens_k": 2}),
+    "sample_stop_empty": (1, SamplingParams(max_tokens=3, stop=[]), {}),
+    "sample_stop_list_int": (1, SamplingParams(max_tokens=3, stop=[151645]), {}),
+    "sample_stop_list_str": (1, SamplingParams(max_tokens=3, stop=["A", "B"]), {}),
+    "sample_stop_str": (1, SamplingParams(max_tokens=3, stop="END"), {}),
+    "sample_image_chunk": (1, THREE, {}),
+    "sample_image_chunk_no_expected": (1, THREE, {}),
+    "sample_image_asset_pointer": (1, THREE, {}),
+    "behaviour_asample_429": (1, ONE, {}),
+    "behaviour_asample_500": (1, ONE, {}),
+    "behaviour_metadata_only": (1, ONE, {}),
+    "behaviour_retrieve_408": (1, ONE, {}),
+    "behaviour_retrieve_410_sampling": (1, ONE, {}),
+    "behaviour_retrieve_429": (1, ONE, {}),
+    "behaviour_retrieve_503": (1, ONE, {}),
+    "behaviour_try_again": (1, ONE, {}),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLES)
+def test_sample(case):
+    count, params, arguments = SAMPLES[case]
+    player = Playback(case)
+    with player.server, player.sampling() as client:
+        result = client.sample(recorded_prompt(case), count, params, **arguments).result(20)
+    check(player, result)
+
+
+@pytest.mark.parametrize(
+    "case", ["sample_target_prompt_logprobs_dense", "sample_target_prompt_logprobs_sparse"]
+)
+def test_sample_with_target_logprobs(case):
+    targets = TensorData(**load(case)["exchanges"][0]["request"]["body"]["target_prompt_logprobs"])
+    player = Playback(case)
+    with player.server, player.sampling() as client:
+        result = client.sample(
+            recorded_prompt(case), 1, ONE, target_prompt_logprobs=targets
+        ).result(20)
+    check(player, result)
+
+
+@pytest.mark.parametrize(
+    ("case", "last_n"), [("compute_logprobs", None), ("compute_logprobs_last_n", 2)]
+)
+def test_compute_logprobs(case, last_n):
+    player = Playback(case)
+    with player.server, player.sampling() as client:
+        result = client.compute_logprobs(recorded_prompt(case), last_n).result(20)
+    assert result == load(case)["sdk_result"]
+    check(player)
+
+
+def test_chunks_of_a_recorded_prompt_are_the_classes_users_write():
+    (chunk,) = {
+        type(chunk)
+        for chunk in recorded_prompt("sample_image_chunk").chunks
+        if isinstance(chunk, ImageChunk)
+    }
+    assert chunk is ImageChunk
+    pointers = recorded_prompt("sample_image_asset_pointer").chunks
+    assert any(isinstance(pointer, ImageAssetPointerChunk) for pointer in pointers)
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("category", ["user", "server", "unknown"])
+def test_failed_request_has_its_category(category):
+    player = Playback(f"behaviour_request_failed_{category}")
+    with player.server, player.sampling() as client:
+        with pytest.raises(errors.RequestFailedError, match="boom") as caught:
+            client.sample(recorded_prompt(player.case), 1, ONE).result(20)
+    assert caught.value.category == category
+    check(player)
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("behaviour_retrieve_400_x4", errors.BadRequestError),
+        ("behaviour_retrieve_404", errors.NotFoundError),
+        ("behaviour_json_sample_response", errors.APIResponseValidationError),
+    ],
+)
+def test_sample_that_cannot_be_fetched(case, error):
+    player = Playback(case)
+    with player.server, player.sampling() as client:
+        with pytest.raises(error):
+            client.sample(recorded_prompt(case), 1, ONE).result(20)
+    check(player)
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "call"),
+    [
+        (
+            "behaviour_fb_415",
+            errors.APIStatusError,
+            lambda client: client.forward_backward(
+                recorded_data("behaviour_fb_415"), "cross_entropy"
+            ),
+        ),
+        (
+            "behaviour_json_fb_response",
+            errors.APIResponseValidationError,
+            lambda client: client.forward_backward(
+                recorded_data("behaviour_json_fb_response"), "cross_entropy"
+            ),
+        ),
+        (
+            "behaviour_optim_400",
+            errors.BadRequestError,
+            lambda client: client.optim_step(AdamParams()),
+        ),
+        (
+            "behaviour_retrieve_410_training",
+            errors.FutureExpiredError,
+            lambda client: client.optim_step(AdamParams()),
+        ),
+    ],
+)
+def test_training_call_that_fails(case, error, call):
+    player = Playback(case)
+    with player.server, player.training() as client:
+        with pytest.raises(error):
+            call(client).result(20)
+    check(player)
