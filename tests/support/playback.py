@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 
 import zstandard
+from google.protobuf import json_format
 from recordings import Exchange, load
 from scripted_tinker import API, KEY, JumpingClock
 
@@ -174,7 +175,7 @@ class Playback:
             headers = {name.lower(): value for name, value in exchange.request["headers"].items()}
             body = exchange.request.get("body")
             if exchange.protobuf_request is not None:
-                body = str(pb.ForwardBackwardRequest.FromString(exchange.protobuf_request))
+                body = _readable(exchange.protobuf_request)
             shown = (exchange.request["method"], exchange.request["path"])
             found.append((*shown, headers_of(headers), _text(body)))
         return sorted(found, key=str)
@@ -185,8 +186,13 @@ class Playback:
         return any(e.request["path"].endswith("client/config") for e in exchanges_of(self.case))
 
 
+def _readable(raw):
+    message = pb.ForwardBackwardRequest.FromString(raw)
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
 def _text(body):
-    return body if isinstance(body, str) else json.dumps(body, sort_keys=True)
+    return json.dumps(body, sort_keys=True)
 
 
 def headers_of(headers):
@@ -203,7 +209,7 @@ def _plain(headers, body):
 def decoded(request):
     if "protobuf" in request.headers.get("content-type", ""):
         raw = _plain(request.headers, request.body)
-        return str(pb.ForwardBackwardRequest.FromString(raw))
+        return _readable(raw)
     return json.loads(request.body) if request.body else None
 
 
