@@ -160,7 +160,11 @@ def plain_sum(_, logprobs):
     [
         ("forward_backward_custom", squares, {}),
         ("forward_backward_custom_no_weights", squares, {}),
-        ("forward_backward_custom_chunked", plain_sum, {"fwdbwd_max_chunk_len": 2}),
+        (
+            "forward_backward_custom_chunked",
+            plain_sum,
+            {"fwdbwd_max_chunk_len": 2, "proto_compress_fwdbwd": True},
+        ),
     ],
 )
 def test_forward_backward_custom(case, loss_fn, config):
@@ -242,7 +246,9 @@ def test_ephemeral_sampling_client(case, kind):
         number = recorded[0]["request"]["body"]["sampling_session_seq_id"]
         client._session._samplers = iter([number])
         sampler = client.save_weights_and_get_sampling_client(kind=kind).result(20)
-        assert sampler.sampling_session_id == recorded[-1]["response"]["body"]["sampling_session_id"]
+        assert (
+            sampler.sampling_session_id == recorded[-1]["response"]["body"]["sampling_session_id"]
+        )
         assert sampler.get_base_model() == "Qwen/Qwen3-8B"
     check(player)
 
@@ -283,8 +289,8 @@ def test_create_lora_training_client(case):
 
 
 FROM_STATE = {
-    "create_training_client_from_state": lambda service: (
-        service.create_training_client_from_state(STATE, user_metadata={"a": "b"})
+    "create_training_client_from_state": lambda service: service.create_training_client_from_state(
+        STATE, user_metadata={"a": "b"}
     ),
     "create_training_client_from_state_with_optimizer": lambda service: (
         service.create_training_client_from_state_with_optimizer(
@@ -491,9 +497,8 @@ def test_failed_request_has_its_category(category):
 )
 def test_sample_that_cannot_be_fetched(case, error):
     player = Playback(case)
-    with player.server, player.sampling() as client:
-        with pytest.raises(error):
-            client.sample(recorded_prompt(case), 1, ONE).result(20)
+    with player.server, player.sampling() as client, pytest.raises(error):
+        client.sample(recorded_prompt(case), 1, ONE).result(20)
     check(player)
 
 
@@ -528,7 +533,6 @@ def test_sample_that_cannot_be_fetched(case, error):
 )
 def test_training_call_that_fails(case, error, call):
     player = Playback(case)
-    with player.server, player.training() as client:
-        with pytest.raises(error):
-            call(client).result(20)
+    with player.server, player.training() as client, pytest.raises(error):
+        call(client).result(20)
     check(player)
