@@ -480,9 +480,12 @@ def test_chunks_of_a_recorded_prompt_are_the_classes_users_write():
 @pytest.mark.parametrize("category", ["user", "server", "unknown"])
 def test_failed_request_has_its_category(category):
     player = Playback(f"behaviour_request_failed_{category}")
-    with player.server, player.sampling() as client:
-        with pytest.raises(errors.RequestFailedError, match="boom") as caught:
-            client.sample(recorded_prompt(player.case), 1, ONE).result(20)
+    with (
+        player.server,
+        player.sampling() as client,
+        pytest.raises(errors.RequestFailedError, match="boom") as caught,
+    ):
+        client.sample(recorded_prompt(player.case), 1, ONE).result(20)
     assert caught.value.category == category
     check(player)
 
