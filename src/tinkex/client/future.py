@@ -33,6 +33,8 @@ class APIFuture(Future[T]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.outcome_seen = False
+        """Whether somebody has read how it ended, or cancelled it."""
         self._readers = 0
         self._lock = threading.RLock()
         self._resolver: threading.Thread | None = None
@@ -67,11 +69,20 @@ class APIFuture(Future[T]):
                 return super().result()  # the operation's own answer, or its own TimeoutError
             raise ResultTimeoutError(_late(timeout)) from None
         finally:
+            self.outcome_seen = self.outcome_seen or self.done()
             self._reader_left()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Block until the operation has ended, and return its error, or None."""
+        try:
+            return super().exception(timeout)
+        finally:
+            self.outcome_seen = self.outcome_seen or self.done()
 
     def cancel(self) -> bool:
         """End the operation; True unless it had already finished."""
         with self._lock:
+            self.outcome_seen = True
             if self.cancelled():
                 return True
             cancelled = super().cancel()
@@ -91,6 +102,7 @@ class APIFuture(Future[T]):
             ResultTimeoutError: (also a `TimeoutError`) not done after `timeout` seconds.
         """
         if self.done():
+            self.outcome_seen = True
             return super().result()
         relay, forget = self._relay(asyncio.get_running_loop())
         self._reader_came()
@@ -106,6 +118,7 @@ class APIFuture(Future[T]):
             self._cancel_if_last_reader()
             raise
         finally:
+            self.outcome_seen = self.outcome_seen or self.done()
             forget()
             self._reader_left()
 

@@ -11,6 +11,10 @@ server refused with a 4xx gives its number to the next call. Only a POST whose f
 lost connection, a 5xx to the end) leaves a gap: the number may belong to a request the server
 holds, and using it again could hand the next call the wrong answer. The server resolves such a
 gap by its own time-out.
+
+A call that fails with part of its gradient on the server, or none of it, must not be followed by
+the optim_step that was meant to apply it. `skip_until_seen` therefore fails the calls that are
+queued behind it, and those that are made before anybody has read how it ended.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tinkex.errors import APIStatusError, InputError, SkippedCallError
@@ -25,6 +30,8 @@ from tinkex.errors import APIStatusError, InputError, SkippedCallError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import TracebackType
+
+    from tinkex.client.future import APIFuture
 
 T = TypeVar("T")
 
@@ -39,12 +46,17 @@ class Sequencer:
         self._lock = threading.Lock()
         self._last: Turn | None = None
         self._next_number = 1
+        self._failure: _UnseenFailure | None = None
 
-    def reserve(self) -> Turn:
-        """Take the next place in the queue."""
+    def reserve(self, future: APIFuture[Any] | None = None) -> Turn:
+        """Take the next place in the queue, for the call that `future` will resolve."""
         with self._lock:
-            turn = Turn(self, self._last)
+            turn = Turn(self, self._last, future)
             self._last = turn
+            if self._failure is not None and self._failure.seen():
+                self._failure = None
+            if self._failure is not None:
+                self._failure.skip(turn)
         return turn
 
     def take_number(self) -> int:
@@ -58,13 +70,34 @@ class Sequencer:
         assert number == self._next_number - 1, "turns send one request at a time"
         self._next_number = number
 
-    def skip_queued(self, cause: BaseException) -> None:
-        """Fail the calls that are queued now, because they build on one that failed."""
+    def skip_until_seen(self, cause: BaseException, failed: Turn) -> None:
+        """Fail the calls that build on a failed one, until its failure is known.
+
+        Those are the calls queued now, and the ones made before somebody has read the outcome of
+        the failed call or of one of these.
+        """
         with self._lock:
+            self._failure = _UnseenFailure(cause, [failed.future])
             turn = self._last
-        while turn is not None and not turn.begun:
-            turn.skipped_for = cause
-            turn = turn.previous
+            while turn is not None and not turn.begun:
+                self._failure.skip(turn)
+                turn = turn.previous
+
+
+@dataclass(slots=True)
+class _UnseenFailure:
+    """A failed call whose caller may not know of it yet."""
+
+    cause: BaseException
+    futures: list[APIFuture[Any] | None]
+    """Of the failed call and of those skipped for it; reading one of them tells."""
+
+    def seen(self) -> bool:
+        return any(future is None or future.outcome_seen for future in self.futures)
+
+    def skip(self, turn: Turn) -> None:
+        turn.skipped_for = self.cause
+        self.futures.append(turn.future)
 
 
 class Turn:
@@ -73,8 +106,11 @@ class Turn:
     Entering raises `SkippedCallError` when a call before it failed that it depends on.
     """
 
-    def __init__(self, sequencer: Sequencer, previous: Turn | None) -> None:
+    def __init__(
+        self, sequencer: Sequencer, previous: Turn | None, future: APIFuture[Any] | None
+    ) -> None:
         self.previous = previous
+        self.future = future
         self.begun = False
         self.skipped_for: BaseException | None = None
         self._sequencer = sequencer

@@ -14,6 +14,7 @@ import zstandard
 from tinkex.client import custom_loss, operations
 from tinkex.client.chunking import Chunk, ChunkLimits, split_data
 from tinkex.client.deprecated import awaited_twin, twin
+from tinkex.client.future import APIFuture
 from tinkex.client.metrics import combine_outputs
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tinkex.client.connection import Connection, ServerWishes
-    from tinkex.client.future import APIFuture
     from tinkex.client.sampling import RetryConfig, SamplingClientFuture
     from tinkex.client.session import Session
     from tinkex.types import (
@@ -364,9 +364,10 @@ class TrainingClient:
         self, operation: Callable[..., Coroutine[Any, Any, T]], *arguments: Any
     ) -> APIFuture[T]:
         """Run `operation(turn, *arguments)` in the background, in its place in the queue."""
-        turn = self._sequencer.reserve()
+        future: APIFuture[T] = APIFuture()
+        turn = self._sequencer.reserve(future)
         try:
-            future = self._connection.submit(operation, turn, *arguments)
+            self._connection.submit_into(future, operation, turn, *arguments)
         except BaseException:
             turn.abandon_unentered()
             raise
@@ -468,7 +469,7 @@ class TrainingClient:
                 )
             except BaseException as error:
                 # an optim_step queued behind would step without this call's gradient
-                self._sequencer.skip_queued(error)
+                self._sequencer.skip_until_seen(error, turn)
                 raise
         return custom_loss.finish(await self._combined(backward), loss)
 
@@ -485,7 +486,7 @@ class TrainingClient:
         """Send the data in chunks of the server's size, in order.
 
         When a later chunk is refused, the gradient of the earlier ones is on the server already:
-        the calls that are queued behind, an optim_step above all, are not sent.
+        what builds on this call, an optim_step above all, is not sent.
         """
         server = await self._connection.server()
         limits = ChunkLimits(
@@ -500,7 +501,7 @@ class TrainingClient:
                 pending.append(await turn.send(post))
             except Exception as error:
                 if pending and not forward_only:
-                    self._sequencer.skip_queued(error)
+                    self._sequencer.skip_until_seen(error, turn)
                 raise
         return pending
 

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from client_support import settle, status_error
 
+from tinkex.client.future import APIFuture
 from tinkex.client.sequencer import Sequencer
 from tinkex.errors import InputError, SkippedCallError
 
@@ -150,6 +151,21 @@ async def test_cancel_during_the_post_keeps_the_next_call_waiting_for_its_answer
     assert order == ["first answered", "second"]
 
 
+async def test_calls_made_before_the_failure_was_read_are_skipped_too():
+    sequencer = Sequencer()
+    futures = [APIFuture() for _ in range(3)]
+    failed = sequencer.reserve(futures[0])
+    async with failed:
+        sequencer.skip_until_seen(ValueError("chunk 2 was refused"), failed)
+    futures[0].reject(ValueError("chunk 2 was refused"))
+    with pytest.raises(SkippedCallError, match="chunk 2"):
+        async with sequencer.reserve(futures[1]):
+            pass
+    assert futures[0].exception(0) is not None
+    async with sequencer.reserve(futures[2]):
+        pass
+
+
 async def test_calls_queued_behind_a_failed_one_are_skipped_and_later_ones_are_not():
     sequencer = Sequencer()
     first, queued = sequencer.reserve(), sequencer.reserve()
@@ -159,7 +175,7 @@ async def test_calls_queued_behind_a_failed_one_are_skipped_and_later_ones_are_n
             try:
                 raise ValueError("the loss function failed")  # noqa: TRY301 - the loss does
             except ValueError as error:
-                sequencer.skip_queued(error)
+                sequencer.skip_until_seen(error, first)
                 raise
     with pytest.raises(SkippedCallError, match="loss function failed"):
         async with queued:
