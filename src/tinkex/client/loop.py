@@ -192,6 +192,25 @@ class _State:
                 await self.cleanups.pop()()
 
 
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Await `function(*arguments)` in a daemon thread of its own.
+
+    For code of the caller's that may take long: it holds up neither the loop nor, when the program
+    ends or the operation is cancelled, anything else.
+    """
+    outcome: APIFuture[T] = APIFuture()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            outcome.resolve(context.run(function, *arguments))
+        except BaseException as error:  # noqa: BLE001 - it is the outcome
+            outcome.reject(error)
+
+    threading.Thread(target=run, name="tinkex-callback", daemon=True).start()
+    return await outcome
+
+
 def _start(
     state: _State,
     operation: Callable[..., Coroutine[Any, Any, T]],

@@ -79,7 +79,7 @@ class Sequencer:
         with self._lock:
             self._failure = _UnseenFailure(cause, [failed.future])
             turn = self._last
-            while turn is not None and not turn.begun:
+            while turn is not None and turn is not failed and not turn.begun:
                 self._failure.skip(turn)
                 turn = turn.previous
 
@@ -111,6 +111,7 @@ class Turn:
     ) -> None:
         self.previous = previous
         self.future = future
+        self.adds_gradient = False
         self.begun = False
         self.skipped_for: BaseException | None = None
         self._sequencer = sequencer
@@ -154,6 +155,16 @@ class Turn:
         """
         self._posting = asyncio.ensure_future(self._numbered(post))
         return await asyncio.shield(self._posting)
+
+    def future_done(self, future: Future[Any]) -> None:
+        """Take note that the call's future is resolved: one that never started leaves the queue.
+
+        Calls queued behind one that was to add a gradient and is cancelled are skipped; those
+        made later are not.
+        """
+        if self.adds_gradient and future.cancelled() and not self._over.done():
+            self._sequencer.skip_until_seen(asyncio.CancelledError("it was cancelled"), self)
+        self.abandon_unentered()
 
     def abandon_unentered(self) -> None:
         """Leave the queue if the call was never started; safe from any thread, at any time."""

@@ -6,7 +6,6 @@ Owns the order of its calls and what they send. How a request is repeated, polle
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import zstandard
@@ -15,6 +14,7 @@ from tinkex.client import custom_loss, operations
 from tinkex.client.chunking import Chunk, ChunkLimits, split_data
 from tinkex.client.deprecated import awaited_twin, twin
 from tinkex.client.future import APIFuture
+from tinkex.client.loop import in_thread
 from tinkex.client.metrics import combine_outputs
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
@@ -150,7 +150,8 @@ class TrainingClient:
             raise InputError("The loss must be a function of (data, logprobs).")
         custom_loss.require_torch()
         snapshot = _checked_data(data)
-        return self._queued(self._custom, snapshot, custom_loss.forward_data(snapshot), loss_fn)
+        forward_data = custom_loss.forward_data(snapshot)
+        return self._queued(self._custom, snapshot, forward_data, loss_fn, adds_gradient=True)
 
     # --- optimiser ------------------------------------------------------------------------------
 
@@ -172,6 +173,10 @@ class TrainingClient:
         if (optim_params is None) == (adam_params is None):
             raise InputError("optim_step needs its hyperparameters once: pass AdamParams(...).")
         params = optim_params if optim_params is not None else adam_params
+        if not isinstance(params, AdamParams | DimuonParams):
+            raise InputError(
+                f"optim_step takes AdamParams or DimuonParams, not {type(params).__name__}."
+            )
 
         def body(number: int) -> OptimStepRequest:
             if isinstance(params, DimuonParams):
@@ -237,6 +242,8 @@ class TrainingClient:
         user_metadata: dict[str, str] | None = None,
     ) -> APIFuture[SaveWeightsForSamplerResponse]:
         """Save weights to sample from, under a name; see `create_sampling_client`."""
+        if not isinstance(name, str):
+            raise InputError(f"name must be a string, not {type(name).__name__}.")
         return self._ask(
             endpoints.SAVE_WEIGHTS_FOR_SAMPLER,
             lambda number: SaveWeightsForSamplerRequest(
@@ -361,17 +368,21 @@ class TrainingClient:
     # --- how ------------------------------------------------------------------------------------
 
     def _queued(
-        self, operation: Callable[..., Coroutine[Any, Any, T]], *arguments: Any
+        self,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *arguments: Any,
+        adds_gradient: bool = False,
     ) -> APIFuture[T]:
         """Run `operation(turn, *arguments)` in the background, in its place in the queue."""
         future: APIFuture[T] = APIFuture()
         turn = self._sequencer.reserve(future)
+        turn.adds_gradient = adds_gradient
         try:
             self._connection.submit_into(future, operation, turn, *arguments)
         except BaseException:
             turn.abandon_unentered()
             raise
-        future.add_done_callback(lambda _: turn.abandon_unentered())
+        future.add_done_callback(turn.future_done)
         return future
 
     def _ask(
@@ -441,7 +452,7 @@ class TrainingClient:
                 )
             return await self._combined(pending)
 
-        return self._queued(run)
+        return self._queued(run, adds_gradient=not forward_only)
 
     async def _custom(
         self,
@@ -458,7 +469,7 @@ class TrainingClient:
                     turn, forward_data, "cross_entropy", None, forward_only=True, method=method
                 )
                 output = await self._combined(forward)
-                loss = await asyncio.to_thread(custom_loss.evaluate, loss_fn, data, output)
+                loss = await in_thread(custom_loss.evaluate, loss_fn, data, output)
                 backward = await self._send_chunks(
                     turn,
                     loss.backward_data,
@@ -467,7 +478,7 @@ class TrainingClient:
                     forward_only=False,
                     method=method,
                 )
-            except BaseException as error:
+            except Exception as error:
                 # an optim_step queued behind would step without this call's gradient
                 self._sequencer.skip_until_seen(error, turn)
                 raise

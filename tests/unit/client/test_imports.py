@@ -1,0 +1,59 @@
+"""What importing the client costs and needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HEAVY = {"torch", "transformers", "typer", "starlette", "sqlalchemy", "tokenizers"}
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_imports_next_to_nothing():
+    code = "import sys, tinkex; print(*(m.partition('.')[0] for m in sys.modules))"
+    assert not (HEAVY | {"httpx", "numpy", "pydantic", "rich"}) & set(run(code))
+
+
+def test_using_the_client_imports_no_torch_and_no_transformers():
+    code = (
+        "import sys, tinkex\n"
+        "client = tinkex.ServiceClient(base_url='http://127.0.0.1:9', api_key='tml-x')\n"
+        "tinkex.SamplingClient, tinkex.TrainingClient, tinkex.Datum\n"
+        "client.close()\n"
+        "print(*(m.partition('.')[0] for m in sys.modules))"
+    )
+    assert not HEAVY & set(run(code))
+
+
+def test_environment_is_read_when_a_client_is_made_and_never_after():
+    """A2.1."""
+    code = """
+import os, sys
+sys.path.insert(0, 'tests/support')
+import tinkex
+from tinkex.testing.server import PeerResponse, ScriptedServer
+with ScriptedServer() as peer:
+    peer.always('/api/v1/get_server_capabilities', PeerResponse.of_json({'supported_models': []}),
+                method='GET')
+    client = tinkex.ServiceClient(base_url=peer.url, api_key='tml-x')
+    client.get_server_capabilities()
+    reads = []
+    kind = type(os.environ)
+    real = kind.__getitem__
+    def watch(self, name):
+        reads.append(name)
+        return real(self, name)
+    kind.__getitem__ = watch
+    client.get_server_capabilities()
+    kind.__getitem__ = real
+    client.close()
+    print('reads', *reads)
+"""
+    assert run(code) == ["reads"]

@@ -1,0 +1,192 @@
+"""What follows a call that fails: nothing steps on a gradient that is not whole."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from scripted_tinker import (
+    API,
+    datum,
+    future,
+    ok,
+    output,
+    scripted_peer,
+    sequence_ids,
+    service,
+    training_client,
+)
+
+import tinkex as tinker
+from tinkex.errors import InputError, SkippedCallError
+from tinkex.testing.server import PeerResponse
+from tinkex.wire import proto
+
+TRAIN, STEP, POLL = f"{API}/forward_backward", f"{API}/optim_step", f"{API}/retrieve_future"
+PARAMS = tinker.AdamParams()
+
+
+@pytest.fixture
+def peer():
+    with scripted_peer() as running:
+        yield running
+
+
+@pytest.fixture
+def client(peer):
+    with service(peer) as running:
+        yield training_client(peer, running)
+
+
+def test_failing_custom_loss_takes_the_queued_step_with_it_and_leaves_the_client_usable(
+    peer, client
+):
+    pytest.importorskip("torch")
+    peer.expect(TRAIN, future("forward"))
+    peer.expect(POLL, output())
+
+    def loss(data, logprobs):
+        raise LookupError("my own mistake")
+
+    failing = client.forward_backward_custom([datum()], loss)
+    queued = client.optim_step(PARAMS)
+    with pytest.raises(LookupError, match="my own mistake"):
+        failing.result(10)
+    with pytest.raises(SkippedCallError, match="my own mistake"):
+        queued.result(10)
+    peer.expect(STEP, future("step"))
+    peer.always(POLL, ok({"metrics": {}}))
+    client.optim_step(PARAMS).result(10)
+    assert sequence_ids(peer, "optim_step") == [2]
+
+
+def test_custom_loss_runs_off_the_clients_loop_and_may_wait_for_other_calls(peer, client):
+    pytest.importorskip("torch")
+    peer.expect(TRAIN, future("forward"), future("backward"))
+    peer.always(POLL, output())
+    peer.always(f"{API}/get_server_capabilities", ok({"supported_models": []}), method="GET")
+    threads = []
+
+    def loss(data, logprobs):
+        threads.append(threading.current_thread().name)
+        with service(peer) as other:
+            assert other.get_server_capabilities().supported_models == []
+        return logprobs[0].sum(), {}
+
+    client.forward_backward_custom([datum()], loss).result(10)
+    assert "tinkex-client" not in threads
+
+
+def test_cancelled_custom_loss_lets_the_next_call_go(peer, client):
+    pytest.importorskip("torch")
+    gate = threading.Event()
+    peer.expect(TRAIN, future("forward"))
+    peer.expect(POLL, PeerResponse.of_json({"type": "try_again"}), output())
+    started = threading.Event()
+
+    def loss(data, logprobs):
+        started.set()
+        gate.wait(10)
+        return logprobs[0].sum(), {}
+
+    cancelled = client.forward_backward_custom([datum()], loss)
+    assert started.wait(10)
+    assert cancelled.cancel()
+    peer.expect(STEP, future("step"))
+    peer.always(POLL, ok({"metrics": {}}))
+    client.optim_step(PARAMS).result(10)
+    gate.set()
+
+
+@pytest.mark.parametrize("call", ["forward_backward", "forward"])
+def test_cancelled_call_takes_only_those_with_it_that_needed_its_gradient(peer, client, call):
+    gate = threading.Event()
+    peer.expect(STEP, PeerResponse(200, b'{"request_id": "first"}', gate=gate))
+    peer.always(POLL, ok({"metrics": {}}))
+    first = client.optim_step(PARAMS)
+    cancelled = getattr(client, call)([datum()], "cross_entropy")
+    behind = client.optim_step(PARAMS)
+    cancelled.cancel()
+    if call == "forward":
+        peer.expect(STEP, future("behind"))
+    peer.always(STEP, future("later"))
+    later = client.optim_step(PARAMS)
+    gate.set()
+    first.result(10)
+    later.result(10)
+    if call == "forward":
+        behind.result(10)
+    else:
+        with pytest.raises(SkippedCallError, match="cancelled"):
+            behind.result(10)
+    assert peer.requests_to(TRAIN) == []
+
+
+def test_data_may_be_changed_by_the_caller_after_the_call(peer, client):
+    gate = threading.Event()
+    peer.expect(STEP, PeerResponse.of_json({"request_id": "step"}))
+    peer.expect(TRAIN, future("train"))
+    first = peer.requests_to
+    blocked = PeerResponse(200, b'{"metrics": {}}', gate=gate)
+    peer.expect(POLL, blocked)
+    data, config = [datum((1, 2))], {"clip_low_threshold": 0.5}
+    step = client.optim_step(PARAMS)
+    call = client.forward_backward(data, "ppo", config)
+    data.clear()
+    config["clip_low_threshold"] = 9.0
+    peer.expect(POLL, output())
+    gate.set()
+    call.result(10)
+    step.result(10)
+    (request,) = first(TRAIN)
+    sent = proto.decode_forward_backward_request(request.body).forward_backward_input
+    assert len(sent.data) == 1
+    assert sent.loss_fn_config == {"clip_low_threshold": 0.5}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.save_state(3),
+        lambda client: client.save_state("name", ttl_seconds="long"),
+        lambda client: client.save_weights_for_sampler(None),
+        lambda client: client.load_state(7),
+        lambda client: client.optim_step({"learning_rate": 1}),
+        lambda client: client.forward_backward([{"model_input": [1]}], "cross_entropy"),
+        lambda client: client.forward_backward([], "cross_entropy"),
+        lambda client: client.forward_backward_custom([], lambda data, logprobs: None),
+        lambda client: client.forward_backward_custom([datum()], "cross_entropy"),
+        lambda client: client.forward_backward_custom(
+            [tinker.Datum(tinker.ModelInput.from_ints([1]), {})], lambda data, logprobs: None
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_call_and_use_no_number(peer, client, call):
+    with pytest.raises((InputError, TypeError)):
+        call(client)
+    peer.expect(STEP, future("step"))
+    peer.always(POLL, ok({"metrics": {}}))
+    client.optim_step(PARAMS).result(10)
+    assert sequence_ids(peer, "optim_step") == [1]
+
+
+def test_number_whose_fate_is_unknown_is_not_used_again(peer):
+    with service(peer, max_retries=0) as running:
+        client = training_client(peer, running)
+        peer.expect(STEP, PeerResponse(drop=True), future("second"))
+        peer.always(POLL, ok({"metrics": {}}))
+        with pytest.raises(tinker.APIConnectionError):
+            client.optim_step(PARAMS).result(10)
+        client.optim_step(PARAMS).result(10)
+    assert sequence_ids(peer, "optim_step") == [1, 2]
+
+
+def test_body_is_compressed_when_the_server_asks_for_it():
+    with scripted_peer({"proto_compress_fwdbwd": True}) as peer, service(peer) as running:
+        client = training_client(peer, running)
+        peer.expect(TRAIN, future("one"))
+        peer.always(POLL, output())
+        client.forward([datum()], "cross_entropy").result(10)
+        (request,) = peer.requests_to(TRAIN)
+    assert request.headers["content-encoding"] == "zstd"
+    assert request.body.startswith(b"\x28\xb5\x2f\xfd")

@@ -1,0 +1,165 @@
+"""What one request can come to, over real sockets."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_tinker import API, KEY, JumpingClock, ok, scripted_peer, service
+
+import tinkex as tinker
+from tinkex.client.config import ClientConfig
+from tinkex.client.transport import HttpRequest, Transport, error_from_reply
+from tinkex.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    CertificateError,
+)
+from tinkex.testing.server import PeerResponse, ScriptedServer
+
+GET = HttpRequest("GET", "/api/v1/x", "test")
+
+
+@pytest.fixture
+def peer():
+    with ScriptedServer() as running:
+        yield running
+
+
+def config_of(url, **settings):
+    config = ClientConfig.resolve(base_url=url, api_key=KEY, environment={}, clock=JumpingClock())
+    return replace(config, **settings)
+
+
+async def send(url, request=GET, **settings):
+    transport = Transport(config_of(url, **settings))
+    try:
+        return await transport.send(request)
+    finally:
+        await transport.close()
+
+
+async def test_answer_of_any_status_is_a_reply(peer):
+    peer.expect("/api/v1/x", ok({"detail": "no"}, 418), method="GET")
+    reply = await send(peer.url)
+    assert (reply.status, reply.content_type) == (418, "application/json")
+    assert isinstance(error_from_reply(reply), APIStatusError)
+
+
+async def test_path_of_the_base_url_is_kept_and_queries_are_sent(peer):
+    peer.expect("/prefix/api/v1/x", ok({}), method="GET")
+    await send(peer.url + "/prefix", replace(GET, query={"limit": 5, "path": "a/b c"}))
+    assert peer.requests[0].query == {"limit": ["5"], "path": ["a/b c"]}
+
+
+async def test_redirect_is_not_followed_and_says_where_to_go(peer):
+    moved = PeerResponse(307, b"", {"location": "https://elsewhere.example/"})
+    peer.expect("/api/v1/x", moved, method="GET")
+    error = error_from_reply(await send(peer.url))
+    assert error.status_code == 307
+    assert "https://elsewhere.example/" in str(error)
+    assert len(peer.requests) == 1
+
+
+def test_redirect_of_a_call_is_a_typed_error():
+    with scripted_peer() as peer, service(peer) as client:
+        moved = PeerResponse(302, b"", {"location": "https://elsewhere.example/"})
+        peer.expect(f"{API}/get_server_capabilities", moved, method="GET")
+        with pytest.raises(tinker.APIStatusError, match="base_url"):
+            client.get_server_capabilities()
+
+
+async def test_silence_is_a_timeout(peer):
+    gate = threading.Event()
+    peer.expect("/api/v1/x", PeerResponse(gate=gate), method="GET")
+    with pytest.raises(APITimeoutError, match="/api/v1/x"):
+        await send(peer.url, replace(GET, timeout=0.05))
+    gate.set()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_cut_connection_is_a_connection_error(peer, status):
+    peer.expect("/api/v1/x", PeerResponse(status, drop=True), method="GET")
+    with pytest.raises(APIConnectionError, match="Is the server running"):
+        await send(peer.url)
+
+
+async def test_body_that_does_not_decompress_is_a_typed_error(peer):
+    broken = PeerResponse(200, b"no gzip", {"content-encoding": "gzip"})
+    peer.expect("/api/v1/x", broken, method="GET")
+    with pytest.raises(APIResponseValidationError, match="decompressed"):
+        await send(peer.url)
+
+
+async def test_kinds_of_requests_have_connections_of_their_own(peer):
+    peer.always("/api/v1/x", ok({}), method="GET")
+    transport = Transport(config_of(peer.url))
+    for kind in ("a", "b", "a"):
+        await transport.send(replace(GET, kind=kind))
+    await transport.close()
+    numbers = [request.connection for request in peer.requests]
+    assert numbers[0] == numbers[2] != numbers[1]
+
+
+async def test_proxy_of_the_configuration_is_used(peer):
+    peer.always("/api/v1/x", ok({}), method="GET")
+    await send("http://server.invalid", proxy=peer.url)
+    assert peer.requests[0].headers["host"] == "server.invalid"
+
+
+def test_empty_400_of_a_proxy_on_the_way_is_tried_again():
+    with scripted_peer() as peer, service(peer) as client:
+        capabilities = f"{API}/get_server_capabilities"
+        models = ok({"supported_models": []})
+        peer.expect(capabilities, PeerResponse(400), models, method="GET")
+        assert client.get_server_capabilities().supported_models == []
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_missing_dynamic_config_keeps_nobody_from_working(status):
+    with ScriptedServer() as peer:
+        peer.always(f"{API}/client/config", ok({}))
+        peer.always(f"{API}/client/dynamic_config", ok({"detail": "none"}, status))
+        peer.always(f"{API}/create_session", ok({"session_id": "sess-1"}))
+        peer.always(f"{API}/sessions/sess-1/finish", ok({}))
+        peer.always(f"{API}/create_sampling_session", ok({"sampling_session_id": "s"}))
+        with service(peer) as client:
+            client.create_sampling_client(base_model="m").result(10)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 that nobody signed but itself."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl program to make a certificate")
+    path = tmp_path_factory.mktemp("tls") / "peer.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "30", "-subj", "/CN=peer"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", f"{path}.crt"]
+    subprocess.run(command, check=True, capture_output=True)
+    with path.open("ab") as file:
+        file.write(Path(f"{path}.crt").read_bytes())
+    return path
+
+
+def test_certificate_nobody_signed_is_a_typed_error_and_not_retried(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    peer = ScriptedServer()
+    peer._server.socket = context.wrap_socket(peer._server.socket, server_side=True)
+    with peer:
+        url = peer.url.replace("http:", "https:")
+        with (
+            tinker.ServiceClient(base_url=url, api_key=KEY) as client,
+            pytest.raises(CertificateError, match="SSL_CERT_FILE"),
+        ):
+            client.server_capabilities().result(20)
+        assert peer.requests == []
