@@ -124,21 +124,21 @@ def test_cancelled_call_takes_only_those_with_it_that_needed_its_gradient(peer, 
 
 def test_data_may_be_changed_by_the_caller_after_the_call(peer, client):
     gate = threading.Event()
-    peer.expect(STEP, PeerResponse.of_json({"request_id": "step"}))
+    peer.expect(STEP, PeerResponse(200, b'{"request_id": "step"}', gate=gate))
     peer.expect(TRAIN, future("train"))
-    first = peer.requests_to
-    blocked = PeerResponse(200, b'{"metrics": {}}', gate=gate)
-    peer.expect(POLL, blocked)
+    peer.always(
+        POLL,
+        lambda request: ok({"metrics": {}}) if request.json()["request_id"] == "step" else output(),
+    )
     data, config = [datum((1, 2))], {"clip_low_threshold": 0.5}
     step = client.optim_step(PARAMS)
     call = client.forward_backward(data, "ppo", config)
     data.clear()
     config["clip_low_threshold"] = 9.0
-    peer.expect(POLL, output())
     gate.set()
     call.result(10)
     step.result(10)
-    (request,) = first(TRAIN)
+    (request,) = peer.requests_to(TRAIN)
     sent = proto.decode_forward_backward_request(request.body).forward_backward_input
     assert len(sent.data) == 1
     assert sent.loss_fn_config == {"clip_low_threshold": 0.5}
