@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
-from tinkex import errors
+from tinkex import errors, types
 
 
 async def settle(rounds: int = 10) -> None:
@@ -16,3 +17,14 @@ async def settle(rounds: int = 10) -> None:
 def status_error(status: int, body: object = None) -> errors.APIStatusError:
     """Make the error of an answer with `status`."""
     return errors.status_error(status, f"Error code: {status}", body=body)
+
+
+def batch(count: int = 5, length: int = 8) -> list[types.Datum]:
+    """Make random cross-entropy examples, always the same, for a vocabulary of 300."""
+    order = random.Random(3)
+    data = []
+    for _ in range(count):
+        tokens = [order.randrange(3, 290) for _ in range(length)]
+        inputs = {"target_tokens": tokens[1:], "weights": [1.0] * (length - 1)}
+        data.append(types.Datum(types.ModelInput.from_ints(tokens[:-1]), inputs))
+    return data
