@@ -1,5 +1,12 @@
 """The wire types: each message once, for client and server. No I/O."""
 
+from tinkex.types.chunks import (
+    DmelChunk,
+    EncodedTextChunk,
+    ImageAssetPointerChunk,
+    ImageChunk,
+    ModelInputChunk,
+)
 from tinkex.types.config import (
     ClientConfigRequest,
     ClientConfigResponse,
@@ -35,12 +42,7 @@ from tinkex.types.futures import (
     UntypedAPIFuture,
 )
 from tinkex.types.model_input import (
-    DmelChunk,
-    EncodedTextChunk,
-    ImageAssetPointerChunk,
-    ImageChunk,
     ModelInput,
-    ModelInputChunk,
 )
 from tinkex.types.runs import (
     Checkpoint,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _is_none(value: object) -> bool:
@@ -18,6 +20,29 @@ def absent() -> Any:
     recordings decide, field by field.
     """
     return Field(default=None, exclude_if=_is_none)
+
+
+def _plain_int(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool | int | str):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
+def _plain_bool(value: Any) -> Any:
+    return bool(value) if isinstance(value, np.bool_) else value
+
+
+Int = Annotated[int, BeforeValidator(_plain_int), Field(ge=-(2**63), lt=2**63)]
+"""A whole number of 64 bits, also one of NumPy's or a float without a fraction; neither text nor a
+boolean."""
+
+Bool = Annotated[bool, BeforeValidator(_plain_bool)]
+"""A boolean, also NumPy's."""
 
 
 class WireModel(BaseModel):

@@ -110,6 +110,6 @@ def _tensor_from_list(key: str, value: Sequence[Any]) -> TensorData:
     dtype = LIST_DTYPES[key]
     try:
         array = np.asarray(value, dtype=np.int64 if dtype == "int64" else np.float32)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise InputError(f"loss_fn_inputs[{key!r}] is no array of numbers: {error}") from error
     return TensorData(array, dtype, array.shape)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from tinkex.errors import InputError
-from tinkex.types._model import WireRequest, WireResponse, absent
+from tinkex.types._model import Bool, Int, WireRequest, WireResponse, absent
 from tinkex.types.model_input import ModelInput
 from tinkex.types.tensor_data import TensorData
 
@@ -45,18 +45,27 @@ def tensor_to_wire(tensor: TensorData) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _plain_stop(value: Any) -> Any:
+    """Make a list of a tuple or an array, and Python numbers of NumPy's."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [item.item() if isinstance(item, np.generic) else item for item in value]
+    return value
+
+
 class SamplingParams(WireRequest):
     """How to choose tokens."""
 
-    max_tokens: int | None = absent()
+    max_tokens: Int | None = absent()
     """Most tokens to sample; None goes to the end of the context."""
-    seed: int | None = absent()
+    seed: Int | None = absent()
     """Equal seeds and prompts give equal tokens."""
-    stop: str | list[str] | list[int] | None = absent()
+    stop: Annotated[str | list[str] | list[int], BeforeValidator(_plain_stop)] | None = absent()
     """Strings or token ids that end a sequence; None is the model's own, [] is none at all."""
     temperature: float = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int = -1
+    top_k: Int = -1
     """Choose among the k likeliest tokens; -1 among all."""
     top_p: float = 1.0
     """Choose among the likeliest tokens that together have this probability."""
@@ -65,16 +74,16 @@ class SamplingParams(WireRequest):
 class SampleRequest(WireRequest):
     """Sample sequences from a prompt."""
 
-    num_samples: int = 1
+    num_samples: Int = 1
     prompt: ModelInput
     sampling_params: SamplingParams
     base_model: str | None = absent()
     model_path: str | None = absent()
     sampling_session_id: str | None = absent()
-    seq_id: int | None = absent()
-    prompt_logprobs: bool | None = absent()
-    topk_prompt_logprobs: int = 0
-    topk_sample_logprobs: int = 0
+    seq_id: Int | None = absent()
+    prompt_logprobs: Bool | None = absent()
+    topk_prompt_logprobs: Int = 0
+    topk_sample_logprobs: Int = 0
     target_prompt_logprobs: (
         Annotated[
             Any,
@@ -84,9 +93,9 @@ class SampleRequest(WireRequest):
         ]
         | None
     ) = absent()
-    prompt_alt_tokens_k: int = 0
-    prompt_logprobs_last_n: int | None = absent()
-    record_stability_info: bool | None = absent()
+    prompt_alt_tokens_k: Int = 0
+    prompt_logprobs_last_n: Int | None = absent()
+    record_stability_info: Bool | None = absent()
     type: Literal["sample"] = "sample"
 
 
@@ -94,7 +103,7 @@ class CreateSamplingSessionRequest(WireRequest):
     """Make a sampling session on a base model or on saved sampler weights."""
 
     session_id: str
-    sampling_session_seq_id: int
+    sampling_session_seq_id: Int
     base_model: str | None = absent()
     model_path: str | None = absent()
     type: Literal["create_sampling_session"] = "create_sampling_session"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -21,6 +22,12 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
 }
 """The two element types of the wire, little endian."""
+
+MAX_DENSE_ELEMENTS = 2**28
+"""A sparse tensor that would be larger than this when dense (2 GiB of int64) is refused: its few
+bytes could otherwise take all memory of who reads it."""
+
+_INT64_MAX = np.iinfo(np.int64).max
 
 
 def wire_dtype(dtype: np.dtype[Any]) -> TensorDtype:
@@ -43,19 +50,55 @@ def wire_dtype(dtype: np.dtype[Any]) -> TensorDtype:
 
 
 def _converted(values: Any, dtype: TensorDtype | None) -> npt.NDArray[Any]:
-    """Return `values` as a flat array of one of the wire's dtypes, without a copy if possible."""
+    """Return `values` as a flat array of one of the wire's dtypes, which nobody else writes into.
+
+    A request is encoded after the call that makes it has returned, so an array that the caller
+    may still write into is copied; a read-only one (decoded bytes) is not.
+    """
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise InputError(f"The rows of a tensor differ in length: {error}") from error
-    if array.size == 0 and dtype is None and array.dtype.kind == "f":
-        dtype = "float32"
-    if array.dtype.kind not in "iuf":
-        wire_dtype(array.dtype)
-    chosen = dtype or wire_dtype(array.dtype)
-    if chosen not in NUMPY_DTYPES:
+    natural = wire_dtype(array.dtype)
+    chosen = natural if dtype is None else dtype
+    if not isinstance(chosen, str) or chosen not in NUMPY_DTYPES:
         raise InputError(f"dtype {chosen!r} is none of float32, int64.")
-    return array.astype(NUMPY_DTYPES[chosen], copy=False).reshape(-1)
+    if chosen == "int64":
+        _check_fits_int64(array)
+    flat = array.astype(NUMPY_DTYPES[chosen], copy=False).reshape(-1)
+    is_fresh = isinstance(values, list | tuple | range)
+    if not is_fresh and flat.flags.writeable and np.may_share_memory(flat, array):
+        return flat.copy()
+    return flat
+
+
+def _check_fits_int64(array: npt.NDArray[Any]) -> None:
+    """Refuse what a cast would turn into other numbers: NaN, infinities, 2**63 and above."""
+    kind = array.dtype.kind
+    if kind == "f" and not np.all(np.abs(array) < 2.0**63):
+        raise InputError("A value that is NaN, infinite or beyond 64 bits cannot become an int64.")
+    if kind == "u" and array.itemsize == 8 and array.size and array.max() > _INT64_MAX:
+        raise InputError(f"The value {array.max()} does not fit into an int64.")
+
+
+def _checked_shape(shape: Sequence[int]) -> list[int]:
+    try:
+        dimensions = [operator.index(size) for size in shape]
+    except TypeError as error:
+        raise InputError(f"A shape is a list of whole numbers, not {shape!r}.") from error
+    if any(size < 0 for size in dimensions):
+        raise InputError(f"The shape {dimensions} has a negative dimension.")
+    return dimensions
+
+
+def _index_array(values: Any, name: str) -> npt.NDArray[np.int64]:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{name} must be a flat list of whole numbers: {error}") from error
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(f"{name} must be a flat list of whole numbers.")
+    return array.astype("<i8", copy=array.flags.writeable)
 
 
 class TensorData:
@@ -68,53 +111,47 @@ class TensorData:
         sparse_crow_indices: row pointers [rows + 1] of a sparse tensor.
         sparse_col_indices: column of each stored value [nnz].
 
+    An array that the caller may still write into is copied.
+
     Raises:
         InputError: when the values do not fit the shape, or have another kind of dtype.
     """
 
-    __slots__ = ("_values", "dtype", "shape", "sparse_col_indices", "sparse_crow_indices")
+    __slots__ = ("_sparse", "_values", "dtype", "shape")
 
     _values: npt.NDArray[Any]
+    _sparse: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None
     dtype: TensorDtype
     shape: list[int] | None
-    sparse_crow_indices: list[int] | None
-    sparse_col_indices: list[int] | None
 
     def __init__(
         self,
         data: Sequence[int] | Sequence[float] | npt.NDArray[Any] | None = None,
         dtype: TensorDtype | None = None,
         shape: Sequence[int] | None = None,
-        sparse_crow_indices: Sequence[int] | None = None,
-        sparse_col_indices: Sequence[int] | None = None,
+        sparse_crow_indices: Sequence[int] | npt.NDArray[Any] | None = None,
+        sparse_col_indices: Sequence[int] | npt.NDArray[Any] | None = None,
     ) -> None:
         values = _converted([] if data is None else data, dtype)
         name: TensorDtype = "float32" if values.dtype.kind == "f" else "int64"
-        given = list(map(int, shape)) if shape is not None else None
+        given = _checked_shape(shape) if shape is not None else None
         if given is None and isinstance(data, np.ndarray) and data.ndim != 1:
             given = list(data.shape)
-        self._freeze(values, name, given, sparse_crow_indices, sparse_col_indices)
-
-    def _freeze(
-        self,
-        values: npt.NDArray[Any],
-        dtype: TensorDtype,
-        shape: list[int] | None,
-        crow: Sequence[int] | None,
-        col: Sequence[int] | None,
-    ) -> None:
-        if (crow is None) != (col is None):
+        sparse = None
+        if sparse_crow_indices is not None and sparse_col_indices is not None:
+            crow = _index_array(sparse_crow_indices, "sparse_crow_indices")
+            col = _index_array(sparse_col_indices, "sparse_col_indices")
+            _check_sparse(given, crow, col, values.size)
+            sparse = (crow, col)
+        elif sparse_crow_indices is not None or sparse_col_indices is not None:
             raise InputError("A sparse tensor needs both sparse_crow_indices and _col_indices.")
-        if crow is None and shape is not None and math.prod(shape) != values.size:
-            raise InputError(f"{values.size} values do not fill the shape {shape}.")
-        if crow is not None and col is not None:
-            _check_sparse(shape, crow, col, values.size)
+        else:
+            _check_dense(given, values)
         put = object.__setattr__
         put(self, "_values", values)
-        put(self, "dtype", dtype)
-        put(self, "shape", shape)
-        put(self, "sparse_crow_indices", None if crow is None else [int(i) for i in crow])
-        put(self, "sparse_col_indices", None if col is None else [int(i) for i in col])
+        put(self, "_sparse", sparse)
+        put(self, "dtype", name)
+        put(self, "shape", given)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: a tensor may be shared."""
@@ -126,8 +163,7 @@ class TensorData:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy through the constructor."""
-        arguments = (self._values, self.dtype, self.shape)
-        return type(self), (*arguments, self.sparse_crow_indices, self.sparse_col_indices)
+        return type(self), (self._values, self.dtype, self.shape, *(self._sparse or ()))
 
     def __eq__(self, other: object) -> bool:
         """Compare dtype, shape, layout and values (NaN equals NaN)."""
@@ -136,8 +172,7 @@ class TensorData:
         return (
             self.dtype == other.dtype
             and self.dimensions == other.dimensions
-            and self.sparse_crow_indices == other.sparse_crow_indices
-            and self.sparse_col_indices == other.sparse_col_indices
+            and _same_indices(self._sparse, other._sparse)
             and np.array_equal(self._values, other._values, equal_nan=self.dtype == "float32")
         )
 
@@ -199,9 +234,7 @@ class TensorData:
             return self
         crow = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
         row_columns = np.nonzero(kept)[1]
-        return type(self)(
-            matrix[kept], self.dtype, [rows, columns], crow.tolist(), row_columns.tolist()
-        )
+        return type(self)(matrix[kept], self.dtype, [rows, columns], crow, row_columns)
 
     @property
     def values(self) -> npt.NDArray[Any]:
@@ -216,7 +249,22 @@ class TensorData:
     @property
     def is_sparse(self) -> bool:
         """Whether the values are sparse rows."""
-        return self.sparse_crow_indices is not None
+        return self._sparse is not None
+
+    @property
+    def sparse_indices(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """Row pointers [rows + 1] and columns [nnz], int64; None when dense. Do not write."""
+        return self._sparse
+
+    @property
+    def sparse_crow_indices(self) -> list[int] | None:
+        """The row pointers as a list; None when dense."""
+        return None if self._sparse is None else self._sparse[0].tolist()
+
+    @property
+    def sparse_col_indices(self) -> list[int] | None:
+        """The column of each stored value as a list; None when dense."""
+        return None if self._sparse is None else self._sparse[1].tolist()
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -225,11 +273,11 @@ class TensorData:
 
     def to_numpy(self, pad_value: int = 0) -> npt.NDArray[Any]:
         """Return a dense array; positions a sparse tensor leaves out hold `pad_value`."""
-        if self.sparse_crow_indices is None or self.sparse_col_indices is None:
+        if self._sparse is None:
             return self._values.reshape(self.dimensions)
+        crow, col = self._sparse
         dense = np.full(self.dimensions, pad_value, dtype=self._values.dtype)
-        counts = np.diff(np.asarray(self.sparse_crow_indices))
-        dense[np.repeat(np.arange(len(counts)), counts), self.sparse_col_indices] = self._values
+        dense[np.repeat(np.arange(len(crow) - 1), np.diff(crow)), col] = self._values
         return dense
 
     def to_torch(self, pad_value: int = 0) -> torch.Tensor:
@@ -243,16 +291,39 @@ class TensorData:
         return self.to_numpy(pad_value).tolist()  # type: ignore[no-any-return]  # as data
 
 
+def _same_indices(
+    a: tuple[npt.NDArray[Any], ...] | None, b: tuple[npt.NDArray[Any], ...] | None
+) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(map(np.array_equal, a, b))
+
+
+def _check_dense(shape: list[int] | None, values: npt.NDArray[Any]) -> None:
+    if shape is None:
+        return
+    if math.prod(shape) != values.size:
+        raise InputError(f"{values.size} values do not fill the shape {shape}.")
+    try:
+        values.reshape(shape)
+    except ValueError as error:  # too many dimensions, or 0 x a number no array can have
+        raise InputError(f"No array can have the shape {shape}: {error}") from error
+
+
 def _check_sparse(
-    shape: Sequence[int] | None, crow: Sequence[int], col: Sequence[int], count: int
+    shape: Sequence[int] | None,
+    crow: npt.NDArray[np.int64],
+    col: npt.NDArray[np.int64],
+    count: int,
 ) -> None:
     if shape is None or len(shape) != 2:
         raise InputError("A sparse tensor needs a shape of 2 dimensions.")
     rows, columns = shape
-    pointers = np.asarray(crow)
-    if len(pointers) != rows + 1 or pointers[0] != 0 or np.any(np.diff(pointers) < 0):
+    if rows * columns > MAX_DENSE_ELEMENTS:
+        raise InputError(f"A sparse tensor of shape {list(shape)} is too large when dense.")
+    if len(crow) != rows + 1 or crow[0] != 0 or np.any(crow[1:] < crow[:-1]):
         raise InputError(f"sparse_crow_indices must rise from 0 over {rows + 1} entries.")
-    if pointers[-1] != count or len(col) != count:
+    if crow[-1] != count or len(col) != count:
         raise InputError(f"{count} sparse values need {count} columns and row pointers up to it.")
-    if count and (min(col) < 0 or max(col) >= columns):
+    if count and (col.min() < 0 or col.max() >= columns):
         raise InputError(f"sparse_col_indices must lie in 0..{columns - 1}.")

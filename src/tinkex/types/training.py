@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tinkex.types._model import WireRequest, WireResponse, absent
+from tinkex.types._model import Bool, Int, WireRequest, WireResponse, absent
 from tinkex.types.datum import Datum
 from tinkex.types.tensor_data import TensorData
 
@@ -32,15 +32,15 @@ LossFnConfig = Mapping[str, float | str]
 class LoraConfig(WireRequest):
     """Which adapter to train."""
 
-    rank: int
+    rank: Int
     """Rank r of each LoRA pair."""
-    seed: int | None = absent()
+    seed: Int | None = absent()
     """Seeds the initial values; None draws a fresh seed."""
-    train_unembed: bool = True
+    train_unembed: Bool = True
     """Whether the unembedding (`lm_head`) has an adapter."""
-    train_mlp: bool = True
+    train_mlp: Bool = True
     """Whether the MLP projections have one."""
-    train_attn: bool = True
+    train_attn: Bool = True
     """Whether the attention projections have one."""
 
 
@@ -54,7 +54,7 @@ class DimuonOptimizerConfig(WireRequest):
     """DiMuon."""
 
     type: Literal["dimuon"] = "dimuon"
-    version: int = 1
+    version: Int = 1
 
 
 OptimizerConfig = Annotated[
@@ -91,7 +91,7 @@ class CreateModelRequest(WireRequest):
     """Make an adapter to train."""
 
     session_id: str
-    model_seq_id: int
+    model_seq_id: Int
     base_model: str
     user_metadata: dict[str, Any] | None = absent()
     lora_config: LoraConfig | None = absent()
@@ -167,13 +167,50 @@ class ForwardBackwardOutput:
 
 
 class OptimStepRequest(WireRequest):
-    """Apply the accumulated gradients."""
+    """Apply the accumulated gradients.
+
+    `optim_params` may be given instead of the field that belongs to its type.
+    """
 
     model_id: ModelID
-    seq_id: int | None = absent()
+    seq_id: Int | None = absent()
     type: Literal["optim_step"] = "optim_step"
     adam_params: AdamParams | None = absent()
     optimizer_params: DimuonParams | None = absent()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            model_id: ModelID,
+            seq_id: int | None = None,
+            type: Literal["optim_step"] = "optim_step",  # noqa: A002 - the wire's name
+            adam_params: AdamParams | None = None,
+            optimizer_params: DimuonParams | None = None,
+            optim_params: OptimParams | None = None,
+        ) -> None: ...
+
+    @model_validator(mode="before")
+    @classmethod
+    def _place_optim_params(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "optim_params" not in value:
+            return value
+        rest = {name: field for name, field in value.items() if name != "optim_params"}
+        params = value["optim_params"]
+        if params is None:
+            return rest
+        kind = params.get("type") if isinstance(params, Mapping) else getattr(params, "type", None)
+        name = "optimizer_params" if kind == "dimuon" else "adam_params"
+        if rest.get(name) is not None:
+            raise ValueError(f"optim_params and {name} are the same field: give one of them.")
+        return {**rest, name: params}
+
+    @model_validator(mode="after")
+    def _check_one_optimizer(self) -> Self:
+        if self.adam_params is not None and self.optimizer_params is not None:
+            raise ValueError("adam_params and optimizer_params are for two optimisers: give one.")
+        return self
 
     @property
     def optim_params(self) -> OptimParams:

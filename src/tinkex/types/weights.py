@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from tinkex.types._model import WireRequest, WireResponse, absent
+from tinkex.types._model import Bool, Int, WireRequest, WireResponse, absent
 from tinkex.types.sampling import SamplingClientKind
 from tinkex.types.training import AdamOptimizerConfig, OptimizerConfig
 
@@ -15,9 +15,9 @@ class SaveWeightsRequest(WireRequest):
     model_id: str
     path: str | None = absent()
     """The checkpoint's name."""
-    seq_id: int | None = absent()
-    ttl_seconds: int | None = absent()
-    overwrite: bool = False
+    seq_id: Int | None = absent()
+    ttl_seconds: Int | None = absent()
+    overwrite: Bool = False
     user_metadata: dict[str, str] | None = absent()
     type: Literal["save_weights"] = "save_weights"
 
@@ -33,13 +33,13 @@ class LoadWeightsRequest(WireRequest):
     """Load a checkpoint into a training run, or into a new one (session_id and model_seq_id)."""
 
     model_id: str | None = absent()
-    seq_id: int | None = absent()
+    seq_id: Int | None = absent()
     session_id: str | None = absent()
-    model_seq_id: int | None = absent()
+    model_seq_id: Int | None = absent()
     base_model: str | None = absent()
     user_metadata: dict[str, Any] | None = absent()
     path: str
-    optimizer: bool
+    optimizer: Bool
     """Whether the optimiser's state is loaded too."""
     optimizer_config: OptimizerConfig | None = absent()
     weights_access_token: str | None = absent()
@@ -59,10 +59,10 @@ class SaveWeightsForSamplerRequest(WireRequest):
 
     model_id: str
     path: str | None = absent()
-    sampling_session_seq_id: int | None = absent()
+    sampling_session_seq_id: Int | None = absent()
     kind: SamplingClientKind = "snapshot"
-    seq_id: int | None = absent()
-    ttl_seconds: int | None = absent()
+    seq_id: Int | None = absent()
+    ttl_seconds: Int | None = absent()
     user_metadata: dict[str, str] | None = absent()
     type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
 

@@ -1,5 +1,7 @@
 """Datum, the JSON messages, and the addresses of checkpoints."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,9 +46,18 @@ def test_torch_matrix_of_targets_travels_sparse_when_smaller():
     assert not datum.loss_fn_inputs["logprobs"].is_sparse
 
 
-def test_ragged_list_is_refused():
-    with pytest.raises(InputError, match="weights"):
-        types.Datum(types.ModelInput.from_ints([1]), {"weights": [[1.0], [1.0, 2.0]]})
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("weights", [[1.0], [1.0, 2.0]]),
+        ("weights", ["a"]),
+        ("target_tokens", [2**70]),
+        ("target_tokens", [float("nan")]),
+    ],
+)
+def test_list_that_is_no_array_of_numbers_is_refused(key, values):
+    with pytest.raises(InputError, match=key):
+        types.Datum(types.ModelInput.from_ints([1]), {key: values})
 
 
 def test_provenance_gives_a_new_datum():
@@ -72,9 +83,38 @@ def test_unknown_category_becomes_unknown(word):
     assert types.QueueState.parse(word) is types.QueueState.UNKNOWN
 
 
-def test_numbers_are_not_read_from_text():
+@pytest.mark.parametrize("rank", ["8", 8.5, True, None, 2**63])
+def test_what_is_no_whole_number_is_not_read_as_one(rank):
     with pytest.raises(ValidationError):
-        types.LoraConfig(rank="8")
+        types.LoraConfig(rank=rank)
+
+
+@pytest.mark.parametrize("rank", [8, np.int64(8), np.uint8(8), 8.0])
+def test_whole_numbers_of_every_kind_are_taken(rank):
+    config = types.LoraConfig(rank=rank, train_mlp=np.bool_(False))
+    assert (config.rank, type(config.rank), config.train_mlp) == (8, int, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "stop"),
+    [
+        ("end", "end"),
+        (("a", "b"), ["a", "b"]),
+        ([np.int64(3)], [3]),
+        (np.asarray([3, 4]), [3, 4]),
+        ([], []),
+    ],
+)
+def test_stop_is_taken_in_every_form(given, stop):
+    params = types.SamplingParams(stop=given, seed=np.int64(5), temperature=np.float32(0.5))
+    assert params.stop == stop
+    assert json.loads(params.model_dump_json())["stop"] == stop
+    assert (params.seed, params.temperature) == (5, 0.5)
+
+
+def test_stop_of_numbers_and_words_is_refused():
+    with pytest.raises(ValidationError):
+        types.SamplingParams(stop=["a", 1])
 
 
 def test_messages_are_immutable():
@@ -89,6 +129,23 @@ def test_optimiser_parameters_are_read_under_either_name():
     )
     assert adam.optim_params.learning_rate == 1.0
     assert dimuon.optim_params.learning_rate == 2.0
+
+
+def test_optimiser_parameters_go_under_the_name_of_their_type():
+    adam = types.AdamParams(learning_rate=1.0)
+    dimuon = types.DimuonParams(learning_rate=2.0)
+    assert types.OptimStepRequest(model_id="m", optim_params=adam).adam_params == adam
+    assert types.OptimStepRequest(model_id="m", optim_params=dimuon).optimizer_params == dimuon
+    assert types.OptimStepRequest(model_id="m", optim_params=None).optim_params == (
+        types.AdamParams()
+    )
+
+
+@pytest.mark.parametrize("other", ["optim_params", "optimizer_params"])
+def test_two_sets_of_optimiser_parameters_are_refused(other):
+    second = types.AdamParams() if other == "optim_params" else types.DimuonParams(learning_rate=1)
+    with pytest.raises(ValidationError, match="give one"):
+        types.OptimStepRequest(model_id="m", adam_params=types.AdamParams(), **{other: second})
 
 
 def test_missing_logprobs_of_a_prompt_read_as_none():

@@ -1,7 +1,12 @@
 """ModelInput and its chunks."""
 
+import copy
+import json
+import pickle
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tinkex.errors import InputError
 from tinkex.types import (
@@ -23,7 +28,9 @@ def test_tokens_of_any_sequence_come_back_as_ints(tokens):
     assert given.chunks[0].tokens_np.dtype == np.int32
 
 
-@pytest.mark.parametrize("tokens", [["a"], [1.5], [[1], [2]], [2**31], [None], 5, "text"])
+@pytest.mark.parametrize(
+    "tokens", [["a"], [1.5], [[1], [2]], [[]], [2**31], [2**63], [2**80], [True], [None], 5, "text"]
+)
 def test_tokens_that_are_no_flat_list_of_ids_are_refused(tokens):
     with pytest.raises(InputError, match=r"integers|32 bits"):
         ModelInput.from_ints(tokens)
@@ -84,11 +91,86 @@ def test_image_data_is_taken_as_bytes_or_base64():
         {"chunks": [{"type": "image", "data": "", "format": "gif"}]},
         {"chunks": [{"type": "encoded_text", "tokens": [1], "odd": 2}]},
         {"chunks": [], "odd": 1},
+        {"chunks": [{"type": []}]},
+        {"chunks": [{"type": None}]},
+        {"chunks": [{"type": "encoded_text"}]},
+        {"chunks": [{"type": "encoded_text", "tokens": {}}]},
+        {"chunks": [{"type": "image", "data": "", "format": []}]},
+        {"chunks": [{"type": "image", "data": 5, "format": "png"}]},
+        {"chunks": [{"type": "image", "data": "", "format": "png", "expected_tokens": "7"}]},
+        {"chunks": [{"type": "image", "data": "", "format": "png", "expected_tokens": -7}]},
+        {"chunks": [{"type": "image", "data": "", "format": "png", "expected_tokens": True}]},
+        {"chunks": [{"type": "image_asset_pointer", "location": 5, "format": "png"}]},
+        {"chunks": [{"type": "image_asset_pointer", "location": "l", "format": "gif"}]},
+        {"chunks": [{"type": "dmel", "dmel": 5}]},
     ],
 )
 def test_value_of_another_form_is_refused(value):
     with pytest.raises(InputError):
         ModelInput.model_validate(value)
+    with pytest.raises(ValidationError):
+        SampleRequest.model_validate_json(json.dumps({"prompt": value, "sampling_params": {}}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EncodedTextChunk([1], type="image"),
+        lambda: ImageChunk(b"", "gif"),
+        lambda: ImageChunk(b"", "png", type="dmel"),
+        lambda: DmelChunk(None),
+    ],
+)
+def test_chunk_is_checked_where_it_is_made(make):
+    with pytest.raises(InputError):
+        make()
+
+
+def test_numpy_token_ids_are_sent_as_plain_numbers():
+    prompt = ModelInput.from_ints(list(np.asarray([1, 2])))
+    request = SampleRequest(prompt=prompt, sampling_params=SamplingParams())
+    assert prompt.chunks[0].tokens == [1, 2]
+    assert type(prompt.chunks[0].tokens[0]) is int
+    assert json.loads(request.model_dump_json())["prompt"]["chunks"][0]["tokens"] == [1, 2]
+
+
+@pytest.mark.parametrize("source", [[1, 2], np.asarray([1, 2]), np.asarray([1, 2], np.int32)])
+def test_tokens_that_their_owner_changes_later_change_no_chunk(source):
+    chunk = EncodedTextChunk(source)
+    source[0] = 9
+    assert chunk.tokens == [1, 2]
+    assert chunk.tokens_np.tolist() == [1, 2]
+    assert chunk.to_wire()["tokens"] == [1, 2]
+
+
+def test_chunk_is_immutable():
+    chunk = EncodedTextChunk([1])
+    with pytest.raises(AttributeError, match="immutable"):
+        chunk.tokens = [2]
+    with pytest.raises(AttributeError, match="immutable"):
+        del chunk.tokens
+
+
+def test_copies_of_every_kind_are_equal():
+    original = ModelInput([EncodedTextChunk([1, 2]), ImageChunk(b"x", "png", 3), DmelChunk(b"d")])
+    assert pickle.loads(pickle.dumps(original)) == original
+    assert copy.deepcopy(original) == original
+    assert original.model_copy() == original
+    assert ModelInput.model_validate_json(original.model_dump_json()) == original
+    assert original != ModelInput.from_ints([1, 2])
+
+
+def test_none_is_dumped_unless_left_out():
+    image = ImageChunk(b"", "png")
+    assert image.model_dump()["expected_tokens"] is None
+    assert "expected_tokens" not in image.model_dump(exclude_none=True)
+    assert "expected_tokens" not in image.to_wire()
+    assert json.loads(DmelChunk(b"a").model_dump_json()) == {"dmel": "YQ==", "type": "dmel"}
+
+
+def test_text_that_is_no_json_is_refused():
+    with pytest.raises(InputError, match="JSON"):
+        ModelInput.model_validate_json("{")
 
 
 def test_chunk_made_from_an_array_equals_one_from_a_list():

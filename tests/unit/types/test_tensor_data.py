@@ -70,6 +70,22 @@ def test_given_dtype_converts():
         (([1], "int64", [1, 2], [0, 1], [2]), "must lie in"),
         (([1], "int64", [2, 2], [0, 1], [0]), "must rise"),
         (([1], "int64", [1, 2], [0, 2], [0, 1]), "row pointers"),
+        (([1, 2], "int64", [-1, -2]), "negative"),
+        (([], "int64", [0, 10**30]), "No array"),
+        (([1], "int64", [1] * 70), "No array"),
+        (([1], "int64", "ab"), "whole numbers"),
+        (([1], "int64", [None]), "whole numbers"),
+        (([1], ["int64"]), "none of float32, int64"),
+        (([2**63], "int64"), "does not fit into an int64"),
+        (([2**80], "int64"), "cannot be sent"),
+        (([float("nan")], "int64"), "NaN"),
+        (([float("inf")], "int64"), "infinite"),
+        (([1e19], "int64"), "beyond 64 bits"),
+        (([], "int64", [-1, 5], [], []), "negative"),
+        (([1], "int64", [1, 5], ["0", "1"], [0]), "whole numbers"),
+        (([1], "int64", [1, 5], [[0], [1, 2]], [0]), "whole numbers"),
+        (([1], "int64", [1, 5], [0, 1], [2**80]), "whole numbers"),
+        (([1], "int64", [1, 5], [0, 1], [2**63]), "must lie in"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(arguments, words):
@@ -90,6 +106,50 @@ def test_sparse_form_holds_the_same_values_and_is_taken_when_smaller(array):
     cost = rows + 1 + 2 * np.count_nonzero(array)
     assert sparse.is_sparse == (cost < rows * columns)
     assert np.array_equal(sparse.to_numpy(), array)
+
+
+def test_few_bytes_of_a_sparse_tensor_cannot_ask_for_all_memory():
+    with pytest.raises(InputError, match="too large when dense"):
+        TensorData([], "int64", [1, 10**12], [0, 0], [])
+
+
+@pytest.mark.parametrize("make", [TensorData.from_numpy, TensorData])
+def test_array_that_its_owner_changes_later_changes_no_tensor(make):
+    """A request is encoded after the call has returned; rollout code reuses its buffers."""
+    array = np.asarray([1.0, 2.0], np.float32)
+    tensor = make(array)
+    array[0] = 9.0
+    assert tensor.data == [1.0, 2.0]
+
+
+def test_torch_tensor_that_its_owner_changes_later_changes_no_tensor():
+    torch = pytest.importorskip("torch")
+    source = torch.tensor([1.0, 2.0])
+    tensor = TensorData.from_torch(source)
+    source.mul_(5)
+    assert tensor.data == [1.0, 2.0]
+
+
+def test_read_only_bytes_are_not_copied():
+    array = np.frombuffer(b"\0" * 16, "<f4")
+    assert np.shares_memory(TensorData.from_numpy(array).values, array)
+
+
+def test_strided_and_big_endian_arrays_are_read_by_value():
+    array = np.arange(6, dtype=">i4").reshape(2, 3).T
+    tensor = TensorData.from_numpy(array)
+    assert tensor.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_sparse_indices_read_as_lists_and_as_arrays():
+    tensor = TensorData([5, 6], "int64", [2, 3], [0, 1, 2], [1, 2])
+    crow, col = tensor.sparse_indices
+    assert (tensor.sparse_crow_indices, tensor.sparse_col_indices) == ([0, 1, 2], [1, 2])
+    assert (crow.tolist(), col.tolist()) == ([0, 1, 2], [1, 2])
+    assert TensorData([1]).sparse_indices is None
+    assert pickle.loads(pickle.dumps(tensor)) == tensor
+    assert tensor != TensorData([5, 6], "int64", [2, 3], [0, 1, 2], [1, 1])
+    assert tensor != TensorData([5, 6], "int64", [2])
 
 
 def test_tensor_is_immutable():
