@@ -12,6 +12,8 @@ from server_support import BASE_MODEL, KEY, OTHER_KEY
 
 import tinkex as tinker
 from tinkex.errors import ClientClosedError
+from tinkex.types import SessionHeartbeatRequest
+from tinkex.wire import endpoints
 
 PROMPT = tinker.ModelInput.from_ints([5, 6, 7])
 PARAMS = tinker.SamplingParams(max_tokens=3, seed=1, stop=[])
@@ -97,3 +99,20 @@ def test_saved_state_goes_on_in_another_process_of_the_same_key(server):
         sampler = client.save_weights_and_get_sampling_client(name="named").result(30)
         assert sampler.get_base_model() == BASE_MODEL
         assert len(sampler.compute_logprobs(PROMPT).result(30)) == 3
+
+
+def test_heartbeat_reaches_the_real_server(server):
+    """Bug row: heartbeat sent to a path the stub accepted and the server did not."""
+    with tinker.ServiceClient(**login(server)) as service:
+        sampler = service.create_sampling_client(base_model=BASE_MODEL).result(30)
+        sender, session_id = service._connection.sender, service._session.known_id
+
+        async def beat(name):
+            return await sender.call(
+                endpoints.SESSION_HEARTBEAT, SessionHeartbeatRequest(session_id=name)
+            )
+
+        service._connection.submit(beat, session_id).result(10)
+        with pytest.raises(tinker.APIStatusError):
+            service._connection.submit(beat, "no-such-session").result(10)
+        assert sampler.sample(PROMPT, 1, PARAMS).result(30).sequences
