@@ -47,8 +47,9 @@ class ClientConfig:
     """Seconds without a byte until one request is given up."""
     connect_timeout: float = 5.0
     """Seconds until one attempt to connect is given up."""
-    max_connections: int = 512
-    """Connections to the server, per kind of request."""
+    max_connections: int = 400
+    """Connections to the server, per kind of request: two kinds stay below the 1,024 open files
+    that many systems allow a process."""
     proxy: str | None = field(default=None, repr=False)
     """URL of the HTTP proxy; may hold a password."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
