@@ -29,11 +29,9 @@ METHODS_NOT_HERE_YET = {
         "create_custom_loss",
         "create_rest_client",
         "get_console_url",
-        "get_telemetry",
     },
     "TrainingClient": {
         "get_console_url",
-        "get_telemetry",
         "save_weights_external",
         "save_weights_external_async",
     },
@@ -41,7 +39,6 @@ METHODS_NOT_HERE_YET = {
         "create",
         "from_sampler_handle",
         "get_sampler_handle",
-        "get_telemetry",
     },
 }
 

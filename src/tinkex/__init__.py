@@ -22,9 +22,12 @@ from tinkex._version import __version__
 
 if TYPE_CHECKING:
     from tinkex import types
+    from tinkex.client.circuit_breaker import CircuitBreakerPolicy
+    from tinkex.client.events import Event
     from tinkex.client.future import APIFuture
     from tinkex.client.sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
     from tinkex.client.service import BackcompatTrainingClientFuture, ServiceClient
+    from tinkex.client.statistics import ClientStatistics
     from tinkex.client.training import TrainingClient
     from tinkex.errors import (
         APIConnectionError,
@@ -79,6 +82,8 @@ if TYPE_CHECKING:
 __title__ = "tinkex"
 
 _HOMES = {
+    "tinkex.client.circuit_breaker": ("CircuitBreakerPolicy",),
+    "tinkex.client.events": ("Event",),
     "tinkex.client.future": ("APIFuture",),
     "tinkex.client.sampling": (
         "BackcompatSamplingClientFuture",
@@ -86,6 +91,7 @@ _HOMES = {
         "SamplingClient",
     ),
     "tinkex.client.service": ("BackcompatTrainingClientFuture", "ServiceClient"),
+    "tinkex.client.statistics": ("ClientStatistics",),
     "tinkex.client.training": ("TrainingClient",),
     "tinkex.local": ("LocalServer",),
     "tinkex.errors": (
@@ -155,12 +161,15 @@ __all__ = [
     "BillingError",
     "Checkpoint",
     "CheckpointType",
+    "CircuitBreakerPolicy",
+    "ClientStatistics",
     "ConflictError",
     "Datum",
     "DimuonOptimizerConfig",
     "DimuonParams",
     "DmelChunk",
     "EncodedTextChunk",
+    "Event",
     "ForwardBackwardOutput",
     "InternalServerError",
     "LocalServer",

@@ -19,7 +19,8 @@
     └── APIError                        talking to a server failed; .body
         ├── APIConnectionError          no answer
         │   ├── APITimeoutError         no answer in time
-        │   └── CertificateError        the server's certificate was not accepted
+        │   ├── CertificateError        the server's certificate was not accepted
+        │   └── CircuitOpenError        not sent: the circuit breaker is open
         ├── APIResponseValidationError  an answer that does not fit; .status_code
         │   └── WireDecodeError         bytes that are no such message
         └── APIStatusError              4xx or 5xx; .status_code
@@ -187,6 +188,12 @@ class CertificateError(APIConnectionError):
     """The server's certificate does not prove who it is; no retry will change that."""
 
     category = "user"
+
+
+class CircuitOpenError(APIConnectionError):
+    """Nothing was sent: the client's circuit breaker is open; `retry_after_ms` says until when."""
+
+    category = "server"
 
 
 class APIResponseValidationError(APIError):

@@ -75,6 +75,7 @@ def scripted_peer(config=None):
         peer.always(f"{API}/client/dynamic_config", ok({}))
         peer.always(f"{API}/create_session", ok({"session_id": "sess-1", "type": "create_session"}))
         peer.always(f"{API}/sessions/sess-1/finish", ok({}))
+        peer.always(f"{API}/telemetry", ok({"status": "accepted"}))
         peer.always(f"{API}/create_model", future("model"))
         peer.always(
             f"{API}/get_info",

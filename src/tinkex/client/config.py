@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tinkex._clock import Clock
+    from tinkex.client.circuit_breaker import CircuitBreakerPolicy
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 """Where `tinkex serve` listens when it is told nothing else."""
@@ -62,6 +63,8 @@ class ClientConfig:
     """Between two signs of life of a session."""
     telemetry: bool = True
     """Whether the server is told how the client fares."""
+    circuit_breaker: CircuitBreakerPolicy | None = None
+    """When requests are refused early because the server is down; None never does."""
 
     @classmethod
     def resolve(
@@ -73,6 +76,7 @@ class ClientConfig:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         max_retries: int | None = None,
+        circuit_breaker: CircuitBreakerPolicy | None = None,
         environment: Mapping[str, str] | None = None,
         clock: Clock,
     ) -> ClientConfig:
@@ -85,6 +89,7 @@ class ClientConfig:
             headers: further headers of every request.
             timeout: seconds without a byte until a request is given up.
             max_retries: how often a request is repeated.
+            circuit_breaker: refuses requests early while the server is down.
             environment: read instead of the process's own.
             clock: for credentials that expire.
 
@@ -119,6 +124,7 @@ class ClientConfig:
             retry=retry,
             submit_retry=patient,
             telemetry=(_variable(variables, "TELEMETRY") or "1").lower() in _TRUE,
+            circuit_breaker=circuit_breaker,
         )
 
 

@@ -13,6 +13,7 @@ from tinkex.client.budget import Budget
 from tinkex.client.loop import BackgroundLoop
 from tinkex.client.poller import Poller, PollPolicy
 from tinkex.client.sender import SDK_VERSION, Sender
+from tinkex.client.telemetry import Telemetry
 from tinkex.errors import APIError, NotFoundError
 from tinkex.types import (
     ClientConfigRequest,
@@ -47,6 +48,7 @@ class Connection:
         self.clock = runtime.clock
         self.sender = Sender(config, runtime)
         self.limiter = runtime.limiters.get(config.base_url, config.credentials.account)
+        self.telemetry = self._telemetry()
         self._loop = BackgroundLoop()
         self._loop.on_close(self.sender.transport.close)
         self._starting = asyncio.Lock()
@@ -56,17 +58,34 @@ class Connection:
         self, operation: Callable[..., Coroutine[Any, Any, T]], *arguments: Any
     ) -> APIFuture[T]:
         """Run an operation on the client's loop."""
-        return self._loop.submit(operation, *arguments)
+        return self._reported(self._loop.submit(operation, *arguments))
 
     def submit_into(
         self, future: F, operation: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any
     ) -> F:
         """Run an operation on the client's loop, resolving the given future."""
-        return self._loop.submit_into(future, operation, *arguments)
+        return self._reported(self._loop.submit_into(future, operation, *arguments))
 
     def spawn(self, operation: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Run background work on the client's loop."""
         self._loop.spawn(operation, *arguments)
+
+    def _telemetry(self) -> Telemetry | None:
+        if not self.config.telemetry:
+            return None
+        return Telemetry(
+            self.sender, sdk_version=SDK_VERSION, process_uuid=self.runtime.process_uuid
+        )
+
+    def _timed_out(self, seconds: float | None) -> None:
+        self.sender.emit("future.timeout", seconds=seconds)
+
+    def _reported(self, future: F) -> F:
+        """Let telemetry and events hear how a call ends."""
+        future.on_timeout = self._timed_out
+        if self.telemetry is not None:
+            future.add_done_callback(self.telemetry.observe)
+        return future
 
     @property
     def closed(self) -> bool:

@@ -35,6 +35,8 @@ class APIFuture(Future[T]):
         super().__init__()
         self.outcome_seen = False
         """Whether somebody has read how it ended, or cancelled it."""
+        self.on_timeout: Callable[[float | None], None] | None = None
+        """Is told when a reader has waited so many seconds in vain."""
         self._readers = 0
         self._lock = threading.RLock()
         self._resolver: threading.Thread | None = None
@@ -67,7 +69,7 @@ class APIFuture(Future[T]):
         except TimeoutError:
             if self.done():
                 return super().result()  # the operation's own answer, or its own TimeoutError
-            raise ResultTimeoutError(_late(timeout)) from None
+            raise self._late(timeout) from None
         finally:
             self.outcome_seen = self.outcome_seen or self.done()
             self._reader_left()
@@ -112,7 +114,7 @@ class APIFuture(Future[T]):
         except TimeoutError:
             if scope.expired():
                 self._cancel_if_last_reader()
-                raise ResultTimeoutError(_late(timeout)) from None
+                raise self._late(timeout) from None
             raise
         except asyncio.CancelledError:
             self._cancel_if_last_reader()
@@ -169,6 +171,14 @@ class APIFuture(Future[T]):
         self.add_done_callback(wake)
         return relay, forget
 
+    def _late(self, timeout: float | None) -> ResultTimeoutError:
+        if self.on_timeout is not None:
+            self.on_timeout(timeout)
+        return ResultTimeoutError(
+            f"No result after {timeout:g} s. The server may still be working on it: wait longer, "
+            "or look at the server's log if it should have been quick."
+        )
+
     def _reader_came(self) -> None:
         with self._lock:
             self._readers += 1
@@ -193,13 +203,6 @@ def _copy(source: Future[T], target: asyncio.Future[T]) -> None:
         target.set_exception(error)
     else:
         target.set_result(source.result())
-
-
-def _late(timeout: float | None) -> str:
-    return (
-        f"No result after {timeout:g} s. The server may still be working on it: wait longer, or "
-        "look at the server's log if it should have been quick."
-    )
 
 
 def combine(futures: Sequence[APIFuture[S]], merge: Callable[[list[S]], T]) -> APIFuture[T]:

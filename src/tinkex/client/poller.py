@@ -358,6 +358,12 @@ class Poller:
             delay=delay,
         )
         if delay is None:
+            expired = isinstance(trouble.error, FutureExpiredError)
+            self._emit(
+                "future.expired" if expired else "future.failed",
+                request_id=pending.request_id,
+                error=str(trouble.error),
+            )
             if isinstance(trouble.error, RequestFailedError):
                 self._report(pending, Waiting(QueueState.ACTIVE, None))
             raise trouble.error

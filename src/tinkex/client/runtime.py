@@ -6,6 +6,8 @@ client uses that is given none. It owns no thread and no connection.
 
 from __future__ import annotations
 
+import os
+import uuid
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,16 @@ class Runtime:
         self.limiters = LimiterRegistry(self.clock)
         self.tokenizers = tokenizers or TokenizerCache()
         self.events = EventHub()
+        self._process = (os.getpid(), str(uuid.uuid4()))
+
+    @property
+    def process_uuid(self) -> str:
+        """Names this process to servers; a fork gets its own."""
+        pid, name = self._process
+        if pid != os.getpid():
+            name = str(uuid.uuid4())
+            self._process = (os.getpid(), name)
+        return name
 
 
 DEFAULT_RUNTIME = Runtime()

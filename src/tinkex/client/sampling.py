@@ -16,6 +16,7 @@ from tinkex.client import operations, sample_rules
 from tinkex.client.chunking import estimate_prompt_bytes
 from tinkex.client.client_future import ClientFuture
 from tinkex.client.deprecated import awaited_twin, twin
+from tinkex.client.events import EventSource, acting_for
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.retry import Failure, RetryPolicy
@@ -26,6 +27,7 @@ from tinkex.errors import (
     APIConnectionError,
     APIResponseValidationError,
     CertificateError,
+    CircuitOpenError,
     FutureExpiredError,
     InputError,
     TinkerError,
@@ -40,9 +42,13 @@ from tinkex.wire import endpoints
 from tinkex.wire import headers as names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tinkex.client.connection import Connection, ServerWishes
+    from tinkex.client.events import Event
     from tinkex.client.future import APIFuture
     from tinkex.client.session import Session
+    from tinkex.client.telemetry import Telemetry
     from tinkex.types import (
         ClientConfigResponse,
         ModelInput,
@@ -138,6 +144,9 @@ class SamplingClient:
         self._base_model = base_model
         self._retry_config = retry_config or RetryConfig()
         self._record_stability_info = record_stability_info
+        self.event_source = EventSource(
+            "SamplingClient", sampling_session_id, self._connection.sender.events.source
+        )
         self._numbers = itertools.count()
         self._log = QueueStateLog(f"Sampling from {base_model}", self._connection.clock)
         self._watch = QueueWatch(self, self._connection.sender.emit)
@@ -193,7 +202,8 @@ class SamplingClient:
             )
         )
         sample_rules.check_request(request)
-        return self._connection.submit(self._run, request, "SamplingClient.sample")
+        with acting_for(self.event_source):
+            return self._connection.submit(self._run, request, "SamplingClient.sample")
 
     def compute_logprobs(
         self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None
@@ -216,7 +226,8 @@ class SamplingClient:
             )
         )
         sample_rules.check_request(request)
-        return self._connection.submit(self._logprobs, request)
+        with acting_for(self.event_source):
+            return self._connection.submit(self._logprobs, request)
 
     # --- what it samples from -------------------------------------------------------------------
 
@@ -238,6 +249,14 @@ class SamplingClient:
         """Take note that requests wait in the server's queue: it is logged. Override to do more."""
         self._log.on_queue_state_change(queue_state, queue_state_reason)
 
+    def get_telemetry(self) -> Telemetry | None:
+        """Return what reports to the server; None when it is switched off."""
+        return self._connection.telemetry
+
+    def on_event(self, handler: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `handler` for every event of this client; return what detaches it."""
+        return self._connection.runtime.events.attach(handler, source=self.event_source)
+
     # --- deprecated twins -----------------------------------------------------------------------
 
     sample_async = awaited_twin(sample)
@@ -253,6 +272,11 @@ class SamplingClient:
         return response.prompt_logprobs
 
     async def _run(self, request: SampleRequest, sdk_method: str) -> SampleResponse:
+        """Submit and fetch, as one operation for those who follow events."""
+        with self._connection.sender.events.operation("sample", num_samples=request.num_samples):
+            return await self._sampled(request, sdk_method)
+
+    async def _sampled(self, request: SampleRequest, sdk_method: str) -> SampleResponse:
         """Submit and fetch; submit anew, under a new sequence id, what the server forgot."""
         connection = self._connection
         server = await connection.server()
@@ -325,7 +349,7 @@ class SamplingClient:
         )
         try:
             reply = await connection.sender.send(request)
-        except CertificateError:
+        except (CertificateError, CircuitOpenError):
             raise
         except call.config.retryable_exceptions as error:
             if not isinstance(error, TinkerError):

@@ -18,9 +18,17 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from tinkex._version import __version__
+from tinkex.client import tracing
+from tinkex.client.circuit_breaker import CircuitBreaker
+from tinkex.client.events import Emitter, EventSource
 from tinkex.client.retry import Failure
 from tinkex.client.transport import HttpRequest, Reply, Transport, error_from_reply
-from tinkex.errors import APIConnectionError, APIResponseValidationError, CertificateError
+from tinkex.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    CertificateError,
+    CircuitOpenError,
+)
 from tinkex.wire import headers as names
 
 if TYPE_CHECKING:
@@ -52,18 +60,34 @@ class Sender:
         self.clock = runtime.clock
         self.rng = runtime.rng
         self.transport = Transport(config)
-        self._events = runtime.events
+        self.events = Emitter(runtime.events, runtime.clock, EventSource("ServiceClient", ""))
+        self._breaker = (
+            None
+            if config.circuit_breaker is None
+            else CircuitBreaker(config.circuit_breaker, runtime.clock, self.events.emit)
+        )
 
     def emit(self, name: str, **attributes: Any) -> None:
-        """Send an event whose source is this sender."""
-        self._events.emit(name, self, **attributes)
+        """Send an event from the client on whose behalf the present task works."""
+        self.events.emit(name, **attributes)
 
     async def send(self, request: HttpRequest) -> Reply:
         """Send a request once, as it is but for the headers that all have.
 
         A key the server calls invalid is replaced, where the credentials can, and the request
         sent once more.
+
+        Raises:
+            CircuitOpenError: the client has a circuit breaker, and it is open.
+            APIConnectionError: no answer came.
         """
+        if self._breaker is None:
+            return await self._send(request)
+        return await self._breaker.run(
+            lambda: self._send(request), failed=lambda reply: reply.status >= 500
+        )
+
+    async def _send(self, request: HttpRequest) -> Reply:
         key = await self.config.credentials.key()
         reply = await self._exchange(request, key)
         if reply.status == 401 and self.config.credentials.refused(key):
@@ -146,7 +170,7 @@ class Sender:
             try:
                 async with permit():
                     reply = await self.send(request)
-            except CertificateError:
+            except (CertificateError, CircuitOpenError):
                 raise
             except APIConnectionError as no_answer:
                 error, failure = no_answer, Failure(None, {})
@@ -180,7 +204,12 @@ class Sender:
             **self.config.headers,
             names.API_KEY: key,
         }
-        reply = await self.transport.send(replace(request, headers=headers))
+        with self.events.operation(
+            "http.request", method=request.method, path=request.path
+        ) as found:
+            headers.update(tracing.headers())  # inside the span: the server's are its children
+            reply = await self.transport.send(replace(request, headers=headers))
+            found["status"] = reply.status
         return replace(reply, received_at=self.clock.now())
 
 

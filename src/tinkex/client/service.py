@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,14 +30,17 @@ from tinkex.types import (
 from tinkex.wire import endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from pydantic import BaseModel
 
+    from tinkex.client.circuit_breaker import CircuitBreakerPolicy
+    from tinkex.client.events import Event
     from tinkex.client.runtime import Runtime
     from tinkex.client.sampling import RetryConfig, SamplingClientFuture
     from tinkex.client.session import FinishStatus
+    from tinkex.client.telemetry import Telemetry
     from tinkex.types import GetServerCapabilitiesResponse, OptimizerConfig
     from tinkex.wire.endpoints import Endpoint
 
@@ -67,6 +71,7 @@ class ServiceClient:
         default_headers_overrides: further headers of every request.
         timeout: seconds without a byte until one request is given up.
         max_retries: how often a request is repeated.
+        circuit_breaker: refuses requests early while the server is down; None never does.
         runtime: clock, rate limiters and caches to share with other clients.
 
     Raises:
@@ -85,6 +90,7 @@ class ServiceClient:
         default_headers_overrides: Mapping[str, str] | None = None,
         timeout: float | None = None,
         max_retries: int | None = None,
+        circuit_breaker: CircuitBreakerPolicy | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         chosen = runtime or DEFAULT_RUNTIME
@@ -95,9 +101,11 @@ class ServiceClient:
             headers=default_headers_overrides,
             timeout=timeout,
             max_retries=max_retries,
+            circuit_breaker=circuit_breaker,
             clock=chosen.clock,
         )
         self._connection = Connection(config, chosen)
+        self.event_source = self._connection.sender.events.source
         self._session = Session(
             self._connection, user_metadata=user_metadata, display_name=display_name
         )
@@ -251,6 +259,22 @@ class ServiceClient:
         """Ask which base models the server has, and wait for the answer."""
         return self.server_capabilities().result()
 
+    # --- what it reports ------------------------------------------------------------------------
+
+    def on_event(self, handler: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `handler` for every event of this client and of those made from it.
+
+        Handlers run on the client's own loop: keep them short. What they raise is logged.
+
+        Returns:
+            A function that detaches the handler.
+        """
+        return self._connection.runtime.events.attach(handler, source=self.event_source)
+
+    def get_telemetry(self) -> Telemetry | None:
+        """Return what reports to the server; None when `TINKEX_TELEMETRY=0` switched it off."""
+        return self._connection.telemetry
+
     # --- the end --------------------------------------------------------------------------------
 
     def close(self, status: FinishStatus = "success", detail: str | None = None) -> APIFuture[None]:
@@ -286,6 +310,8 @@ class ServiceClient:
         traceback: TracebackType | None,
     ) -> None:
         """Finish the session, telling the server how the block ended."""
+        if exc is not None and self._connection.telemetry is not None:
+            self._connection.telemetry.log_exception(exc)
         if exc_type is None:
             finishing = self.close("success")
         elif issubclass(exc_type, KeyboardInterrupt):
@@ -314,7 +340,11 @@ class ServiceClient:
 
     async def _finish(self, status: FinishStatus, detail: str | None) -> None:
         with contextlib.suppress(TinkerError):
-            await self._session.finish(status, detail)
+            await asyncio.gather(self._session.finish(status, detail), self._last_words())
+
+    async def _last_words(self) -> None:
+        if self._connection.telemetry is not None:
+            await self._connection.telemetry.close()
 
     async def _capabilities(self) -> GetServerCapabilitiesResponse:
         return await self._connection.sender.call(

@@ -115,6 +115,9 @@ class Session:
         )
         _show_messages(response)
         connection.spawn(_keep_alive, connection.sender, response.session_id)
+        if connection.telemetry is not None:
+            connection.telemetry.session_started(response.session_id)
+            connection.spawn(connection.telemetry.run)
         return response.session_id
 
 

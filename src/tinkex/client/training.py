@@ -13,6 +13,7 @@ import zstandard
 from tinkex.client import custom_loss, operations
 from tinkex.client.chunking import Chunk, ChunkLimits, split_data
 from tinkex.client.deprecated import awaited_twin, twin
+from tinkex.client.events import EventSource, acting_for
 from tinkex.client.future import APIFuture
 from tinkex.client.loop import in_thread
 from tinkex.client.metrics import combine_outputs
@@ -51,8 +52,10 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tinkex.client.connection import Connection, ServerWishes
+    from tinkex.client.events import Event
     from tinkex.client.sampling import RetryConfig, SamplingClientFuture
     from tinkex.client.session import Session
+    from tinkex.client.telemetry import Telemetry
     from tinkex.types import (
         GetInfoResponse,
         LossFnType,
@@ -77,6 +80,9 @@ class TrainingClient:
         self._connection: Connection = session.connection
         self.model_id = model_id
         self._info = info
+        self.event_source = EventSource(
+            "TrainingClient", model_id, self._connection.sender.events.source
+        )
         self._sequencer = Sequencer()
         log = QueueStateLog(f"Training of {model_id}", self._connection.clock)
         self._watch = QueueWatch(log, self._connection.sender.emit)
@@ -334,6 +340,14 @@ class TrainingClient:
         source = resolve_tokenizer(data.model_name or "", data.tokenizer_id)
         return self._connection.runtime.tokenizers.get(source)
 
+    def get_telemetry(self) -> Telemetry | None:
+        """Return what reports to the server; None when it is switched off."""
+        return self._connection.telemetry
+
+    def on_event(self, handler: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `handler` for every event of this client; return what detaches it."""
+        return self._connection.runtime.events.attach(handler, source=self.event_source)
+
     def unload(self) -> APIFuture[UnloadModelResponse]:
         """Free the adapter's memory on the server; its checkpoints stay."""
 
@@ -378,7 +392,8 @@ class TrainingClient:
         turn = self._sequencer.reserve(future)
         turn.adds_gradient = adds_gradient
         try:
-            self._connection.submit_into(future, operation, turn, *arguments)
+            with acting_for(self.event_source):
+                self._connection.submit_into(future, operation, turn, *arguments)
         except BaseException:
             turn.abandon_unentered()
             raise

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from scripted_tinker import API, JumpingClock, ok, scripted_peer, service
+import pytest
+from scripted_tinker import API, JumpingClock, future, ok, sampled, scripted_peer, service
 
+import tinkex as tinker
 from tinkex.client.events import EventHub
 from tinkex.client.runtime import Runtime
+from tinkex.testing import VirtualClock
 
 
 def test_handler_hears_events_until_it_is_detached():
@@ -45,7 +48,7 @@ def test_retry_is_an_event_with_its_reason():
     runtime = Runtime(clock=JumpingClock())
     heard = []
     with scripted_peer() as peer, service(peer, runtime=runtime) as client:
-        runtime.events.attach(heard.append, source=client._connection.sender)
+        runtime.events.attach(heard.append, source=client.event_source)
         capabilities = f"{API}/get_server_capabilities"
         models = ok({"supported_models": []})
         peer.expect(capabilities, ok({}, 503, retry_after="3"), models, method="GET")
@@ -53,3 +56,67 @@ def test_retry_is_an_event_with_its_reason():
     (retry,) = [event for event in heard if event.name == "http.retry"]
     assert retry.attributes["status"] == 503
     assert retry.attributes["delay"] == 3.0
+
+
+def test_exchange_has_a_beginning_and_an_end_with_its_duration():
+    heard = []
+    with scripted_peer() as peer, service(peer) as client:
+        client.on_event(heard.append)
+        peer.expect(f"{API}/get_server_capabilities", ok({"supported_models": []}), method="GET")
+        client.get_server_capabilities()
+    began, ended = [event for event in heard if event.name.startswith("http.request")][:2]
+    assert (began.name, ended.name) == ("http.request.start", "http.request.stop")
+    assert began.attributes == {"method": "GET", "path": f"{API}/get_server_capabilities"}
+    assert ended.attributes["status"] == 200
+    assert ended.attributes["duration"] >= 0.0
+
+
+def test_exchange_without_an_answer_ends_with_an_exception():
+    heard = []
+    with scripted_peer() as peer:
+        url = peer.url
+    with tinker.ServiceClient(base_url=url, api_key="tml-key", max_retries=0) as client:
+        client.on_event(heard.append)
+        with pytest.raises(tinker.APIConnectionError):
+            client.get_server_capabilities()
+    ended = heard[-1]
+    assert ended.name == "http.request.exception"
+    assert ended.attributes["error_type"] == "APIConnectionError"
+
+
+def test_handler_of_a_service_client_hears_its_sampling_client_and_that_one_only_itself():
+    runtime = Runtime(clock=JumpingClock())
+    everything, of_sampler, of_other = [], [], []
+    with scripted_peer() as peer, service(peer, runtime=runtime) as client:
+        peer.expect(f"{API}/asample", future(1, sample_sequence_ids=["s"]))
+        peer.expect(f"{API}/retrieve_future", sampled())
+        sampler = client.create_sampling_client(base_model="tinkex/sprout").result(10)
+        other = client.create_sampling_client(base_model="tinkex/sprout").result(10)
+        client.on_event(everything.append)
+        sampler.on_event(of_sampler.append)
+        other.on_event(of_other.append)
+        params = tinker.SamplingParams(max_tokens=1)
+        sampler.sample(tinker.ModelInput.from_ints([1]), 1, params).result(10)
+    assert [event.name for event in of_sampler] == [
+        "sample.start",
+        "http.request.start",
+        "http.request.stop",
+        "request.submitted",
+        "http.request.start",
+        "http.request.stop",
+        "sample.stop",
+    ]
+    assert {event.source.kind for event in of_sampler} == {"SamplingClient"}
+    assert all(event in everything for event in of_sampler)
+    assert of_other == []
+
+
+def test_reader_that_waits_in_vain_is_an_event():
+    heard = []
+    with scripted_peer() as peer, service(peer, runtime=Runtime(clock=VirtualClock())) as client:
+        peer.always(f"{API}/get_server_capabilities", ok({}, 503, retry_after="5"), method="GET")
+        client.on_event(heard.append)
+        with pytest.raises(tinker.TinkerError, match="No result after"):
+            client.server_capabilities().result(timeout=0.05)
+    (late,) = [event for event in heard if event.name == "future.timeout"]
+    assert late.attributes == {"seconds": 0.05}

@@ -128,6 +128,7 @@ def test_missing_dynamic_config_keeps_nobody_from_working(status):
         peer.always(f"{API}/client/config", ok({}))
         peer.always(f"{API}/client/dynamic_config", ok({"detail": "none"}, status))
         peer.always(f"{API}/create_session", ok({"session_id": "sess-1"}))
+        peer.always(f"{API}/telemetry", ok({"status": "accepted"}))
         peer.always(f"{API}/sessions/sess-1/finish", ok({}))
         peer.always(f"{API}/create_sampling_session", ok({"sampling_session_id": "s"}))
         with service(peer) as client:
