@@ -63,6 +63,17 @@ def test_keys_and_tokens_are_redacted_wherever_they_stand():
     assert "html-page" in text
 
 
+@pytest.mark.parametrize("before", ["%22", "%3D", "_", "2", "key:", "x-", '"', "", "\n"])
+def test_key_is_redacted_whatever_stands_before_it(before):
+    assert redact(f"{before}tml-abc_DEF-123") == f"{before}[redacted]"
+    assert redact(f"{before}eyJhbGciOi.eyJzdWIi.sig") == f"{before}[redacted]"
+
+
+def test_word_that_only_ends_like_a_key_stays():
+    assert redact("an html-page") == "an html-page"
+    assert redact("keyJoin") == "keyJoin"
+
+
 def test_secret_headers_are_redacted_by_name():
     shown = redact_headers({"X-API-Key": "plain", "Accept": "application/json"})
     assert shown == {"X-API-Key": "[redacted]", "Accept": "application/json"}
