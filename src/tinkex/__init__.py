@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, Any
 from tinkex._version import __version__
 
 if TYPE_CHECKING:
-    from tinkex import types
+    from tinkex import auth, types
+    from tinkex.client.admin import AdminClient
     from tinkex.client.circuit_breaker import CircuitBreakerPolicy
     from tinkex.client.events import Event
     from tinkex.client.future import APIFuture
+    from tinkex.client.options import ExperimentalWarning, RequestOptions, Timeout
+    from tinkex.client.rest import RestClient
     from tinkex.client.sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
     from tinkex.client.service import BackcompatTrainingClientFuture, ServiceClient
     from tinkex.client.statistics import ClientStatistics
@@ -82,6 +85,9 @@ if TYPE_CHECKING:
 __title__ = "tinkex"
 
 _HOMES = {
+    "tinkex.client.admin": ("AdminClient",),
+    "tinkex.client.options": ("ExperimentalWarning", "RequestOptions", "Timeout"),
+    "tinkex.client.rest": ("RestClient",),
     "tinkex.client.circuit_breaker": ("CircuitBreakerPolicy",),
     "tinkex.client.events": ("Event",),
     "tinkex.client.future": ("APIFuture",),
@@ -154,6 +160,7 @@ __all__ = [
     "APITimeoutError",
     "AdamOptimizerConfig",
     "AdamParams",
+    "AdminClient",
     "AuthenticationError",
     "BackcompatSamplingClientFuture",
     "BackcompatTrainingClientFuture",
@@ -170,6 +177,7 @@ __all__ = [
     "DmelChunk",
     "EncodedTextChunk",
     "Event",
+    "ExperimentalWarning",
     "ForwardBackwardOutput",
     "InternalServerError",
     "LocalServer",
@@ -186,6 +194,8 @@ __all__ = [
     "PromptProvenanceSpan",
     "RateLimitError",
     "RequestFailedError",
+    "RequestOptions",
+    "RestClient",
     "RetryConfig",
     "SampleRequest",
     "SampleResponse",
@@ -197,20 +207,22 @@ __all__ = [
     "StopReason",
     "TensorData",
     "TensorDtype",
+    "Timeout",
     "TinkerError",
     "TrainingClient",
     "TrainingRun",
     "UnprocessableEntityError",
     "__title__",
     "__version__",
+    "auth",
     "types",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its home."""
-    if name == "types":
-        return importlib.import_module("tinkex.types")
+    if name in {"auth", "types"}:
+        return importlib.import_module(f"tinkex.{name}")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(

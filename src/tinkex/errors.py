@@ -7,6 +7,7 @@
     ├── RequestFailedError              a future ended in failure
     ├── FutureExpiredError              the server forgot a future: submit the request again
     ├── ResultTimeoutError (TimeoutError)  result(timeout) ran out; the request goes on
+    ├── UnsupportedError                this server, or tinkex, does not offer it
     ├── SkippedCallError                not sent, because a call it builds on failed
     ├── ClientClosedError (RuntimeError)   the client was closed
     ├── ForkedClientError (RuntimeError)   the client belongs to the parent process
@@ -104,6 +105,12 @@ class FutureExpiredError(TinkerError):
 
 class ResultTimeoutError(TinkerError, TimeoutError):
     """`result(timeout)` ran out of time."""
+
+
+class UnsupportedError(TinkerError):
+    """What was asked for is not offered; the message names it, and what to do instead."""
+
+    category = "user"
 
 
 class SkippedCallError(TinkerError):

@@ -10,7 +10,9 @@ import sys
 import typer
 
 from tinkex.cli.demo import demo
+from tinkex.cli.sampling import sample
 from tinkex.cli.serve import serve
+from tinkex.cli.train import train
 from tinkex.errors import TinkerError
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
+app.command()(train)
+app.command()(sample)
 
 
 @app.command()

@@ -10,11 +10,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinkex.client.budget import Budget
+from tinkex.client.config import ClientConfig
 from tinkex.client.loop import BackgroundLoop
 from tinkex.client.poller import Poller, PollPolicy
+from tinkex.client.runtime import DEFAULT_RUNTIME
 from tinkex.client.sender import SDK_VERSION, Sender
 from tinkex.client.telemetry import Telemetry
-from tinkex.errors import APIError, NotFoundError
+from tinkex.errors import APIError, InputError, NotFoundError
 from tinkex.types import (
     ClientConfigRequest,
     ClientConfigResponse,
@@ -26,7 +28,6 @@ from tinkex.wire import endpoints
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from tinkex.client.config import ClientConfig
     from tinkex.client.future import APIFuture
     from tinkex.client.runtime import Runtime
 
@@ -53,6 +54,10 @@ class Connection:
         self._loop.on_close(self.sender.transport.close)
         self._starting = asyncio.Lock()
         self._server: ServerWishes | None = None
+
+    def url_of(self, path: str) -> str:
+        """Return the address of something the server keeps; reading it needs the key."""
+        return f"{self.config.base_url}{endpoints.PREFIX}/{path}"
 
     def submit(
         self, operation: Callable[..., Coroutine[Any, Any, T]], *arguments: Any
@@ -130,6 +135,28 @@ class Connection:
             )
         except APIError:
             return ClientDynamicConfigResponse()
+
+
+def connect(
+    held: Connection | None,
+    base_url: str | None,
+    api_key: str | None,
+    runtime: Runtime | None,
+) -> Connection:
+    """Return the connection a client was handed, or make one from its arguments.
+
+    Raises:
+        InputError: both were given; a connection has its server and key already.
+        ConfigurationError: settings are wrong.
+        CredentialError: there is no key, or one of the wrong form.
+    """
+    if held is None:
+        chosen = runtime or DEFAULT_RUNTIME
+        config = ClientConfig.resolve(base_url=base_url, api_key=api_key, clock=chosen.clock)
+        return Connection(config, chosen)
+    if base_url is not None or api_key is not None:
+        raise InputError("Give either a connection or base_url and api_key, not both.")
+    return held
 
 
 class ServerWishes:

@@ -145,6 +145,15 @@ def resolve_credentials(
     return StaticKey(stored)
 
 
+def configured_credentials(clock: Clock) -> Credentials:
+    """Find the key that a client of this process would use when it is given none.
+
+    Raises:
+        CredentialError: there is none, or it has the wrong form.
+    """
+    return resolve_credentials(None, os.environ, clock)
+
+
 def credentials_path(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the credentials file, which the official SDK shares."""
     home = environment.get("HOME")

@@ -12,6 +12,7 @@ from tinkex.client.config import ClientConfig
 from tinkex.client.connection import Connection
 from tinkex.client.deprecated import awaited_twin
 from tinkex.client.future import APIFuture
+from tinkex.client.rest import RestClient
 from tinkex.client.runtime import DEFAULT_RUNTIME
 from tinkex.client.sampling import create_sampling_client
 from tinkex.client.session import Session
@@ -249,6 +250,31 @@ class ServiceClient:
             sdk_method="ServiceClient.create_sampling_client",
         )
 
+    def create_rest_client(self) -> RestClient:
+        """Make a client of what the server keeps, over this client's connections."""
+        return RestClient(self._connection)
+
+    def copy_weights(
+        self,
+        path: str,
+        *,
+        ttl_seconds: int | None = None,
+        weights_access_token: str | None = None,
+    ) -> APIFuture[str]:
+        """Copy a checkpoint into this client's project; the result is the copy's path.
+
+        Args:
+            path: what to copy.
+            ttl_seconds: seconds until the copy may be deleted.
+            weights_access_token: for a checkpoint of another account.
+        """
+        return self.create_rest_client().copy_weights(
+            path,
+            self._connection.config.project_id,
+            ttl_seconds=ttl_seconds,
+            weights_access_token=weights_access_token,
+        )
+
     # --- the server -----------------------------------------------------------------------------
 
     def server_capabilities(self) -> APIFuture[GetServerCapabilitiesResponse]:
@@ -260,6 +286,11 @@ class ServiceClient:
         return self.server_capabilities().result()
 
     # --- what it reports ------------------------------------------------------------------------
+
+    def get_console_url(self) -> str:
+        """Return the address on the server that describes this client's session, or all of them."""
+        known = self._session.known_id
+        return self._connection.url_of(f"sessions/{known}" if known else "sessions")
 
     def on_event(self, handler: Callable[[Event], None]) -> Callable[[], None]:
         """Call `handler` for every event of this client and of those made from it.

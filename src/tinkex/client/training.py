@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import zstandard
-
 from tinkex.client import custom_loss, operations
-from tinkex.client.chunking import Chunk, ChunkLimits, split_data
+from tinkex.client.batches import Batch, Batches, checked_data
 from tinkex.client.deprecated import awaited_twin, twin
 from tinkex.client.events import EventSource, acting_for
 from tinkex.client.future import APIFuture
-from tinkex.client.loop import in_thread
-from tinkex.client.metrics import combine_outputs
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.sampling import create_sampling_client, ephemeral_sampling_client
@@ -27,13 +23,13 @@ from tinkex.types import (
     AdamParams,
     Datum,
     DimuonParams,
-    ForwardBackwardInput,
     ForwardBackwardOutput,
-    ForwardBackwardRequest,
     LoadWeightsRequest,
     LoadWeightsResponse,
     OptimStepRequest,
     OptimStepResponse,
+    SaveWeightsExternalRequest,
+    SaveWeightsExternalResponse,
     SaveWeightsForSamplerRequest,
     SaveWeightsForSamplerResponse,
     SaveWeightsForSamplerResponseInternal,
@@ -43,15 +39,13 @@ from tinkex.types import (
     UnloadModelResponse,
 )
 from tinkex.wire import endpoints
-from tinkex.wire import headers as names
-from tinkex.wire.proto import encode_forward_backward_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from pydantic import BaseModel
 
-    from tinkex.client.connection import Connection, ServerWishes
+    from tinkex.client.connection import Connection
     from tinkex.client.events import Event
     from tinkex.client.sampling import RetryConfig, SamplingClientFuture
     from tinkex.client.session import Session
@@ -86,6 +80,7 @@ class TrainingClient:
         self._sequencer = Sequencer()
         log = QueueStateLog(f"Training of {model_id}", self._connection.clock)
         self._watch = QueueWatch(log, self._connection.sender.emit)
+        self._batches = Batches(self._connection, self._sequencer, model_id, self._watch)
 
     # --- forward and backward -------------------------------------------------------------------
 
@@ -155,9 +150,16 @@ class TrainingClient:
         if not callable(loss_fn):
             raise InputError("The loss must be a function of (data, logprobs).")
         custom_loss.require_torch()
-        snapshot = _checked_data(data)
+        snapshot = checked_data(data)
         forward_data = custom_loss.forward_data(snapshot)
-        return self._queued(self._custom, snapshot, forward_data, loss_fn, adds_gradient=True)
+        return self._queued(
+            "forward_backward_custom",
+            self._batches.run_custom,
+            snapshot,
+            forward_data,
+            loss_fn,
+            adds_gradient=True,
+        )
 
     # --- optimiser ------------------------------------------------------------------------------
 
@@ -264,6 +266,34 @@ class TrainingClient:
             method="save_weights_for_sampler",
         )
 
+    def save_weights_external(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        age_encryption_recipients: list[str] | None = None,
+    ) -> APIFuture[SaveWeightsExternalResponse]:
+        """Export the adapter as other tools read it; `RestClient` gives the URLs of its files.
+
+        Args:
+            name: name of the export within this training run.
+            ttl_seconds: seconds after which the server may delete it; None keeps it.
+            age_encryption_recipients: age public keys that the files are encrypted to, where the
+                server offers it.
+        """
+        return self._ask(
+            endpoints.SAVE_WEIGHTS_EXTERNAL,
+            lambda number: SaveWeightsExternalRequest(
+                model_id=self.model_id,
+                path=name,
+                seq_id=number,
+                ttl_seconds=ttl_seconds,
+                age_encryption_recipients=age_encryption_recipients,
+            ),
+            SaveWeightsExternalResponse,
+            "SaveWeightsExternal",
+            method="save_weights_external",
+        )
+
     def save_weights_and_get_sampling_client(
         self,
         name: str | None = None,
@@ -340,6 +370,10 @@ class TrainingClient:
         source = resolve_tokenizer(data.model_name or "", data.tokenizer_id)
         return self._connection.runtime.tokenizers.get(source)
 
+    def get_console_url(self) -> str:
+        """Return the address on the server that describes this training run."""
+        return self._connection.url_of(f"training_runs/{self.model_id}")
+
     def get_telemetry(self) -> Telemetry | None:
         """Return what reports to the server; None when it is switched off."""
         return self._connection.telemetry
@@ -363,7 +397,7 @@ class TrainingClient:
                 )
             return await operations.fetch(self._connection, pending)
 
-        return self._queued(run)
+        return self._queued("unload", run)
 
     # --- deprecated twins -----------------------------------------------------------------------
 
@@ -374,6 +408,7 @@ class TrainingClient:
     save_state_async = twin(save_state)
     load_state_async = twin(load_state)
     load_state_with_optimizer_async = twin(load_state_with_optimizer)
+    save_weights_external_async = twin(save_weights_external)
     save_weights_for_sampler_async = twin(save_weights_for_sampler)
     save_weights_and_get_sampling_client_async = awaited_twin(save_weights_and_get_sampling_client)
     create_sampling_client_async = awaited_twin(create_sampling_client)
@@ -383,17 +418,23 @@ class TrainingClient:
 
     def _queued(
         self,
+        method: str,
         operation: Callable[..., Coroutine[Any, Any, T]],
         *arguments: Any,
         adds_gradient: bool = False,
     ) -> APIFuture[T]:
         """Run `operation(turn, *arguments)` in the background, in its place in the queue."""
+
+        async def run(turn: Turn) -> T:
+            with self._connection.sender.events.operation("train", operation=method):
+                return await operation(turn, *arguments)
+
         future: APIFuture[T] = APIFuture()
         turn = self._sequencer.reserve(future)
         turn.adds_gradient = adds_gradient
         try:
             with acting_for(self.event_source):
-                self._connection.submit_into(future, operation, turn, *arguments)
+                self._connection.submit_into(future, run, turn)
         except BaseException:
             turn.abandon_unentered()
             raise
@@ -428,7 +469,7 @@ class TrainingClient:
                 pending = await turn.send(post)
             return await operations.fetch(self._connection, pending)
 
-        return self._queued(run)
+        return self._queued(method, run)
 
     def _load(
         self, path: str, token: str | None, *, optimizer: bool, method: str
@@ -457,136 +498,15 @@ class TrainingClient:
         method: str,
     ) -> APIFuture[ForwardBackwardOutput]:
         # the caller may reuse its list and its map before they are sent
-        snapshot = _checked_data(data)
-        settings = None if config is None else dict(config)
-
-        async def run(turn: Turn) -> ForwardBackwardOutput:
-            async with turn:
-                pending = await self._send_chunks(
-                    turn, snapshot, loss_fn, settings, forward_only=forward_only, method=method
-                )
-            return await self._combined(pending)
-
-        return self._queued(run, adds_gradient=not forward_only)
-
-    async def _custom(
-        self,
-        turn: Turn,
-        data: list[Datum],
-        forward_data: list[Datum],
-        loss_fn: custom_loss.CustomLossFn,
-    ) -> ForwardBackwardOutput:
-        """Forward, the caller's loss, backward; nothing of this client comes between."""
-        method = "forward_backward_custom"
-        async with turn:
-            try:
-                forward = await self._send_chunks(
-                    turn, forward_data, "cross_entropy", None, forward_only=True, method=method
-                )
-                output = await self._combined(forward)
-                loss = await in_thread(custom_loss.evaluate, loss_fn, data, output)
-                backward = await self._send_chunks(
-                    turn,
-                    loss.backward_data,
-                    "cross_entropy",
-                    None,
-                    forward_only=False,
-                    method=method,
-                )
-            except Exception as error:
-                # an optim_step queued behind would step without this call's gradient
-                self._sequencer.skip_until_seen(error, turn)
-                raise
-        return custom_loss.finish(await self._combined(backward), loss)
-
-    async def _send_chunks(
-        self,
-        turn: Turn,
-        data: Sequence[Datum],
-        loss_fn: str,
-        config: Mapping[str, float | str] | None,
-        *,
-        forward_only: bool,
-        method: str,
-    ) -> list[PendingResult[ForwardBackwardOutput]]:
-        """Send the data in chunks of the server's size, in order.
-
-        When a later chunk is refused, the gradient of the earlier ones is on the server already:
-        what builds on this call, an optim_step above all, is not sent.
-        """
-        server = await self._connection.server()
-        limits = ChunkLimits(
-            server.config.fwdbwd_max_chunk_len, server.config.fwdbwd_max_chunk_bytes_count
+        batch = Batch(
+            data=checked_data(data),
+            loss_fn=loss_fn,
+            config=None if config is None else dict(config),
+            forward_only=forward_only,
+            method=method,
         )
-        pending: list[PendingResult[ForwardBackwardOutput]] = []
-        for chunk in split_data(data, limits):
-            post = self._chunk_poster(
-                server, chunk, loss_fn, config, forward_only=forward_only, method=method
-            )
-            try:
-                pending.append(await turn.send(post))
-            except Exception as error:
-                if pending and not forward_only:
-                    self._sequencer.skip_until_seen(error, turn)
-                raise
-        return pending
-
-    def _chunk_poster(
-        self,
-        server: ServerWishes,
-        chunk: Chunk,
-        loss_fn: str,
-        config: Mapping[str, float | str] | None,
-        *,
-        forward_only: bool,
-        method: str,
-    ) -> Callable[[int], Coroutine[Any, Any, PendingResult[ForwardBackwardOutput]]]:
-        async def post(number: int) -> PendingResult[ForwardBackwardOutput]:
-            request = ForwardBackwardRequest(
-                ForwardBackwardInput(chunk.data, loss_fn, config),
-                self.model_id,
-                number,
-                forward_only,
-            )
-            body = encode_forward_backward_request(request)
-            headers = {}
-            if server.config.proto_compress_fwdbwd:
-                body, headers = zstandard.compress(body), {names.CONTENT_ENCODING: "zstd"}
-            return await operations.submit(
-                self._connection,
-                endpoints.FORWARD_BACKWARD,
-                body,
-                operations.forward_backward_result,
-                request_type="Forward" if forward_only else "ForwardBackward",
-                sdk_method=f"TrainingClient.{method}",
-                headers=headers,
-                watch=self._watch,
-                permit=lambda: server.training_bytes.hold(chunk.estimated_bytes),
-            )
-
-        return post
-
-    async def _combined(
-        self, pending: Sequence[PendingResult[ForwardBackwardOutput]]
-    ) -> ForwardBackwardOutput:
-        fetches = [operations.fetch(self._connection, one) for one in pending]
-        return combine_outputs(await operations.gather(fetches))
+        return self._queued(method, self._batches.run, batch, adds_gradient=not forward_only)
 
     def __repr__(self) -> str:
         """Name the run."""
         return f"TrainingClient({self.model_id!r})"
-
-
-def _checked_data(data: Sequence[Datum]) -> list[Datum]:
-    """Copy the list of a call's data.
-
-    Raises:
-        InputError: it is empty, or holds something else.
-    """
-    snapshot = list(data)
-    if not snapshot:
-        raise InputError("No data: the list of datums is empty. Pass at least one Datum.")
-    for index, datum in enumerate(snapshot):
-        if not isinstance(datum, Datum):
-            raise InputError(f"data[{index}] must be a Datum, not {type(datum).__name__}.")
-    return snapshot

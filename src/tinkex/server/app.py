@@ -136,6 +136,7 @@ def _services(
             jobs=EngineJobs(engine, name=name, clock=clock, on_fault=fault),
             architecture=engine.base.architecture,
             max_context_length=engine.context_length,
+            hidden_size=engine.base.hidden_size,
             tokenizer_id=client_tokenizer_id(
                 name, engine.base.tokenizer_id, local=config.listens_on_loopback
             ),

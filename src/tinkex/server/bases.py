@@ -30,6 +30,8 @@ class HostedBase:
     """Its transformers class."""
     max_context_length: int
     """Tokens in one sequence."""
+    hidden_size: int
+    """Width of the model: clients derive a learning rate from it."""
     tokenizer_id: str
     """What a client's AutoTokenizer can load."""
 

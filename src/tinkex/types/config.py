@@ -52,6 +52,8 @@ class SupportedModel(WireResponse):
 
     model_name: str | None = absent()
     max_context_length: int | None = absent()
+    hidden_size: int | None = absent()
+    """Width of the model; `tinkex serve` says it, other servers may not."""
     trainable: bool | None = absent()
     sampleable: bool | None = absent()
 

@@ -116,6 +116,20 @@ class CreateSamplingSessionResponse(WireResponse):
     type: Literal["create_sampling_session"] = "create_sampling_session"
 
 
+class JoinSamplingSessionRequest(WireRequest):
+    """Sample along in a sampling session that another client made."""
+
+    sampling_session_id: str
+    type: Literal["join_sampling_session"] = "join_sampling_session"
+
+
+class JoinSamplingSessionResponse(WireResponse):
+    """The number of the client in the session; the one that made it has 0."""
+
+    client_counter: int
+    type: Literal["join_sampling_session"] = "join_sampling_session"
+
+
 class GetSamplerResponse(WireResponse):
     """What a sampling session samples from."""
 

@@ -67,6 +67,10 @@ class TelemetrySendRequest(WireRequest):
     process_uuid: str
 
 
+TelemetryBatch = TelemetrySendRequest
+"""The official name of what waits to be sent."""
+
+
 class TelemetryResponse(WireResponse):
     """Taken."""
 

@@ -154,6 +154,15 @@ class ForwardBackwardRequest:
 
 
 @dataclass(frozen=True)
+class ForwardRequest:
+    """A forward pass as SDKs up to 0.23 ask for it."""
+
+    forward_input: ForwardBackwardInput
+    model_id: ModelID
+    seq_id: int | None = None
+
+
+@dataclass(frozen=True)
 class ForwardBackwardOutput:
     """What a forward or forward_backward gives: a record of tensors for each datum, and metrics.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from tinkex.types._model import Bool, Int, WireRequest, WireResponse, absent
@@ -80,6 +81,57 @@ class SaveWeightsForSamplerResponse(WireResponse):
 
     path: str
     type: Literal["save_weights_for_sampler"] | None = absent()
+
+
+class SaveWeightsExternalRequest(WireRequest):
+    """Export an adapter in the format that other tools read."""
+
+    model_id: str
+    path: str
+    """The checkpoint's name."""
+    seq_id: Int | None = absent()
+    ttl_seconds: Int | None = absent()
+    age_encryption_recipients: list[str] | None = absent()
+    type: Literal["save_weights_external"] = "save_weights_external"
+
+
+class SaveWeightsExternalResponseInternal(WireResponse):
+    """What the server answers."""
+
+    path: str | None = absent()
+    size_bytes: int | None = absent()
+    type: Literal["save_weights_external"] | None = absent()
+
+
+class SaveWeightsExternalResponse(WireResponse):
+    """Where the export is."""
+
+    path: str
+    type: Literal["save_weights_external"] | None = absent()
+
+
+class ExternalWeightsUrlsResponse(WireResponse):
+    """Where to fetch each file of an export, and until when."""
+
+    urls: dict[str, str]
+    """By the file's path within the checkpoint."""
+    expires: datetime
+
+
+class CopyWeightsRequest(WireRequest):
+    """Copy a checkpoint into a project, or into a slot of a session."""
+
+    session_id: str | None = absent()
+    model_seq_id: Int | None = absent()
+    destination_project_id: str | None = absent()
+    source_path: str
+    ttl_seconds: Int | None = absent()
+
+
+class CopyWeightsResponse(WireResponse):
+    """Where the copy is."""
+
+    tinker_path: str
 
 
 class WeightsInfoRequest(WireRequest):

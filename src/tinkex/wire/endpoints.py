@@ -59,6 +59,13 @@ def _get(name: str, path: str, response: type[R]) -> Endpoint[R]:
     return Endpoint(name, "GET", f"{PREFIX}/{path}", None, response, OperationClass.REST)
 
 
+def _rest(name: str, method: str, path: str) -> Endpoint[dict[str, Any]]:
+    """Make an endpoint whose answer holds nothing."""
+    return Endpoint(name, method, f"{PREFIX}/{path}", None, dict, OperationClass.REST)
+
+
+_CHECKPOINT = "training_runs/{training_run_id}/checkpoints/{checkpoint_id}"
+
 _S, _T = OperationClass.SESSION, OperationClass.TRAIN
 
 CLIENT_CONFIG = Endpoint(
@@ -106,11 +113,23 @@ LOAD_WEIGHTS = _post("load_weights", types.LoadWeightsRequest, types.UntypedAPIF
 SAVE_WEIGHTS_FOR_SAMPLER = _post(
     "save_weights_for_sampler", types.SaveWeightsForSamplerRequest, types.UntypedAPIFuture, _T
 )
+SAVE_WEIGHTS_EXTERNAL = _post(
+    "save_weights_external", types.SaveWeightsExternalRequest, types.UntypedAPIFuture, _T
+)
+CREATE_CUSTOM_LOSS = _post(
+    "create_custom_loss", types.CreateCustomLossRequest, types.UntypedAPIFuture, _T
+)
 
 CREATE_SAMPLING_SESSION = _post(
     "create_sampling_session",
     types.CreateSamplingSessionRequest,
     types.CreateSamplingSessionResponse,
+    _S,
+)
+JOIN_SAMPLING_SESSION = _post(
+    "join_sampling_session",
+    types.JoinSamplingSessionRequest,
+    types.JoinSamplingSessionResponse,
     _S,
 )
 GET_SAMPLER = _get("get_sampler", "samplers/{sampler_id}", types.GetSamplerResponse)
@@ -142,16 +161,42 @@ LIST_CHECKPOINTS = _get(
     types.CheckpointsListResponse,
 )
 LIST_USER_CHECKPOINTS = _get("list_user_checkpoints", "checkpoints", types.CheckpointsListResponse)
-DELETE_CHECKPOINT = Endpoint(
-    "delete_checkpoint",
-    "DELETE",
-    f"{PREFIX}/training_runs/{{training_run_id}}/checkpoints/{{checkpoint_id}}",
-    None,
-    dict,
-    OperationClass.REST,
+DELETE_CHECKPOINT = _rest("delete_checkpoint", "DELETE", _CHECKPOINT)
+PUBLISH_CHECKPOINT = _rest("publish_checkpoint", "POST", f"{_CHECKPOINT}/publish")
+UNPUBLISH_CHECKPOINT = _rest("unpublish_checkpoint", "DELETE", f"{_CHECKPOINT}/publish")
+SET_CHECKPOINT_TTL = _rest("set_checkpoint_ttl", "PUT", f"{_CHECKPOINT}/ttl")
+GET_EXTERNAL_WEIGHTS_URLS = _get(
+    "get_external_weights_urls",
+    f"{_CHECKPOINT}/external_weights_urls",
+    types.ExternalWeightsUrlsResponse,
+)
+COPY_WEIGHTS = _post(
+    "copy_weights", types.CopyWeightsRequest, types.CopyWeightsResponse, OperationClass.REST
 )
 GET_SESSION = _get("get_session", "sessions/{session_id}", types.GetSessionResponse)
 LIST_SESSIONS = _get("list_sessions", "sessions", types.ListSessionsResponse)
+SEARCH_SESSIONS = Endpoint(
+    "search_sessions",
+    "POST",
+    f"{PREFIX}/sessions/search",
+    types.SessionSearchRequest,
+    types.SessionSearchResponse,
+    OperationClass.REST,
+)
+ASSIGN_SESSION_PROJECT = _rest("assign_session_project", "PUT", "sessions/{session_id}/project")
+EXPORT_SESSION_TRACE = _get(
+    "export_session_trace", "sessions/{session_id}/trace_export", types.TraceExportResponse
+)
+AUTH_TOKEN = Endpoint(
+    "auth_token", "POST", f"{PREFIX}/auth/token", None, types.AuthTokenResponse, _S
+)
+GET_AUDIT_LOG = _get("get_audit_log", "audit", types.AuditLogResponse)
+GET_BILLING_USAGE = _get("get_billing_usage", "billing/usage/events", types.BillingUsageResponse)
+GET_CHECKPOINT_STORAGE_USAGE = _get(
+    "get_current_checkpoint_storage_usage",
+    "billing/usage/checkpoints/current",
+    types.CurrentCheckpointStorageUsageResponse,
+)
 
 ALL: tuple[Endpoint[Any], ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Endpoint)

@@ -39,6 +39,8 @@ class BaseModel:
     """Folder or hub id where its tokenizer lies."""
     vocab_size: int
     """Rows of the unembedding; token ids are below it."""
+    hidden_size: int
+    """Width of the residual stream."""
     max_context_length: int
     architecture: str
     """Class name of the transformers model."""
@@ -102,11 +104,13 @@ def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:
     model.eval().requires_grad_(requires_grad=False)
     check_supported(model)
     config = model.config
+    vocab_size, hidden_size = model.get_output_embeddings().weight.shape
     return BaseModel(
         name=name,
         model=model,
         tokenizer_id=tokenizer_id,
-        vocab_size=int(model.get_output_embeddings().weight.shape[0]),
+        vocab_size=int(vocab_size),
+        hidden_size=int(hidden_size),
         max_context_length=int(getattr(config, "max_position_embeddings", 0) or _DEFAULT_CONTEXT),
         architecture=type(model).__name__,
         eos_token_ids=_eos_token_ids(model),

@@ -60,16 +60,18 @@ class MetaRoutes:
 
     async def capabilities(self, _request: Request) -> Response:
         """List the base models under each of their names."""
-        supported = [
-            SupportedModel(
-                model_name=name,
-                max_context_length=self._s.bases.get(name).max_context_length,
-                trainable=True,
-                sampleable=True,
-            )
-            for name in self._s.bases.names
-        ]
+        supported = [self._capability(name) for name in self._s.bases.names]
         return message_reply(GetServerCapabilitiesResponse(supported_models=supported))
+
+    def _capability(self, name: str) -> SupportedModel:
+        base = self._s.bases.get(name)
+        return SupportedModel(
+            model_name=name,
+            max_context_length=base.max_context_length,
+            hidden_size=base.hidden_size,
+            trainable=True,
+            sampleable=True,
+        )
 
     async def telemetry(self, _request: Request) -> Response:
         """Accept and drop: the events carry users' tracebacks, and clients wait for this reply."""

@@ -1,0 +1,128 @@
+"""`tinkex sample`: text from a base model or from trained weights.
+
+Owns the options and the prompt's rendering.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tinkex import types
+    from tinkex.client.sampling import SamplingClient
+    from tinkex.client.service import ServiceClient
+
+DEFAULT_MODEL = "tinkex/sprout"
+
+Model = Annotated[
+    str | None, typer.Option(help=f"Base model of the server; default: {DEFAULT_MODEL}.")
+]
+ModelPath = Annotated[
+    str | None, typer.Option(help="tinker:// path of sampler weights, instead of a base model.")
+]
+MaxTokens = Annotated[int, typer.Option(help="Tokens of a reply at most.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
+TopP = Annotated[float, typer.Option(help="Share of the probability that is sampled from.")]
+TopK = Annotated[int, typer.Option(help="Likeliest tokens that are sampled from; -1: all.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the reply the same each time.")]
+System = Annotated[str | None, typer.Option(help="System message before the conversation.")]
+Local = Annotated[
+    Path | None, typer.Option(help="Start a server of its own with this data folder.")
+]
+BaseUrl = Annotated[str | None, typer.Option(help="The server; default: TINKEX_BASE_URL.")]
+
+
+def sample(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to answer; - or nothing reads it from stdin.")
+    ] = None,
+    model: Model = None,
+    model_path: ModelPath = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Replies.")] = 1,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = -1,
+    seed: Seed = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End a reply here; several times for several.")
+    ] = None,
+    system: System = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text itself, without a chat template.")
+    ] = False,
+    local: Local = None,
+    base_url: BaseUrl = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the replies with their tokens as JSON.")
+    ] = False,
+) -> None:
+    """Sample replies to one prompt and print them."""
+    from tinkex import types
+    from tinkex.cli.connect import service_client
+
+    text = sys.stdin.read() if prompt in {None, "-"} else prompt
+    assert text is not None
+    params = types.SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop or None,
+    )
+    with service_client(base_url, local) as service:
+        sampler = _sampler(service, model, model_path)
+        tokenizer = sampler.get_tokenizer()
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
+        tokens = tokenizer.encode(text) if raw else _rendered(messages, tokenizer)
+        response = sampler.sample(types.ModelInput.from_ints(tokens), num_samples, params).result()
+    replies = [_decoded(sequence.tokens, tokenizer) for sequence in response.sequences]
+    if json_output:
+        print(json.dumps(_as_json(response, replies), indent=2))
+    else:
+        print("\n---\n".join(replies))
+
+
+def _sampler(service: ServiceClient, model: str | None, path: str | None) -> SamplingClient:
+    if model is not None and path is not None:
+        raise typer.BadParameter("give one of --model and --model-path", param_hint="--model")
+    if path is not None:
+        return service.create_sampling_client(model_path=path).result()
+    return service.create_sampling_client(base_model=model or DEFAULT_MODEL).result()
+
+
+def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
+    from tinkex.errors import InputError
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("The model's tokenizer has no chat template: use `tinkex sample --raw`.")
+    return list(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    )
+
+
+def _decoded(tokens: list[int], tokenizer: Any) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _as_json(response: types.SampleResponse, replies: list[str]) -> dict[str, Any]:
+    return {
+        "replies": [
+            {
+                "text": text,
+                "stop_reason": str(sequence.stop_reason),
+                "tokens": sequence.tokens,
+                "logprobs": sequence.logprobs,
+            }
+            for sequence, text in zip(response.sequences, replies, strict=True)
+        ]
+    }

@@ -1,0 +1,168 @@
+"""A training client's batches: cut into chunks, sent in order, their results put together.
+
+Owns the way of `forward`, `forward_backward` and custom losses to the server. Whose turn it is, is
+`sequencer.py`'s matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import zstandard
+
+from tinkex.client import custom_loss, operations
+from tinkex.client.chunking import Chunk, ChunkLimits, split_data
+from tinkex.client.loop import in_thread
+from tinkex.client.metrics import combine_outputs
+from tinkex.errors import InputError
+from tinkex.types import (
+    Datum,
+    ForwardBackwardInput,
+    ForwardBackwardOutput,
+    ForwardBackwardRequest,
+    ModelID,
+)
+from tinkex.wire import endpoints
+from tinkex.wire import headers as names
+from tinkex.wire.proto import encode_forward_backward_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from tinkex.client.connection import Connection, ServerWishes
+    from tinkex.client.poller import PendingResult, QueueWatch
+    from tinkex.client.sequencer import Sequencer, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One pass over some data."""
+
+    data: list[Datum]
+    loss_fn: str
+    config: Mapping[str, float | str] | None
+    forward_only: bool
+    """Whether the gradients stay as they are."""
+    method: str
+    """Name of the public method, for the server's statistics."""
+
+
+class Batches:
+    """Sends the batches of one training client.
+
+    Args:
+        connection: to the server.
+        sequencer: the client's queue; told when what is behind a batch must not be sent.
+        model_id: of the training run.
+        watch: hears why requests wait.
+    """
+
+    def __init__(
+        self, connection: Connection, sequencer: Sequencer, model_id: ModelID, watch: QueueWatch
+    ) -> None:
+        self._connection = connection
+        self._sequencer = sequencer
+        self._model_id = model_id
+        self._watch = watch
+
+    async def run(self, turn: Turn, batch: Batch) -> ForwardBackwardOutput:
+        """Send a batch in its turn, and wait for what it comes to after it."""
+        async with turn:
+            pending = await self._send(turn, batch)
+        return await self._combined(pending)
+
+    async def run_custom(
+        self,
+        turn: Turn,
+        data: list[Datum],
+        forward_data: list[Datum],
+        loss_fn: custom_loss.CustomLossFn,
+    ) -> ForwardBackwardOutput:
+        """Forward, the caller's loss, backward; nothing of this client comes between."""
+
+        def linear(data: list[Datum], *, forward_only: bool) -> Batch:
+            return Batch(data, "cross_entropy", None, forward_only, "forward_backward_custom")
+
+        async with turn:
+            try:
+                forward = await self._send(turn, linear(forward_data, forward_only=True))
+                output = await self._combined(forward)
+                loss = await in_thread(custom_loss.evaluate, loss_fn, data, output)
+                backward = await self._send(turn, linear(loss.backward_data, forward_only=False))
+            except Exception as error:
+                # an optim_step queued behind would step without this call's gradient
+                self._sequencer.skip_until_seen(error, turn)
+                raise
+        return custom_loss.finish(await self._combined(backward), loss)
+
+    async def _send(self, turn: Turn, batch: Batch) -> list[PendingResult[ForwardBackwardOutput]]:
+        """Send a batch in chunks of the server's size, in order.
+
+        When a later chunk is refused, the gradient of the earlier ones is on the server already:
+        what builds on this call, an optim_step above all, is not sent.
+        """
+        server = await self._connection.server()
+        limits = ChunkLimits(
+            server.config.fwdbwd_max_chunk_len, server.config.fwdbwd_max_chunk_bytes_count
+        )
+        pending: list[PendingResult[ForwardBackwardOutput]] = []
+        for chunk in split_data(batch.data, limits):
+            try:
+                pending.append(await turn.send(self._poster(server, chunk, batch)))
+            except Exception as error:
+                if pending and not batch.forward_only:
+                    self._sequencer.skip_until_seen(error, turn)
+                raise
+        return pending
+
+    def _poster(
+        self, server: ServerWishes, chunk: Chunk, batch: Batch
+    ) -> Callable[[int], Coroutine[Any, Any, PendingResult[ForwardBackwardOutput]]]:
+        """Make what sends a chunk under the sequence number that it is given."""
+
+        async def post(number: int) -> PendingResult[ForwardBackwardOutput]:
+            request = ForwardBackwardRequest(
+                ForwardBackwardInput(chunk.data, batch.loss_fn, batch.config),
+                self._model_id,
+                number,
+                batch.forward_only,
+            )
+            body = encode_forward_backward_request(request)
+            headers = {}
+            if server.config.proto_compress_fwdbwd:
+                body, headers = zstandard.compress(body), {names.CONTENT_ENCODING: "zstd"}
+            return await operations.submit(
+                self._connection,
+                endpoints.FORWARD_BACKWARD,
+                body,
+                operations.forward_backward_result,
+                request_type="Forward" if batch.forward_only else "ForwardBackward",
+                sdk_method=f"TrainingClient.{batch.method}",
+                headers=headers,
+                watch=self._watch,
+                permit=lambda: server.training_bytes.hold(chunk.estimated_bytes),
+            )
+
+        return post
+
+    async def _combined(
+        self, pending: Sequence[PendingResult[ForwardBackwardOutput]]
+    ) -> ForwardBackwardOutput:
+        fetches = [operations.fetch(self._connection, one) for one in pending]
+        return combine_outputs(await operations.gather(fetches))
+
+
+def checked_data(data: Sequence[Datum]) -> list[Datum]:
+    """Copy the list of a call's data.
+
+    Raises:
+        InputError: it is empty, or holds something else.
+    """
+    snapshot = list(data)
+    if not snapshot:
+        raise InputError("No data: the list of datums is empty. Pass at least one Datum.")
+    for index, datum in enumerate(snapshot):
+        if not isinstance(datum, Datum):
+            raise InputError(f"data[{index}] must be a Datum, not {type(datum).__name__}.")
+    return snapshot

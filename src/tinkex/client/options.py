@@ -1,0 +1,28 @@
+"""The official package's names for how a request is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+from httpx import Timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ExperimentalWarning", "RequestOptions", "Timeout"]
+
+
+class RequestOptions(TypedDict, total=False):
+    """Options of one request: a type for annotations; no public method takes it."""
+
+    headers: Mapping[str, str]
+    max_retries: int
+    timeout: float | Timeout | None
+    params: Mapping[str, object]
+    extra_json: Mapping[str, object]
+    idempotency_key: str
+    follow_redirects: bool
+
+
+class ExperimentalWarning(FutureWarning):
+    """What is used may change in any release. tinkex itself does not raise it yet."""

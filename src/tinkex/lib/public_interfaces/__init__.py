@@ -1,0 +1,17 @@
+"""The clients under the name that programs for the official package import them by."""
+
+from tinkex.client.admin import AdminClient
+from tinkex.client.future import APIFuture
+from tinkex.client.rest import RestClient
+from tinkex.client.sampling import SamplingClient
+from tinkex.client.service import ServiceClient
+from tinkex.client.training import TrainingClient
+
+__all__ = [
+    "APIFuture",
+    "AdminClient",
+    "RestClient",
+    "SamplingClient",
+    "ServiceClient",
+    "TrainingClient",
+]

@@ -1,0 +1,5 @@
+"""`ServiceClient` under its official module name."""
+
+from tinkex.client.service import ServiceClient
+
+__all__ = ["ServiceClient"]

@@ -1,0 +1,131 @@
+"""Turn conversations into training examples with the tokenizer's own chat template.
+
+Owns which tokens are learned: those the template adds for an assistant message after the header
+that a prompt ends with. Owns no template.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinkex import types
+from tinkex.errors import InputError
+from tinkex.types import TensorData
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinkex.sft.conversations import Conversation, Message
+
+
+def shifted_datum(tokens: Sequence[int], learned: Sequence[float] | np.ndarray) -> types.Datum:
+    """Build a cross-entropy example: position t of `target_tokens` follows position t of the input.
+
+    Args:
+        tokens: [N] of the whole text, N >= 2.
+        learned: [N] weight of each token as a target; that of the first counts for nothing.
+
+    Shape:
+        model_input [N - 1], target_tokens int64 [N - 1], weights float32 [N - 1].
+    """
+    row = np.asarray(tokens, dtype=np.int64)
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(row[:-1].tolist()),
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_numpy(row[1:]),
+            "weights": TensorData.from_numpy(np.asarray(learned, dtype=np.float32)[1:]),
+        },
+    )
+
+
+def datums(
+    conversation: Conversation, tokenizer: Any, max_length: int | None = None
+) -> list[types.Datum]:
+    """Render a conversation: one example, or one for each learned message.
+
+    A template that renders a conversation's beginning as the beginning of the whole gives one
+    example with every learned message in it. One that rewrites earlier turns (dropping their
+    thoughts, say) gives an example for each learned message, as the model will see it.
+
+    Args:
+        conversation: what is rendered.
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        max_length: tokens kept of an example, from its start; None keeps all.
+
+    Raises:
+        InputError: there is no chat template, or nothing to learn within `max_length`.
+    """
+    whole = _tokens(conversation.messages, tokenizer)
+    spans = _spans(conversation.messages, tokenizer)
+    if all(whole[: len(span.text)] == span.text for span in spans):
+        return [_cut(whole, spans, conversation, max_length)]
+    return [_cut(span.text, [span], conversation, max_length) for span in spans]
+
+
+def prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    """Render messages up to the point where the assistant speaks."""
+    return _tokens(messages, tokenizer, add_generation_prompt=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A learned message: the tokens from `start` to `end` of the text up to it."""
+
+    text: list[int]
+    start: int
+    end: int
+
+
+def _spans(messages: Sequence[Message], tokenizer: Any) -> list[_Span]:
+    return [
+        _span(messages[: index + 1], tokenizer)
+        for index, message in enumerate(messages)
+        if message.learned
+    ]
+
+
+def _span(messages: Sequence[Message], tokenizer: Any) -> _Span:
+    text = _tokens(messages, tokenizer)
+    start = _common(prompt(messages[:-1], tokenizer), text)
+    end = len(text)
+    # a template may go on after the end-of-turn token: with a new line that no model has to say
+    if tokenizer.eos_token_id in text[start:]:
+        end -= text[::-1].index(tokenizer.eos_token_id)
+    return _Span(text, start, end)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the length of the common beginning of two texts."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _cut(
+    tokens: list[int], spans: Sequence[_Span], conversation: Conversation, max_length: int | None
+) -> types.Datum:
+    learned = np.zeros(len(tokens), dtype=np.float32)
+    for span in spans:
+        learned[span.start : span.end] = 1.0
+    kept = tokens[:max_length]
+    if len(kept) < 2 or not learned[1 : len(kept)].any():
+        raise InputError(
+            f"{conversation.place}: nothing to learn is left of {len(tokens)} tokens when they are "
+            f"cut to {max_length}. Raise the maximum length, or leave the line out."
+        )
+    return shifted_datum(kept, learned[: len(kept)])
+
+
+def _tokens(messages: Sequence[Message], tokenizer: Any, **options: Any) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "The base model's tokenizer has no chat template: conversations cannot be rendered."
+        )
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options))

@@ -1,0 +1,256 @@
+"""A training run that leaves its traces in a folder and can go on from them.
+
+    OUTPUT/settings.json       what was asked for
+    OUTPUT/metrics.jsonl       one line for each step
+    OUTPUT/checkpoints.jsonl   one line for each checkpoint: its step and its two tinker paths
+
+Owns the folder and how a run is taken up again; the loop is `loop`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tinkex.errors import InputError
+from tinkex.sft import conversations, loop, rendering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tinkex import types
+    from tinkex._clock import Clock
+    from tinkex.client.service import ServiceClient
+    from tinkex.client.training import TrainingClient
+    from tinkex.sft.loop import TrainSettings, TrainStep
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What a run is made of."""
+
+    data: Path
+    """JSONL file of conversations."""
+    output: Path
+    """Folder of the run."""
+    base_model: str
+    name: str = "train"
+    """Beginning of the names of its checkpoints."""
+    rank: int = 32
+    learning_rate: float | None = None
+    """None takes the recommended one."""
+    epochs: int = 1
+    batch_size: int = 8
+    schedule: loop.Schedule = "linear"
+    max_length: int | None = None
+    """Tokens kept of each example; None is the model's context."""
+    eval_split: float = 0.0
+    """Share of the conversations kept back for evaluation."""
+    evaluate_every: int = 0
+    save_every: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A saved moment of a run."""
+
+    step: int
+    state_path: str
+    """To go on training."""
+    sampler_path: str
+    """To sample from."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What is about to happen, for whoever shows it."""
+
+    examples: int
+    held_out: int
+    steps: int
+    first_step: int
+    """Steps done already, by the run that this one goes on from."""
+    learning_rate: float
+
+
+def run(
+    service: ServiceClient,
+    settings: RunSettings,
+    *,
+    clock: Clock,
+    resume: bool = False,
+    on_plan: Callable[[RunPlan], None] = lambda _: None,
+    on_step: Callable[[TrainStep], None] = lambda _: None,
+    on_checkpoint: Callable[[Checkpoint], None] = lambda _: None,
+) -> Checkpoint:
+    """Train, and return the last checkpoint.
+
+    Args:
+        service: the server to train on.
+        settings: data, model and numbers.
+        clock: measures the steps.
+        resume: go on from the last checkpoint in the output folder, optimiser included.
+        on_plan: called once, before the first step.
+        on_step: called after each step.
+        on_checkpoint: called after each checkpoint.
+
+    Raises:
+        InputError: the data cannot be used, there is nothing to resume, the folder holds another
+            run, or the settings to resume with differ from those it began with.
+        ConfigurationError: a number is out of range.
+    """
+    found = conversations.load(settings.data)
+    train_part, held_part = conversations.split(found, settings.eval_split, settings.seed)
+    model = _model(service, settings.base_model)
+    folder = _Folder(settings.output)
+    last: Checkpoint | None = None
+    if resume:
+        last = folder.take_up(_remembered(settings))
+    else:
+        folder.begin(_remembered(settings))
+    client = _client(service, settings, last)
+    tokenizer = client.get_tokenizer()
+    max_length = settings.max_length or model.max_context_length
+
+    def rendered(part: list[conversations.Conversation]) -> list[types.Datum]:
+        return [d for one in part for d in rendering.datums(one, tokenizer, max_length)]
+
+    examples, held_out = rendered(train_part), rendered(held_part)
+    numbers = _numbers(settings, model.hidden_size)
+    plan = RunPlan(
+        examples=len(examples),
+        held_out=len(held_out),
+        steps=loop.steps_in(len(examples), numbers),
+        first_step=last.step if last else 0,
+        learning_rate=numbers.learning_rate,
+    )
+    on_plan(plan)
+
+    def step_done(step: TrainStep) -> None:
+        folder.append("metrics.jsonl", asdict(step))
+        on_step(step)
+
+    def save(step: int) -> None:
+        nonlocal last
+        last = _save(client, settings.name, step)
+        folder.append("checkpoints.jsonl", asdict(last))
+        on_checkpoint(last)
+
+    loop.train(
+        client,
+        examples,
+        numbers,
+        clock=clock,
+        held_out=held_out,
+        first_step=plan.first_step,
+        on_step=step_done,
+        on_save=save,
+    )
+    assert last is not None  # the last step saves
+    return last
+
+
+def _numbers(settings: RunSettings, hidden_size: int | None) -> TrainSettings:
+    rate = settings.learning_rate
+    return loop.TrainSettings(
+        learning_rate=loop.recommended_learning_rate(hidden_size) if rate is None else rate,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        schedule=settings.schedule,
+        evaluate_every=settings.evaluate_every,
+        save_every=settings.save_every,
+        seed=settings.seed,
+    )
+
+
+def _client(
+    service: ServiceClient, settings: RunSettings, last: Checkpoint | None
+) -> TrainingClient:
+    if last is not None:
+        return service.create_training_client_from_state_with_optimizer(last.state_path).result()
+    return service.create_lora_training_client(
+        settings.base_model, rank=settings.rank, seed=settings.seed
+    ).result()
+
+
+def _model(service: ServiceClient, name: str) -> types.SupportedModel:
+    models = service.server_capabilities().result().supported_models
+    for model in models:
+        if model.model_name == name:
+            return model
+    names = ", ".join(sorted(model.model_name for model in models if model.model_name))
+    raise InputError(f"The server has no base model {name!r}. It has: {names}.")
+
+
+def _save(client: TrainingClient, name: str, step: int) -> Checkpoint:
+    title = f"{name}-{step:06d}"
+    state = client.save_state(title, overwrite=True)
+    weights = client.save_weights_for_sampler(title)
+    return Checkpoint(step, state.result().path, weights.result().path)
+
+
+def _remembered(settings: RunSettings) -> dict[str, Any]:
+    """Return what must be the same when a run is taken up again."""
+    remembered = asdict(settings)
+    for name in ("output", "evaluate_every", "save_every", "name"):
+        del remembered[name]
+    return {**remembered, "data": str(settings.data.resolve())}
+
+
+class _Folder:
+    """The traces of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def begin(self, remembered: dict[str, Any]) -> None:
+        """Start a new run here.
+
+        Raises:
+            InputError: there is one already.
+        """
+        if (self._path / "checkpoints.jsonl").exists():
+            raise InputError(
+                f"{self._path} holds the checkpoints of another run. Go on with it (--resume), or "
+                "choose another folder (--output)."
+            )
+        self._path.mkdir(parents=True, exist_ok=True)
+        (self._path / "metrics.jsonl").unlink(missing_ok=True)
+        text = json.dumps(remembered, indent=2) + "\n"
+        (self._path / "settings.json").write_text(text, encoding="utf-8")
+
+    def take_up(self, remembered: dict[str, Any]) -> Checkpoint:
+        """Find where a run stopped; steps after its last checkpoint are forgotten.
+
+        Raises:
+            InputError: there is none, or it was another run.
+        """
+        try:
+            began = json.loads((self._path / "settings.json").read_bytes())
+            lines = (self._path / "checkpoints.jsonl").read_text(encoding="utf-8").splitlines()
+            last = Checkpoint(**json.loads(lines[-1]))
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            raise InputError(
+                f"{self._path} holds no checkpoint to resume from ({type(error).__name__}). "
+                "Start afresh without --resume."
+            ) from error
+        different = sorted(name for name in remembered if began.get(name) != remembered[name])
+        if different:
+            told = ", ".join(f"{name} was {began.get(name)!r}" for name in different)
+            raise InputError(f"The run in {self._path} began with other settings: {told}.")
+        self._forget_after(last.step)
+        return last
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Add a line to one of the files."""
+        with (self._path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _forget_after(self, step: int) -> None:
+        path = self._path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

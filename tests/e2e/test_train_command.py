@@ -1,0 +1,152 @@
+"""`tinkex train` and `tinkex sample` against a real server."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import tinkex as tinker
+from tinkex._clock import SystemClock
+from tinkex.errors import InputError
+from tinkex.sft.run import RunSettings, run
+
+COLOURS = ["red", "green", "blue"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is the colour of item {number}?"},
+                {"role": "assistant", "content": COLOURS[number % 3]},
+            ]
+        }
+        for number in range(24)
+    ]
+    path = tmp_path / "colours.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+@pytest.fixture
+def tinkex(login):
+    environment = {
+        **os.environ,
+        "TINKEX_BASE_URL": login["base_url"],
+        "TINKEX_API_KEY": login["api_key"],
+    }
+
+    def call(*arguments, **options):
+        return subprocess.run(
+            [sys.executable, "-m", "tinkex", *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **options,
+        )
+
+    return call
+
+
+def settings(data, output, **changes):
+    return RunSettings(
+        data=data,
+        output=output,
+        base_model="tinkex/sprout",
+        rank=4,
+        epochs=2,
+        batch_size=4,
+        **changes,
+    )
+
+
+def weights_of(service, path):
+    client = service.create_training_client_from_state(path).result()
+    tokens = [300, 301, 302, 303]
+    datum = tinker.Datum(tinker.ModelInput.from_ints(tokens[:-1]), {"target_tokens": tokens[1:]})
+    output = client.forward([datum], "cross_entropy").result()
+    return output.loss_fn_outputs[0]["logprobs"].tolist()
+
+
+def test_train_learns_and_its_weights_can_be_sampled_from(tinkex, data, tmp_path):
+    output = tmp_path / "run"
+    done = tinkex("train", data, "--output", output, "--epochs", 4, "--eval-split", 0.1, "--json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "plan"
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    assert losses[-1] < losses[0] / 2
+    kept = (output / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in kept] == losses
+    assert json.loads(kept[-1])["eval_loss"] is not None
+    path = events[-1]["sampler_path"]
+    asked = ["--json", "--temperature", 0, "What is the colour of item 7?"]
+    reply = tinkex("sample", "--model-path", path, *asked)
+    assert reply.returncode == 0, reply.stderr
+    assert json.loads(reply.stdout)["replies"][0]["text"].strip() in COLOURS
+
+
+def test_run_that_was_stopped_goes_on_to_the_weights_of_one_that_was_not(login, data, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(step):
+        if step.step == 8:
+            raise StoppedError
+
+    clock = SystemClock()
+    whole_settings = settings(data, tmp_path / "whole", save_every=5, seed=3)
+    cut_settings = settings(data, tmp_path / "cut", save_every=5, seed=3)
+    with tinker.ServiceClient(**login) as service:
+        whole = run(service, whole_settings, clock=clock)
+        with pytest.raises(StoppedError):
+            run(service, cut_settings, clock=clock, on_step=stop)
+    with tinker.ServiceClient(**login) as service:
+        resumed = run(service, cut_settings, clock=clock, resume=True)
+        assert weights_of(service, resumed.state_path) == weights_of(service, whole.state_path)
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(1, 13))
+
+
+def test_folder_of_another_run_is_not_overwritten_and_other_settings_not_resumed(
+    login, data, tmp_path
+):
+    output = tmp_path / "run"
+    with tinker.ServiceClient(**login) as service:
+        run(service, settings(data, output), clock=SystemClock())
+        with pytest.raises(InputError, match="--resume"):
+            run(service, settings(data, output), clock=SystemClock())
+        with pytest.raises(InputError, match="seed was 0"):
+            run(service, settings(data, output, seed=1), clock=SystemClock(), resume=True)
+        with pytest.raises(InputError, match="no checkpoint to resume"):
+            run(service, settings(data, tmp_path / "new"), clock=SystemClock(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "no/such"], "no base model 'no/such'"),
+        (["--epochs", "0"], "epochs must be at least 1"),
+        (["--eval-split", "1.5"], "evaluation split"),
+    ],
+)
+def test_mistake_is_a_sentence_and_exit_code_one(tinkex, data, tmp_path, arguments, told):
+    done = tinkex("train", data, "--output", tmp_path / "run", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sample_reads_its_prompt_from_a_pipe(tinkex):
+    done = tinkex("sample", "--raw", "--max-tokens", 3, "--temperature", 0, input="One two three")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
