@@ -16,6 +16,7 @@
     ├── CredentialError (ValueError)    no key, or one of the wrong form
     ├── TokenizerError                  a tokenizer cannot be loaded
     ├── MissingPackageError (ImportError)  an optional package is not installed
+    ├── DownloadError                   what came is not what was announced
     ├── ServerStartError                a child `tinkex serve` did not start
     └── APIError                        talking to a server failed; .body
         ├── APIConnectionError          no answer
@@ -163,6 +164,12 @@ class MissingPackageError(TinkerError, ImportError):
     """A package that this function needs is not installed."""
 
     category = "user"
+
+
+class DownloadError(TinkerError):
+    """A download is not what the server announced, or would be written where it must not."""
+
+    category = "server"
 
 
 class ServerStartError(TinkerError):

@@ -1,24 +1,61 @@
-"""Which server a command talks to: the configured one, or one of its own for as long as it runs."""
+"""Which server a command talks to, and how it wants its result.
+
+The global options stand before the command: `tinkex --base-url URL -f json run list`. The key
+comes from the environment or from `tinkex auth login`, never from an option that a process list
+would show.
+"""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tinkex.cli.output import Format
+    from tinkex.client.admin import AdminClient
+    from tinkex.client.rest import RestClient
     from tinkex.client.service import ServiceClient
 
 
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """The global options of this run of the command line."""
+
+    form: Format = "table"
+    base_url: str | None = None
+
+    def rest(self) -> RestClient:
+        """Open a client of what the server keeps."""
+        from tinkex.client.rest import RestClient
+
+        return RestClient(base_url=self.base_url)
+
+    def admin(self) -> AdminClient:
+        """Open a client of the audit log and the usage."""
+        from tinkex.client.admin import AdminClient
+
+        return AdminClient(base_url=self.base_url)
+
+
+def invocation(context: typer.Context) -> Invocation:
+    """Return the global options."""
+    found = context.find_object(Invocation)
+    return found or Invocation()
+
+
 @contextmanager
-def service_client(base_url: str | None, local: Path | None) -> Iterator[ServiceClient]:
-    """Open a client of the server at `base_url`, or of a `tinkex serve` started for this command.
+def service_client(context: typer.Context, local: Path | None) -> Iterator[ServiceClient]:
+    """Open a client with a session, of the configured server or of one made for this command.
 
     Args:
-        base_url: URL of the server; None takes the environment's.
-        local: data folder of a server to start; None starts none.
+        context: of the command.
+        local: data folder of a `tinkex serve` to start; None starts none.
 
     Raises:
         ServerStartError: the server of its own did not start.
@@ -27,7 +64,7 @@ def service_client(base_url: str | None, local: Path | None) -> Iterator[Service
     from tinkex.client.service import ServiceClient
 
     if local is None:
-        with ServiceClient(base_url=base_url) as client:
+        with ServiceClient(base_url=invocation(context).base_url) as client:
             yield client
         return
     from tinkex.cli.extras import require_server_extra

@@ -1,23 +1,33 @@
 """The command line's entry: its commands, and how a typed error becomes an exit code.
 
-Exit codes: 0 success, 1 a typed error of ours, 2 wrong usage, 130 interrupted.
+Commands import what they need when they run, so that `--help` and completion stay fast.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from tinkex.cli import auth, billing, checkpoint, model, run, session
+from tinkex.cli.connect import Invocation
 from tinkex.cli.demo import demo
 from tinkex.cli.sampling import sample
 from tinkex.cli.serve import serve
 from tinkex.cli.train import train
 from tinkex.errors import TinkerError
 
+_EPILOG = (
+    "Exit codes: 0 success, 1 an error that the message explains, 2 wrong usage, 130 interrupted. "
+    "The server and the key come from TINKEX_BASE_URL and TINKEX_API_KEY (or TINKER_...), or from "
+    "`tinkex auth login`."
+)
+
 app = typer.Typer(
     name="tinkex",
     help="The open, self-hosted home of the Tinker fine-tuning API.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,14 +36,45 @@ app.command()(serve)
 app.command()(demo)
 app.command()(train)
 app.command()(sample)
+for name, group in {
+    "auth": auth.app,
+    "billing": billing.app,
+    "checkpoint": checkpoint.app,
+    "model": model.app,
+    "run": run.app,
+    "session": session.app,
+}.items():
+    app.add_typer(group, name=name)
+
+
+@app.callback()
+def global_options(
+    context: typer.Context,
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="table for people, json for programs.")
+    ] = "table",
+    base_url: Annotated[
+        str | None, typer.Option(help="URL of the server; default: TINKEX_BASE_URL.")
+    ] = None,
+) -> None:
+    """Take the options that stand before the command."""
+    if form not in {"table", "json"}:
+        raise typer.BadParameter(f"{form!r} is neither table nor json", param_hint="--format")
+    context.obj = Invocation("json" if form == "json" else "table", base_url)
 
 
 @app.command()
-def version() -> None:
+def version(context: typer.Context) -> None:
     """Print the version."""
     from tinkex._version import __version__
 
-    print(f"tinkex {__version__}")
+    found = context.find_object(Invocation)
+    if found is not None and found.form == "json":
+        from tinkex.cli.output import show_json
+
+        show_json({"name": "tinkex", "version": __version__})
+    else:
+        print(f"tinkex {__version__}")
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ System = Annotated[str | None, typer.Option(help="System message before the conv
 Local = Annotated[
     Path | None, typer.Option(help="Start a server of its own with this data folder.")
 ]
-BaseUrl = Annotated[str | None, typer.Option(help="The server; default: TINKEX_BASE_URL.")]
 
 
 def sample(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="What to answer; - or nothing reads it from stdin.")
     ] = None,
@@ -57,7 +57,6 @@ def sample(
         bool, typer.Option("--raw", help="Continue the text itself, without a chat template.")
     ] = False,
     local: Local = None,
-    base_url: BaseUrl = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print the replies with their tokens as JSON.")
     ] = False,
@@ -76,7 +75,7 @@ def sample(
         seed=seed,
         stop=stop or None,
     )
-    with service_client(base_url, local) as service:
+    with service_client(context, local) as service:
         sampler = _sampler(service, model, model_path)
         tokenizer = sampler.get_tokenizer()
         messages = [{"role": "system", "content": system}] if system else []

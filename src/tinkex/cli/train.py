@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     data: Annotated[
         Path, typer.Argument(help='JSONL: {"messages": [{"role", "content"}, ...]} a line.')
     ],
@@ -53,9 +54,6 @@ def train(
     local: Annotated[
         bool, typer.Option("--local", help="Start a server of its own, inside the folder.")
     ] = False,
-    base_url: Annotated[
-        str | None, typer.Option(help="The server; default: TINKEX_BASE_URL.")
-    ] = None,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line instead of a bar.")
     ] = False,
@@ -82,7 +80,7 @@ def train(
         seed=seed,
     )
     with (
-        service_client(base_url, output / "server" if local else None) as service,
+        service_client(context, output / "server" if local else None) as service,
         _json_lines() if json_lines else _progress() as show,
     ):
         last = run(

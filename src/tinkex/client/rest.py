@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tinkex import types
+    from tinkex._clock import Clock
     from tinkex.client.admin import AdminClient, AuditEventType
     from tinkex.client.future import APIFuture
     from tinkex.client.runtime import Runtime
@@ -77,6 +78,11 @@ class RestClient:
         self._connection = connect(_holder, base_url, api_key, runtime)
         self._owns_connection = _holder is None
 
+    @property
+    def clock(self) -> Clock:
+        """What tells this client the time."""
+        return self._connection.clock
+
     # --- what the server is ---------------------------------------------------------------------
 
     def get_server_capabilities(self) -> APIFuture[types.GetServerCapabilitiesResponse]:
@@ -90,6 +96,14 @@ class RestClient:
             UnsupportedError: the server exchanges no key for a token that says so.
         """
         return self._connection.submit(self._whoami)
+
+    def describe_own_key(self) -> APIFuture[types.OwnKeyResponse]:
+        """Ask what the server knows of the key that this client uses."""
+        return self._ask(endpoints.GET_OWN_KEY, "describe_own_key")
+
+    def delete_own_key(self) -> APIFuture[None]:
+        """Delete the key that this client uses; it is refused from then on."""
+        return self._tell(endpoints.DELETE_OWN_KEY, "delete_own_key", path={})
 
     # --- training runs --------------------------------------------------------------------------
 

@@ -16,6 +16,16 @@ class AuthTokenResponse(WireResponse):
     jwt: str
 
 
+class OwnKeyResponse(WireResponse):
+    """What the server knows of the key that asks."""
+
+    key_id: int
+    name: str
+    note: str | None = absent()
+    details: dict[str, Any] | None = absent()
+    """`{"org_details": {"name"}, "user_details": {"email"}}`."""
+
+
 class WhoamiResponse(WireResponse):
     """The caller, as the token's claims name them."""
 

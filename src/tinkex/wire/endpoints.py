@@ -190,6 +190,15 @@ EXPORT_SESSION_TRACE = _get(
 AUTH_TOKEN = Endpoint(
     "auth_token", "POST", f"{PREFIX}/auth/token", None, types.AuthTokenResponse, _S
 )
+GET_OWN_KEY = Endpoint(
+    "get_own_key",
+    "GET",
+    f"{PREFIX}/auth/apikey/me",
+    None,
+    types.OwnKeyResponse,
+    OperationClass.REST,
+)
+DELETE_OWN_KEY = _rest("delete_own_key", "DELETE", "auth/apikey/me")
 GET_AUDIT_LOG = _get("get_audit_log", "audit", types.AuditLogResponse)
 GET_BILLING_USAGE = _get("get_billing_usage", "billing/usage/events", types.BillingUsageResponse)
 GET_CHECKPOINT_STORAGE_USAGE = _get(
