@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -265,7 +266,9 @@ def _confirm(doomed: Sequence[str], yes: bool) -> None:
     for path in doomed:
         output.remark(f"  {path}")
     words = f"Delete {len(doomed)} checkpoint{'' if len(doomed) == 1 else 's'} for good?"
-    if not typer.confirm(words, err=True):
+    # on standard error: standard output carries the result alone
+    print(f"{words} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         output.remark("Nothing was deleted.")
         raise typer.Exit(1)
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from tinkex.client.service import ServiceClient
 
 
+COMMAND_RETRIES = 2
+"""Somebody waits at the terminal: a server that is not there is told soon."""
+
+
 @dataclass(frozen=True, slots=True)
 class Invocation:
     """The global options of this run of the command line."""
@@ -34,13 +38,13 @@ class Invocation:
         """Open a client of what the server keeps."""
         from tinkex.client.rest import RestClient
 
-        return RestClient(base_url=self.base_url)
+        return RestClient(base_url=self.base_url, max_retries=COMMAND_RETRIES)
 
     def admin(self) -> AdminClient:
         """Open a client of the audit log and the usage."""
         from tinkex.client.admin import AdminClient
 
-        return AdminClient(base_url=self.base_url)
+        return AdminClient(base_url=self.base_url, max_retries=COMMAND_RETRIES)
 
 
 def invocation(context: typer.Context) -> Invocation:

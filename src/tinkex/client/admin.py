@@ -33,9 +33,10 @@ class AdminClient:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
+        max_retries: int | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        self._connection = connect(_holder, base_url, api_key, runtime)
+        self._connection = connect(_holder, base_url, api_key, runtime, max_retries)
         self._owns_connection = _holder is None
 
     def get_audit_log(

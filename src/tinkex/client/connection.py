@@ -142,6 +142,7 @@ def connect(
     base_url: str | None,
     api_key: str | None,
     runtime: Runtime | None,
+    max_retries: int | None = None,
 ) -> Connection:
     """Return the connection a client was handed, or make one from its arguments.
 
@@ -152,7 +153,9 @@ def connect(
     """
     if held is None:
         chosen = runtime or DEFAULT_RUNTIME
-        config = ClientConfig.resolve(base_url=base_url, api_key=api_key, clock=chosen.clock)
+        config = ClientConfig.resolve(
+            base_url=base_url, api_key=api_key, max_retries=max_retries, clock=chosen.clock
+        )
         return Connection(config, chosen)
     if base_url is not None or api_key is not None:
         raise InputError("Give either a connection or base_url and api_key, not both.")

@@ -36,7 +36,6 @@ EXPORT_TTL_SECONDS = 3600
 """How long the export that a training checkpoint is fetched through lives if nobody deletes it."""
 
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
-_CHUNK = 2**20
 _ATTEMPTS = 5
 _RETRY_SECONDS = 0.5
 """Before the second attempt; doubles with each."""
@@ -176,7 +175,7 @@ def checked_name(name: str) -> str:
     """
     path = PurePosixPath(name)
     hostile = (
-        not name
+        not path.parts
         or path.is_absolute()
         or ".." in path.parts
         or "\\" in name
@@ -281,7 +280,8 @@ class _Fetch:
             with self._partial.open("r+b") as file:
                 file.seek(self._written)
                 file.truncate()
-                for chunk in response.iter_bytes(_CHUNK):
+                # as it comes: what waits for a full chunk is lost when the connection breaks
+                for chunk in response.iter_bytes():
                     file.write(chunk)
                     self._written += len(chunk)
                     self._on_progress(self._written, self._total)

@@ -60,6 +60,7 @@ class RestClient:
     Args:
         base_url: URL of the server; else the environment's.
         api_key: key; else the environment's or the stored one.
+        max_retries: how often a request is repeated after a failure; else the environment's.
         runtime: clock, rate limiters and caches to share with other clients.
 
     Raises:
@@ -73,9 +74,10 @@ class RestClient:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
+        max_retries: int | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        self._connection = connect(_holder, base_url, api_key, runtime)
+        self._connection = connect(_holder, base_url, api_key, runtime, max_retries)
         self._owns_connection = _holder is None
 
     @property

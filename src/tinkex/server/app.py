@@ -25,6 +25,7 @@ from tinkex.server.routes.models import ModelRoutes
 from tinkex.server.routes.runs import RunRoutes
 from tinkex.server.routes.sampling import SamplingRoutes
 from tinkex.server.routes.sessions import SessionRoutes
+from tinkex.server.routes.sharing import SharingRoutes
 from tinkex.server.routes.training import TrainingRoutes
 from tinkex.server.routes.weights import WeightsRoutes
 from tinkex.server.services import Services
@@ -102,6 +103,7 @@ def api_routes(services: Services) -> list[BaseRoute]:
         WeightsRoutes,
         SamplingRoutes,
         FutureRoutes,
+        SharingRoutes,
         RunRoutes,
     )
     return [route for group in groups for route in group(services).routes()]

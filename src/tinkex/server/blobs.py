@@ -3,7 +3,8 @@
 Owns where a checkpoint lies, that no name leads out of the data folder, and that a checkpoint is
 there whole or not at all. Knows nothing of what is in one, nor of the database.
 
-Layout: `<root>/<run id>/<weights|sampler_weights>/<name>/`. A save is written beside and renamed.
+Layout: `<root>/<run id>/<kind>/<name>/`, the kinds being `KINDS`. A save is written beside and
+renamed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-KINDS = ("weights", "sampler_weights")
+KINDS = ("weights", "sampler_weights", "external_weights")
 _STAGING = ".staging-"
 _REPLACED = ".replaced-"
 
@@ -33,7 +34,7 @@ class CheckpointKey:
 
     run_id: str
     kind: str
-    """`weights` or `sampler_weights`."""
+    """`weights`, `sampler_weights` or `external_weights`."""
     name: str
 
     @property
@@ -96,6 +97,17 @@ class Blobs:
         """Return the bytes of a checkpoint's files."""
         return sum(entry.stat().st_size for entry in self.folder(key).rglob("*") if entry.is_file())
 
+    def files(self, key: CheckpointKey) -> list[str]:
+        """Return the files of a checkpoint, relative to its folder, in order; none without it."""
+        folder = self.folder(key)
+        found = (entry for entry in folder.rglob("*") if entry.is_file())
+        return sorted(entry.relative_to(folder).as_posix() for entry in found)
+
+    def copy(self, source: CheckpointKey, target: CheckpointKey) -> None:
+        """Give a checkpoint a second name; files are shared where the disk can, as none changes."""
+        with self.write(target, overwrite=True) as folder:
+            shutil.copytree(self.folder(source), folder, copy_function=_link_or_copy)
+
     def delete(self, key: CheckpointKey) -> None:
         """Remove a checkpoint; harmless when it is not there."""
         final = self.folder(key)
@@ -135,6 +147,13 @@ class Blobs:
         staging.rename(final)
         _sync_folder(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
 
 
 def _sync_folder(folder: Path) -> None:

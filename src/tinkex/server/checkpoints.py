@@ -46,13 +46,13 @@ class Checkpoints:
         await self._sweep()
 
     async def resolve(self, owner: str, tinker_path: str) -> CheckpointRow:
-        """Return the owner's checkpoint of a tinker path.
+        """Return the checkpoint of a path that the owner may read: their own, or a public one.
 
         Raises:
             InputError: for a path of another form, or a checkpoint that is not there.
         """
         key = parse_path(tinker_path)
-        row = await self._store.checkpoint(owner, key, now=self._clock.now())
+        row = await self._store.readable_checkpoint(owner, key, now=self._clock.now())
         if row is None:
             raise InputError(_no_checkpoint(tinker_path))
         return row
@@ -90,19 +90,18 @@ class Checkpoints:
             )
         )
         await self._store.touch_run(key.run_id, run.last_request_at)
-        if expires_at is not None:
-            self._watch(expires_at)
+        self.watch(expires_at)
 
     async def run_of(self, owner: str, tinker_path: str) -> RunRow:
-        """Return the training run of the owner's checkpoint.
+        """Return the training run of a checkpoint that the owner may read.
 
         Raises:
             APIStatusError: 404 when there is no such checkpoint.
             InputError: for a path of another form.
         """
         key = parse_path(tinker_path)
-        row = await self._store.checkpoint(owner, key, now=self._clock.now())
-        run = None if row is None else await self._store.run(owner, row.run_id)
+        row = await self._store.readable_checkpoint(owner, key, now=self._clock.now())
+        run = None if row is None else await self._store.run(row.owner, row.run_id)
         if run is None:
             raise not_found(_no_checkpoint(tinker_path))
         return run
@@ -115,12 +114,12 @@ class Checkpoints:
     async def _sweep(self) -> None:
         for row in await self._store.expired_checkpoints(self._clock.now()):
             await self.delete(row.key)
-        upcoming = await self._store.next_expiry()
-        if upcoming is not None:
-            self._watch(upcoming)
+        self.watch(await self._store.next_expiry())
 
-    def _watch(self, expires_at: float) -> None:
-        """Sweep at `expires_at`, or earlier if that is arranged already."""
+    def watch(self, expires_at: float | None) -> None:
+        """Sweep at `expires_at`, or earlier if that is arranged already; None is never."""
+        if expires_at is None:
+            return
         wait = min(max(0.0, expires_at - self._clock.now()), MAX_SWEEP_WAIT_S)
         deadline = self._clock.monotonic() + wait
         if self._sweep_timer is not None:

@@ -129,6 +129,9 @@ class ServerConfig:
     undelivered_ttl_s: float = 3600.0
     """Seconds that a result nobody collected stays."""
 
+    signed_url_ttl_s: float = 3600.0
+    """Seconds that the signed address of a file works."""
+
     shutdown_grace_s: float = 10.0
     """Seconds that a stopping server gives open connections to finish."""
 
@@ -142,6 +145,7 @@ class ServerConfig:
             *self._key_problems(),
             *_not_positive(self, ("long_poll_s", "sequence_gap_timeout_s", "session_ttl_s")),
             *_not_positive(self, ("delivered_ttl_s", "undelivered_ttl_s", "shutdown_grace_s")),
+            *_not_positive(self, ("signed_url_ttl_s",)),
             *_not_positive(self.limits, tuple(self.limits.__slots__), prefix="limits."),
         ]
         if self.log_level not in LOG_LEVELS:

@@ -35,6 +35,7 @@ class Operation(Enum):
     SAVE_WEIGHTS = "save_weights"
     LOAD_WEIGHTS = "load_weights"
     SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
+    SAVE_WEIGHTS_EXTERNAL = "save_weights_external"
     UNLOAD_MODEL = "unload_model"
     SAMPLE = "sample"
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tinkex.server.logs import Logger
 
 API_PREFIX = "/api/v1/"
+# Their addresses carry a signature instead of a key.
+SIGNED_PREFIX = "/api/v1/downloads/"
 OPEN_PATHS = frozenset({"/api/v1/healthz"})
 # Its errors belong into the future that the client waits for, so it is read to its end.
 DRAINED_PATHS = frozenset({"/api/v1/forward_backward", "/api/v1/forward"})
@@ -147,7 +149,8 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         path = scope.get("path", "")
-        if scope["type"] == "http" and path.startswith(API_PREFIX) and path not in OPEN_PATHS:
+        needs_key = path not in OPEN_PATHS and not path.startswith(SIGNED_PREFIX)
+        if scope["type"] == "http" and path.startswith(API_PREFIX) and needs_key:
             scope["state"]["owner"] = self._owner(Headers(scope=scope))
         await self._app(scope, receive, send)
 

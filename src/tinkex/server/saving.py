@@ -20,7 +20,12 @@ from tinkex.server.samplers import (
     Snapshot,
     sampler_id_of,
 )
-from tinkex.types import SaveWeightsForSamplerResponseInternal, SaveWeightsResponse
+from tinkex.server.sharing import check_ttl
+from tinkex.types import (
+    SaveWeightsExternalResponseInternal,
+    SaveWeightsForSamplerResponseInternal,
+    SaveWeightsResponse,
+)
 from tinkex.types.tinker_path import check_part
 
 if TYPE_CHECKING:
@@ -29,10 +34,11 @@ if TYPE_CHECKING:
     from tinkex.engine.engine import Engine
     from tinkex.server.futures import Future
     from tinkex.server.services import Services
-    from tinkex.types import SaveWeightsForSamplerRequest, SaveWeightsRequest
-
-MIN_TTL_S = 1
-MAX_TTL_S = 10 * 366 * 86_400
+    from tinkex.types import (
+        SaveWeightsExternalRequest,
+        SaveWeightsForSamplerRequest,
+        SaveWeightsRequest,
+    )
 
 
 class Saving:
@@ -109,6 +115,35 @@ class Saving:
             alone=True,
         )
 
+    def save_external(
+        self, owner: str, request: SaveWeightsExternalRequest, digest: bytes
+    ) -> Future:
+        """Export the adapter in PEFT's format, to be fetched by signed addresses."""
+
+        def perform_on(run: TrainingRun) -> Callable[[], Awaitable[Answer]]:
+            key = CheckpointKey(run.model_id, "external_weights", request.path)
+
+            async def perform() -> Answer:
+                if request.age_encryption_recipients:
+                    raise InputError(
+                        "age_encryption_recipients is not available on this server: leave it out, "
+                        "and encrypt the files after the download."
+                    )
+                path = await self._save(run, key, request.ttl_seconds, None, overwrite=True)
+                return Answer(SaveWeightsExternalResponseInternal(path=path))
+
+            return perform
+
+        return self._s.submissions.submit(
+            owner,
+            Operation.SAVE_WEIGHTS_EXTERNAL,
+            request.model_id,
+            request.seq_id,
+            digest,
+            perform_on,
+            alone=True,
+        )
+
     async def _save(
         self,
         run: TrainingRun,
@@ -119,11 +154,7 @@ class Saving:
         overwrite: bool = False,
     ) -> str:
         check_part(key.name, "checkpoint name")
-        if ttl_seconds is not None and not MIN_TTL_S <= ttl_seconds <= MAX_TTL_S:
-            raise InputError(
-                f"ttl_seconds is {ttl_seconds}: it must be {MIN_TTL_S}..{MAX_TTL_S}, or None "
-                "for a checkpoint that stays."
-            )
+        check_ttl(ttl_seconds)
         optimizer = key.kind == "weights"
         blobs = self._s.blobs
 

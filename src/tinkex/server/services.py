@@ -18,6 +18,8 @@ from tinkex.server.samplers import Samplers
 from tinkex.server.sampling import Sampling
 from tinkex.server.saving import Saving
 from tinkex.server.sessions import SessionRegistry
+from tinkex.server.sharing import Sharing
+from tinkex.server.signed_urls import SECRET_NAME, SignedUrls
 from tinkex.server.store import Store
 from tinkex.server.submissions import Submissions
 from tinkex.server.tasks import Tasks
@@ -84,12 +86,17 @@ class Services:
         self.creation = Creation(self)
         self.training = Training(self)
         self.saving = Saving(self)
+        self.signed_urls = SignedUrls(
+            config.data_dir / SECRET_NAME, clock=clock, lifetime_s=config.signed_url_ttl_s
+        )
+        self.sharing = Sharing(self)
         self.sampling = Sampling(self)
 
     async def start(self) -> None:
         """Open the database and start the engines' threads."""
         self.config.data_dir.mkdir(parents=True, exist_ok=True)
         self.timers.start()
+        self.signed_urls.open()
         await self.store.open()
         await self.checkpoints.start()
         for base in self.bases:

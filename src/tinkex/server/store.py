@@ -74,6 +74,8 @@ class CheckpointRow:
     has_optimizer: bool
     expires_at: float | None
     user_metadata: dict[str, str] | None
+    public: bool = False
+    """Whether every key of the server may read it."""
 
     @property
     def key(self) -> CheckpointKey:
@@ -226,9 +228,16 @@ class Store:
         self, owner: str, key: CheckpointKey, *, now: float
     ) -> CheckpointRow | None:
         """Return the owner's checkpoint, or None; one past its expiry is as if deleted."""
+        row = await self.readable_checkpoint(owner, key, now=now)
+        return row if row is not None and row.owner == owner else None
+
+    async def readable_checkpoint(
+        self, owner: str, key: CheckpointKey, *, now: float
+    ) -> CheckpointRow | None:
+        """Return a checkpoint that is the owner's or public, or None."""
         row = await self._one(
             _live(now).where(
-                CHECKPOINTS.c.owner == owner,
+                (CHECKPOINTS.c.owner == owner) | CHECKPOINTS.c.public,
                 CHECKPOINTS.c.run_id == key.run_id,
                 CHECKPOINTS.c.kind == key.kind,
                 CHECKPOINTS.c.name == key.name,

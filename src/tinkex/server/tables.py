@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
 )
 
 METADATA = MetaData()
@@ -71,6 +72,7 @@ CHECKPOINTS = Table(
     Column("has_optimizer", Boolean, nullable=False),
     Column("expires_at", Float),
     Column("user_metadata", JSON),
+    Column("public", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("run_id", "kind", "name", name="checkpoints_by_path"),
     Index("checkpoints_by_owner", "owner", "created_at"),
     Index("checkpoints_by_expiry", "expires_at"),

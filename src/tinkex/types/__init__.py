@@ -194,6 +194,7 @@ from tinkex.types.weights import (
     SaveWeightsForSamplerResponseInternal,
     SaveWeightsRequest,
     SaveWeightsResponse,
+    SetTtlRequest,
     WeightsInfoRequest,
     WeightsInfoResponse,
 )
@@ -355,6 +356,7 @@ __all__ = [
     "SessionStatus",
     "SessionStatusQuery",
     "SessionSummary",
+    "SetTtlRequest",
     "Severity",
     "StopReason",
     "StorageBillingEvent",

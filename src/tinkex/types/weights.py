@@ -118,6 +118,12 @@ class ExternalWeightsUrlsResponse(WireResponse):
     expires: datetime
 
 
+class SetTtlRequest(WireRequest):
+    """Say when a checkpoint may be deleted, in seconds from now; null keeps it."""
+
+    ttl_seconds: Int | None
+
+
 class CopyWeightsRequest(WireRequest):
     """Copy a checkpoint into a project, or into a slot of a session."""
 

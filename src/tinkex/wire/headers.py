@@ -20,6 +20,7 @@ SHOULD_RETRY = "x-should-retry"
 DEPRECATION_NOTE = "x-deprecation-note"
 DEPRECATION_LEVEL = "x-deprecation-level"
 REQUEST_ID = "x-request-id"
+REPR_DIGEST = "repr-digest"
 
 ACCEPT = "accept"
 CONTENT_TYPE = "content-type"

@@ -195,12 +195,12 @@ async def test_bad_checkpoint_id_is_refused(api, tail):
 async def test_expired_checkpoint_is_not_served_and_swept(virtual, advance):
     api = virtual
     model = await api.model()
-    path = (await save(api, model, 1, ttl_seconds=100))["path"]
+    path = (await save(api, model, 1, ttl_seconds=3600))["path"]
     await save(api, model, 2, "stays")
     listed = (await api.get("/checkpoints")).json()["checkpoints"]
     assert [("expires_at" in entry) for entry in listed] == [False, True]
     folder = api.services.config.data_dir / "checkpoints" / model / "weights"
-    await advance(99)
+    await advance(3599)
     assert (await api.post("/weights_info", {"tinker_path": path})).status_code == 200
     api.clock.advance(2)
     assert (await api.post("/weights_info", {"tinker_path": path})).status_code == 404

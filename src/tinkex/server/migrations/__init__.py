@@ -15,7 +15,7 @@ from tinkex.errors import ConfigurationError
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in `versions/`."""
 
 

@@ -17,6 +17,7 @@ from tinkex.types import (
     TrainingRun,
     TrainingRunsResponse,
 )
+from tinkex.types.tinker_path import SEGMENTS
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from tinkex.server.store import CheckpointRow, RunRow
 
 MAX_PAGE = 1000
-WIRE_KINDS = {"weights": "training", "sampler_weights": "sampler"}
 
 
 class RunRoutes:
@@ -122,12 +122,13 @@ class RunRoutes:
 def _checkpoint(row: CheckpointRow) -> Checkpoint:
     return Checkpoint(
         checkpoint_id=row.key.checkpoint_id,
-        checkpoint_type=WIRE_KINDS[row.kind],
+        checkpoint_type=SEGMENTS[row.kind],
         time=_time(row.created_at),
         tinker_path=row.key.path,
         size_bytes=row.size_bytes,
         expires_at=None if row.expires_at is None else _time(row.expires_at),
         user_metadata=row.user_metadata,
+        public=row.public,
     )
 
 

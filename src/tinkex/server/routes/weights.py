@@ -9,6 +9,7 @@ from starlette.routing import Route
 from tinkex.server.routes.messages import message_reply, owner_of, read_json
 from tinkex.types import (
     LoadWeightsRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
     UntypedAPIFuture,
@@ -35,6 +36,7 @@ class WeightsRoutes:
             Route("/save_weights", self.save, methods=["POST"]),
             Route("/load_weights", self.load, methods=["POST"]),
             Route("/save_weights_for_sampler", self.save_for_sampler, methods=["POST"]),
+            Route("/save_weights_external", self.save_external, methods=["POST"]),
             Route("/weights_info", self.info, methods=["POST"]),
         ]
 
@@ -54,6 +56,12 @@ class WeightsRoutes:
         """Save a run for sampling, under a name or as a sampling session."""
         message, digest = await read_json(request, SaveWeightsForSamplerRequest)
         future = self._s.saving.save_for_sampler(owner_of(request), message, digest)
+        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+
+    async def save_external(self, request: Request) -> Response:
+        """Export a run in PEFT's format."""
+        message, digest = await read_json(request, SaveWeightsExternalRequest)
+        future = self._s.saving.save_external(owner_of(request), message, digest)
         return message_reply(UntypedAPIFuture(request_id=future.request_id))
 
     async def info(self, request: Request) -> Response:

@@ -1,0 +1,265 @@
+"""Downloads: taken up where they broke, checked, whole or not at all; hostile names refused.
+
+client.md section 5, row "`--force` download deletes the old copy first; half-written files stay;
+`..` in an archive".
+"""
+
+import base64
+import hashlib
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from tinkex.client import download
+from tinkex.client.download import checked_name, download_checkpoint, fetch_file
+from tinkex.errors import APIConnectionError, APIStatusError, DownloadError, InputError
+from tinkex.testing.clock import VirtualClock
+from tinkex.types import ExternalWeightsUrlsResponse
+
+CONTENT = bytes(range(256)) * 40
+DIGEST = base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()
+EXPORT = "tinker://run:train:0/external_weights/one"
+
+
+@contextmanager
+def answering(answer):
+    """A loopback server; `answer(handler, number)` serves each GET."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append({name.lower(): value for name, value in self.headers.items()})
+            self.close_connection = True
+            answer(self, len(seen))
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", seen=seen)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def send(handler, status, body, **headers):
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def whole(handler, _number):
+    send(handler, 200, CONTENT, Repr_Digest=f"sha-256=:{DIGEST}:", ETag='"a"')
+
+
+class Sleeper(VirtualClock):
+    """Counts what is slept, and sleeps not."""
+
+    def __init__(self):
+        super().__init__()
+        self.slept = []
+
+    def sleep_sync(self, seconds):
+        self.slept.append(seconds)
+
+
+@pytest.fixture
+def clock():
+    return Sleeper()
+
+
+def test_file_comes_whole_with_progress(tmp_path, clock):
+    heard = []
+    with answering(whole) as server:
+        size = fetch_file(
+            server.url, tmp_path / "deep" / "f", on_progress=lambda *a: heard.append(a), clock=clock
+        )
+    assert size == len(CONTENT)
+    assert (tmp_path / "deep" / "f").read_bytes() == CONTENT
+    assert heard[-1] == (len(CONTENT), len(CONTENT))
+    assert "x-api-key" not in server.seen[0]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["f"]
+
+
+def test_broken_download_goes_on_where_it_broke(tmp_path, clock):
+    def answer(handler, number):
+        if number == 1:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(CONTENT)))
+            handler.send_header("ETag", '"a"')
+            handler.end_headers()
+            handler.wfile.write(CONTENT[:1000])
+            return
+        start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        rest = CONTENT[start:]
+        span = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+        send(handler, 206, rest, Content_Range=span, Repr_Digest=f"sha-256=:{DIGEST}:")
+
+    with answering(answer) as server:
+        assert fetch_file(server.url, tmp_path / "f", clock=clock) == len(CONTENT)
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    assert server.seen[1]["if-range"] == '"a"'
+    assert clock.slept == [0.5]
+
+
+def test_server_that_cannot_resume_sends_it_all_again(tmp_path, clock):
+    def answer(handler, number):
+        if number == 1:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(CONTENT)))
+            handler.end_headers()
+            handler.wfile.write(b"x" * 500)
+            return
+        whole(handler, number)
+
+    with answering(answer) as server:
+        fetch_file(server.url, tmp_path / "f", clock=clock)
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_connection_that_breaks_every_time_leaves_the_old_file(tmp_path, clock):
+    target = tmp_path / "f"
+    target.write_bytes(b"old")
+
+    def answer(handler, _number):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+
+    with answering(answer) as server, pytest.raises(APIConnectionError, match="5 times"):
+        fetch_file(server.url, target, clock=clock)
+    assert clock.slept == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_content_that_is_not_what_was_announced_is_refused(tmp_path, clock):
+    def answer(handler, _number):
+        send(handler, 200, CONTENT[:-1] + b"!", Repr_Digest=f"sha-256=:{DIGEST}:")
+
+    with answering(answer) as server, pytest.raises(DownloadError, match="SHA-256"):
+        fetch_file(server.url, tmp_path / "f", clock=clock)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusal_is_the_server_s_error_without_the_signature(tmp_path, clock):
+    def answer(handler, _number):
+        send(handler, 401, b'{"detail": "expired"}', Content_Type="application/json")
+
+    with (
+        answering(answer) as server,
+        pytest.raises(APIStatusError, match="expired") as caught,
+    ):
+        fetch_file(f"{server.url}/f?signature=abcdef", tmp_path / "f", clock=clock)
+    assert caught.value.status_code == 401
+    assert "abcdef" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "sub/adapter.safetensors", "a b.txt"])
+def test_ordinary_names_are_taken(name):
+    assert checked_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/etc/passwd", "../x", "a/../../x", "a\\..\\x", "C:x", "a\0b", "./a", "a//b", "a/", "."],
+)
+def test_hostile_names_are_refused(name):
+    with pytest.raises(DownloadError, match="outside"):
+        checked_name(name)
+
+
+class Done:
+    def __init__(self, value=None):
+        self._value = value
+
+    def result(self):
+        return self._value
+
+
+class Rest:
+    """A RestClient that knows one export."""
+
+    def __init__(self, urls, clock, lifetime=3600.0):
+        self.clock = clock
+        self._urls = urls
+        self._lifetime = lifetime
+        self.asked = 0
+
+    def get_external_weights_urls(self, path):
+        assert path == EXPORT
+        self.asked += 1
+        end = datetime.fromtimestamp(self.clock.now(), UTC) + timedelta(seconds=self._lifetime)
+        return Done(ExternalWeightsUrlsResponse(urls=self._urls, expires=end))
+
+
+def service(rest):
+    return SimpleNamespace(create_rest_client=lambda: rest)
+
+
+def test_folder_appears_when_all_files_are_there(tmp_path, clock):
+    with answering(whole) as server:
+        rest = Rest({"a.json": f"{server.url}/a", "sub/b": f"{server.url}/b"}, clock)
+        total = download_checkpoint(service(rest), EXPORT, tmp_path / "out")
+    assert total == 2 * len(CONTENT)
+    assert (tmp_path / "out" / "sub" / "b").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folder_that_is_there_stays_until_the_new_one_is_complete(tmp_path, clock):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+
+    def answer(handler, number):
+        if number == 1:
+            whole(handler, number)
+        else:
+            send(handler, 404, b"{}", Content_Type="application/json")
+
+    with answering(answer) as server:
+        rest = Rest({"a": f"{server.url}/a", "b": f"{server.url}/b"}, clock)
+        with pytest.raises(InputError, match="is there already"):
+            download_checkpoint(service(rest), EXPORT, out)
+        with pytest.raises(APIStatusError):
+            download_checkpoint(service(rest), EXPORT, out, force=True)
+        assert [path.name for path in out.iterdir()] == ["old"]
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        rest = Rest({"a": f"{server.url}/a"}, clock)
+    with answering(whole) as server:
+        rest = Rest({"a": f"{server.url}/a"}, clock)
+        download_checkpoint(service(rest), EXPORT, out, force=True)
+    assert [path.name for path in out.iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_hostile_name_writes_nothing(tmp_path, clock):
+    rest = Rest({"ok": "http://x/", "../evil": "http://x/"}, clock)
+    with pytest.raises(DownloadError):
+        download_checkpoint(service(rest), EXPORT, tmp_path / "in" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_addresses_that_end_soon_are_signed_anew(tmp_path, clock):
+    with answering(whole) as server:
+        rest = Rest({"a": f"{server.url}/a", "b": f"{server.url}/b"}, clock, lifetime=10.0)
+        download_checkpoint(service(rest), EXPORT, tmp_path / "out")
+    assert rest.asked == 3
+
+
+def test_sampler_weights_are_refused_before_any_request(tmp_path):
+    with pytest.raises(InputError, match="sampler weights"):
+        download.check_downloadable("tinker://run:train:0/sampler_weights/one")
+    with pytest.raises(ValueError, match="tinker"):
+        download.check_downloadable("not a path")
