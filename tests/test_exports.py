@@ -12,23 +12,17 @@ from tinkex import types
 ROOT = Path(__file__).parent.parent
 
 # The official package's public names that the next releases bring. The README says so in words.
-NOT_HERE_YET = {
-    "LossHandle",
-    "PerDatumLossFn",
-}
+NOT_HERE_YET: set[str] = set()
+
+# Refused on purpose, by a typed error; docs/deviations.md says why.
+LEFT_OUT = {"SamplingClient": {"create"}}
 
 METHODS_NOT_HERE_YET = {
-    "ServiceClient": {
-        "create_custom_loss",
-    },
+    "ServiceClient": set(),
     "TrainingClient": set(),
     "RestClient": set(),
     "AdminClient": set(),
-    "SamplingClient": {
-        "create",
-        "from_sampler_handle",
-        "get_sampler_handle",
-    },
+    "SamplingClient": set(),
 }
 
 
@@ -71,8 +65,9 @@ def test_methods_take_the_arguments_of_the_official_ones(name):
     official = getattr(pytest.importorskip("tinker"), name)
     ours = getattr(tinkex, name)
     different = {}
+    left_out = METHODS_NOT_HERE_YET[name] | LEFT_OUT.get(name, set())
     for method, function in inspect.getmembers(official, inspect.isfunction):
-        if method.startswith("_") or method in METHODS_NOT_HERE_YET[name]:
+        if method.startswith("_") or method in left_out:
             continue
         arguments = list(inspect.signature(function).parameters)
         mine = list(inspect.signature(getattr(ours, method)).parameters)

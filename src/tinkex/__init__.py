@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from tinkex.client.circuit_breaker import CircuitBreakerPolicy
     from tinkex.client.events import Event
     from tinkex.client.future import APIFuture
+    from tinkex.client.loss_handle import LossHandle, PerDatumLossFn
     from tinkex.client.options import ExperimentalWarning, RequestOptions, Timeout
     from tinkex.client.rest import RestClient
-    from tinkex.client.sampling import BackcompatSamplingClientFuture, RetryConfig, SamplingClient
+    from tinkex.client.sample_submission import RetryConfig
+    from tinkex.client.sampling import BackcompatSamplingClientFuture, SamplingClient
     from tinkex.client.service import BackcompatTrainingClientFuture, ServiceClient
     from tinkex.client.statistics import ClientStatistics
     from tinkex.client.training import TrainingClient
@@ -91,9 +93,10 @@ _HOMES = {
     "tinkex.client.circuit_breaker": ("CircuitBreakerPolicy",),
     "tinkex.client.events": ("Event",),
     "tinkex.client.future": ("APIFuture",),
+    "tinkex.client.loss_handle": ("LossHandle", "PerDatumLossFn"),
+    "tinkex.client.sample_submission": ("RetryConfig",),
     "tinkex.client.sampling": (
         "BackcompatSamplingClientFuture",
-        "RetryConfig",
         "SamplingClient",
     ),
     "tinkex.client.service": ("BackcompatTrainingClientFuture", "ServiceClient"),
@@ -182,6 +185,7 @@ __all__ = [
     "InternalServerError",
     "LocalServer",
     "LoraConfig",
+    "LossHandle",
     "ModelID",
     "ModelInput",
     "ModelInputChunk",
@@ -190,6 +194,7 @@ __all__ = [
     "OptimStepRequest",
     "OptimStepResponse",
     "ParsedCheckpointTinkerPath",
+    "PerDatumLossFn",
     "PermissionDeniedError",
     "PromptProvenanceSpan",
     "RateLimitError",

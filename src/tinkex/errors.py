@@ -10,6 +10,7 @@
     ├── UnsupportedError                this server, or tinkex, does not offer it
     ├── SkippedCallError                not sent, because a call it builds on failed
     ├── ClientClosedError (RuntimeError)   the client was closed
+    ├── BackgroundTaskError (RuntimeError)  background work crashed again and again
     ├── ForkedClientError (RuntimeError)   the client belongs to the parent process
     ├── BlockingCallError (RuntimeError)   result() on the client's own event loop
     ├── ConfigurationError (ValueError) settings; all that is wrong at once
@@ -122,6 +123,10 @@ class ClientClosedError(TinkerError, RuntimeError):
     """The client was closed; make a new one."""
 
     category = "user"
+
+
+class BackgroundTaskError(TinkerError, RuntimeError):
+    """Background work of a client crashed again and again; the client cannot go on."""
 
 
 class ForkedClientError(TinkerError, RuntimeError):

@@ -15,12 +15,13 @@ from scripted_tinker import API, KEY, JumpingClock
 from tinkex.client.config import ClientConfig
 from tinkex.client.connection import Connection
 from tinkex.client.runtime import Runtime
-from tinkex.client.sampling import RetryConfig, SamplingClient
+from tinkex.client.sample_submission import RetryConfig
+from tinkex.client.sampling import SamplingClient
 from tinkex.client.service import ServiceClient
 from tinkex.client.session import Session
 from tinkex.client.training import TrainingClient
 from tinkex.testing.server import PeerResponse, ScriptedServer
-from tinkex.types import GetInfoResponse
+from tinkex.types import ClientConfigResponse, ClientDynamicConfigResponse, GetInfoResponse
 from tinkex.wire import proto
 from tinkex.wire import tinkex_public_pb2 as pb
 
@@ -116,8 +117,10 @@ class Playback:
         return Connection(config, Runtime(clock=self.clock))
 
     @contextmanager
-    def session(self, session_id="sess-1", *, models=0, samplers=0):
+    def session(self, session_id="sess-1", *, models=0, samplers=0, known_config=None):
         connection = self.connection()
+        if known_config is not None:
+            connection.assume(ClientConfigResponse(**self.config), ClientDynamicConfigResponse())
         session = Session(connection)
         session._id = session_id
         session._models = itertools.count(models)
@@ -155,6 +158,18 @@ class Playback:
                 record_stability_info=record_stability_info,
             )
             client._numbers = itertools.count(first)
+            yield client
+
+    @contextmanager
+    def clone(self, number, config=None):
+        """A clone of the sampling client, with the number that chance gave the recorded one."""
+        sampler_id, first = recorded_ids(self.case)
+        with self.session(known_config=config or {}) as session:
+            client = SamplingClient(
+                session, sampling_session_id=sampler_id, base_model="Qwen/Qwen3-8B", clone=True
+            )
+            client._clone = number
+            client._numbers = itertools.count(first % 10**9)
             yield client
 
     def asked(self):
@@ -221,7 +236,9 @@ def identity_of(path, headers, body):
 
 
 def _json_identity(path, fields):
-    return path, fields.get("request_id") or fields.get("seq_id")
+    retrieved = tuple(fields.get("retrieved_request_ids", ()))
+    number = fields.get("seq_id")
+    return path, fields.get("request_id") or number, fields.get("timeout"), retrieved
 
 
 def recorded_identity(exchange):

@@ -18,16 +18,17 @@ API = "/api/v1"
 KEY = "tml-scripted-key"
 MODEL = "sess-1:train:0"
 HEARTBEAT = 10.0
+REFRESH = 300
 
 
 class JumpingClock(VirtualClock):
-    """Jumps over every sleep but the heartbeat's, which never comes."""
+    """Jumps over every sleep but those of background work, whose time never comes."""
 
     def __init__(self) -> None:
         super().__init__(autojump=True)
 
     async def sleep(self, seconds: float) -> None:
-        if seconds == HEARTBEAT:
+        if seconds in {HEARTBEAT, REFRESH}:
             await asyncio.Event().wait()
         await super().sleep(seconds)
 

@@ -84,11 +84,14 @@ class Batches:
         def linear(data: list[Datum], *, forward_only: bool) -> Batch:
             return Batch(data, "cross_entropy", None, forward_only, "forward_backward_custom")
 
+        events = self._connection.sender.events
         async with turn:
             try:
                 forward = await self._send(turn, linear(forward_data, forward_only=True))
                 output = await self._combined(forward)
-                loss = await in_thread(custom_loss.evaluate, loss_fn, data, output)
+                with events.operation("custom_loss", data=len(data)) as found:
+                    loss = await in_thread(custom_loss.evaluate, loss_fn, data, output)
+                    found["loss"] = loss.value
                 backward = await self._send(turn, linear(loss.backward_data, forward_only=False))
             except Exception as error:
                 # an optim_step queued behind would step without this call's gradient

@@ -7,6 +7,7 @@ Owns the background loop and the first question to a server (`client/config`). I
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinkex.client.budget import Budget
@@ -18,6 +19,7 @@ from tinkex.client.sender import SDK_VERSION, Sender
 from tinkex.client.telemetry import Telemetry
 from tinkex.errors import APIError, InputError, NotFoundError
 from tinkex.types import (
+    CancelFutureRequest,
     ClientConfigRequest,
     ClientConfigResponse,
     ClientDynamicConfigRequest,
@@ -26,6 +28,7 @@ from tinkex.types import (
 from tinkex.wire import endpoints
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Coroutine
 
     from tinkex.client.future import APIFuture
@@ -54,6 +57,8 @@ class Connection:
         self._loop.on_close(self.sender.transport.close)
         self._starting = asyncio.Lock()
         self._server: ServerWishes | None = None
+        self.dynamic = ClientDynamicConfigResponse()
+        """What the server may change while clients run, as it said last."""
 
     def url_of(self, path: str) -> str:
         """Return the address of something the server keeps; reading it needs the key."""
@@ -70,6 +75,27 @@ class Connection:
     ) -> F:
         """Run an operation on the client's loop, resolving the given future."""
         return self._reported(self._loop.submit_into(future, operation, *arguments))
+
+    def assume(self, config: ClientConfigResponse, dynamic: ClientDynamicConfigResponse) -> None:
+        """Take what another client was told by this server, instead of asking again."""
+        self._take(config)
+        self.dynamic = dynamic
+
+    def _take(self, config: ClientConfigResponse) -> ServerWishes:
+        if config.pjwt_auth_enabled:
+            self.sender.use_tokens()
+        self._server = ServerWishes(self.sender, config)
+        return self._server
+
+    @property
+    def known_config(self) -> ClientConfigResponse | None:
+        """What the server said of itself, if it was asked."""
+        return None if self._server is None else self._server.config
+
+    def cancel_on_server(self, request_id: str) -> None:
+        """Tell the server that nobody waits for this result any more, where it wants to know."""
+        if self.dynamic.sample_cancel_enabled and not self.closed:
+            self.spawn(_cancel_future, self.sender, request_id)
 
     def spawn(self, operation: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Run background work on the client's loop."""
@@ -105,7 +131,7 @@ class Connection:
         """Ask the server, once, how it wants to be talked to; a failure is asked again."""
         async with self._starting:
             if self._server is None:
-                self._server = ServerWishes(self.sender, await self._fetch_config())
+                return self._take(await self._fetch_config())
             return self._server
 
     async def _fetch_config(self) -> ClientConfigResponse:
@@ -121,20 +147,44 @@ class Connection:
                 body=error.body,
             ) from error
 
-    async def dynamic_config(self) -> ClientDynamicConfigResponse:
+    async def ask_dynamic_config(self) -> None:
         """Ask for the settings a server may change while clients run.
 
-        A server that does not answer well has none: no call of a client depends on them.
+        A server that does not answer well changed none: no call of a client depends on them.
         """
-        try:
-            return await self.sender.call(
-                endpoints.CLIENT_DYNAMIC_CONFIG,
-                ClientDynamicConfigRequest(sdk_version=SDK_VERSION),
-                timeout=10.0,
-                policy=self.config.retry.never(),
-            )
-        except APIError:
-            return ClientDynamicConfigResponse()
+        with contextlib.suppress(APIError):
+            self.dynamic = await _dynamic_config(self.sender)
+
+
+async def refresh_dynamic_config(reference: weakref.ref[Connection], sender: Sender) -> None:
+    """Ask for those settings again and again, as often as the server wants, while anybody cares."""
+    while (connection := reference()) is not None:
+        seconds = max(connection.dynamic.refresh_interval_sec, MIN_REFRESH_SECONDS)
+        del connection  # a client nobody uses any more must not keep itself alive
+        await sender.clock.sleep(seconds)
+        with contextlib.suppress(APIError):
+            found = await _dynamic_config(sender)
+            if (connection := reference()) is not None:
+                connection.dynamic = found
+
+
+async def _dynamic_config(sender: Sender) -> ClientDynamicConfigResponse:
+    return await sender.call(
+        endpoints.CLIENT_DYNAMIC_CONFIG,
+        ClientDynamicConfigRequest(sdk_version=SDK_VERSION),
+        timeout=10.0,
+        policy=sender.config.retry.never(),
+    )
+
+
+async def _cancel_future(sender: Sender, request_id: str) -> None:
+    with contextlib.suppress(APIError):  # it spares the server work, nothing depends on it
+        await sender.call(
+            endpoints.CANCEL_FUTURE,
+            CancelFutureRequest(request_id=request_id),
+            timeout=30.0,
+            policy=sender.config.retry.never(),
+        )
 
 
 def connect(
@@ -182,6 +232,7 @@ class ServerWishes:
         )
 
 
+MIN_REFRESH_SECONDS = 10.0
 _SAMPLE_POSTS = 400
 """Sample requests that may be on their way to the server at once."""
 _THROTTLED_POSTS = 10

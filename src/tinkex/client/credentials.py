@@ -36,6 +36,11 @@ class Credentials(Protocol):
         """
         ...
 
+    @property
+    def portable(self) -> str | None:
+        """The key that another process can be given; None when it must find one by itself."""
+        ...
+
     async def key(self) -> str:
         """Return the key; raises `CredentialError` when there is none."""
         ...
@@ -53,6 +58,11 @@ class StaticKey:
 
     @property
     def account(self) -> str:
+        """The key."""
+        return self._key
+
+    @property
+    def portable(self) -> str | None:
         """The key."""
         return self._key
 
@@ -85,6 +95,11 @@ class CommandKey:
     def account(self) -> str:
         """The command line: its keys change, the account behind them does not."""
         return self._command
+
+    @property
+    def portable(self) -> str | None:
+        """None: the key soon ends, and the other process can run the command."""
+        return None
 
     async def key(self) -> str:
         """Return the kept key, or run the command."""

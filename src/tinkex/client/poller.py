@@ -60,6 +60,8 @@ class PollPolicy:
     """Between the starts of two polls of one future."""
     timeout: float = 45.0
     """Of one poll; a server holds it for about 30."""
+    telling_timeout: float = 5.0
+    """Of telling the server which results were fetched."""
     initial_delay: float = 1.0
     """Of the back-off; doubles with each failure in a row."""
     max_delay: float = 30.0
@@ -163,7 +165,7 @@ def judge(reply: Reply, request_id: str) -> Ready | Waiting | MetadataOnly | Tro
     if reply.status == 408:
         return _waiting(_json_object(reply))
     if reply.status >= 300:
-        return _judge_error(reply, request_id)
+        return judge_error(reply, request_id)
     if "protobuf" in reply.content_type:
         return Ready(reply)
     answer = _json_object(reply)
@@ -179,7 +181,8 @@ def judge(reply: Reply, request_id: str) -> Ready | Waiting | MetadataOnly | Tro
     return Ready(reply)
 
 
-def _judge_error(reply: Reply, request_id: str) -> Trouble:
+def judge_error(reply: Reply, request_id: str) -> Trouble:
+    """Say what an answer with an error status means."""
     if reply.status == 410:
         return Trouble(
             "final",
@@ -233,22 +236,63 @@ def _json_object(reply: Reply) -> dict[str, Any] | None:
 # --- when to ask again -------------------------------------------------------
 
 
+class Troubles:
+    """What went wrong in a row, and how long to wait for it.
+
+    Args:
+        policy: every interval.
+        clock: tells how long an account has been blocked.
+        rng: source of the jitter.
+    """
+
+    def __init__(self, policy: PollPolicy, clock: Clock, rng: Random) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._rng = rng
+        self.answered()
+
+    def answered(self) -> None:
+        """Forget them: the server works."""
+        self._failures = 0
+        self._bad_answers = 0
+        self._unpaid_since: float | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether there was one alone, of those that are counted."""
+        return self._failures + self._bad_answers == 1
+
+    def delay(self, trouble: Trouble) -> float | None:
+        """Count one; return the seconds to wait, or None when it is the end."""
+        policy = self._policy
+        if trouble.kind == "final":
+            return None
+        if trouble.kind == "unpaid":
+            now = self._clock.monotonic()
+            if self._unpaid_since is None:
+                self._unpaid_since = now
+            return policy.billing_delay if now - self._unpaid_since < policy.billing_limit else None
+        if trouble.kind == "bad":
+            self._bad_answers += 1
+            if self._bad_answers > policy.bad_answers:
+                return None
+        else:
+            self._failures += 1
+        if trouble.told_delay is not None:
+            return max(trouble.told_delay, policy.floor)
+        exponent = min(self._failures + self._bad_answers - 1, 32)
+        delay = min(policy.initial_delay * 2.0**exponent, policy.max_delay)
+        return max(delay * (1.0 - policy.jitter * self._rng.random()), policy.floor)
+
+
 class _Poll:
     """The state of one poll: what was asked when, and what went wrong in a row."""
 
-    def __init__(self) -> None:
+    def __init__(self, troubles: Troubles, payload_size: int | None) -> None:
+        self.troubles = troubles
         self.iteration = 0
         self.asked_at: float | None = None
-        self.failures = 0
-        self.bad_answers = 0
-        self.unpaid_since: float | None = None
-        self.payload_size: int | None = None
-
-    def answered(self) -> None:
-        """Forget the troubles: the server works."""
-        self.failures = 0
-        self.bad_answers = 0
-        self.unpaid_since = None
+        self.payload_size = payload_size
 
 
 class Poller:
@@ -277,10 +321,18 @@ class Poller:
         self._rng = rng
         self._emit = emit
         self._payloads = payloads
-        self._policy = policy
+        self.policy = policy
 
-    async def fetch(self, pending: PendingResult[T]) -> T:
+    def troubles(self) -> Troubles:
+        """Begin to count troubles."""
+        return Troubles(self.policy, self._clock, self._rng)
+
+    async def fetch(self, pending: PendingResult[T], payload_size: int | None = None) -> T:
         """Return the result, however long it takes.
+
+        Args:
+            pending: what is asked for.
+            payload_size: bytes of the result, 0 if unknown, where it is known to be there.
 
         Raises:
             RequestFailedError: the operation failed.
@@ -288,7 +340,7 @@ class Poller:
             APIStatusError: the server refuses to say.
             APIResponseValidationError: what it says cannot be understood.
         """
-        poll = _Poll()
+        poll = _Poll(self.troubles(), payload_size)
         while True:
             answer = await self._ask(poll, pending)
             if isinstance(answer, Ready):
@@ -300,7 +352,7 @@ class Poller:
                 error = "announced the result twice and did not send it"
                 await self._recover(poll, pending, self._bad(pending, error))
             else:
-                poll.answered()
+                poll.troubles.answered()
                 if isinstance(answer, MetadataOnly):
                     poll.payload_size = answer.size
                 else:
@@ -344,12 +396,12 @@ class Poller:
             kind=endpoints.RETRIEVE_FUTURE.operation.value,
             body=orjson.dumps(body),
             headers=headers,
-            timeout=self._policy.timeout,
+            timeout=self.policy.timeout,
         )
 
     async def _recover(self, poll: _Poll, pending: PendingResult[T], trouble: Trouble) -> None:
         """Wait as long as the trouble asks for, or raise its error."""
-        delay = self._delay(poll, trouble)
+        delay = poll.troubles.delay(trouble)
         self._emit(
             "future.poll",
             request_id=pending.request_id,
@@ -367,35 +419,13 @@ class Poller:
             if isinstance(trouble.error, RequestFailedError):
                 self._report(pending, Waiting(QueueState.ACTIVE, None))
             raise trouble.error
-        if poll.failures + poll.bad_answers == 1:
+        if poll.troubles.first:
             _LOG.warning("Waiting for %s: %s", pending.request_type, trouble.error)
         await self._clock.sleep(delay)
 
-    def _delay(self, poll: _Poll, trouble: Trouble) -> float | None:
-        """Count the trouble; return the seconds to wait, or None when it is the end."""
-        policy = self._policy
-        if trouble.kind == "final":
-            return None
-        if trouble.kind == "unpaid":
-            now = self._clock.monotonic()
-            if poll.unpaid_since is None:
-                poll.unpaid_since = now
-            return policy.billing_delay if now - poll.unpaid_since < policy.billing_limit else None
-        if trouble.kind == "bad":
-            poll.bad_answers += 1
-            if poll.bad_answers > policy.bad_answers:
-                return None
-        else:
-            poll.failures += 1
-        if trouble.told_delay is not None:
-            return max(trouble.told_delay, policy.floor)
-        exponent = min(poll.failures + poll.bad_answers - 1, 32)
-        delay = min(policy.initial_delay * 2.0**exponent, policy.max_delay)
-        return max(delay * (1.0 - policy.jitter * self._rng.random()), policy.floor)
-
     async def _keep_floor(self, poll: _Poll) -> None:
         assert poll.asked_at is not None
-        early = poll.asked_at + self._policy.floor - self._clock.monotonic()
+        early = poll.asked_at + self.policy.floor - self._clock.monotonic()
         if early > 0:
             await self._clock.sleep(early)
 

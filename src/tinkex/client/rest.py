@@ -6,14 +6,13 @@ It needs no session and makes none.
 
 from __future__ import annotations
 
-import base64
-import json
 import uuid
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from tinkex.client import operations
 from tinkex.client.connection import Connection, connect
 from tinkex.client.deprecated import awaited_twin
+from tinkex.client.tokens import jwt_claims
 from tinkex.errors import (
     APIResponseValidationError,
     InputError,
@@ -472,14 +471,13 @@ class RestClient:
 
     async def _whoami(self) -> WhoamiResponse:
         connection = self._connection
-        server = await connection.server()
-        if not server.config.pjwt_auth_enabled:
+        await connection.server()
+        if connection.sender.tokens is None:
             raise UnsupportedError(
                 f"The server at {connection.config.base_url} does not say who a key belongs to: "
                 "it exchanges no key for a token (pjwt_auth_enabled is off)."
             )
-        token = await connection.sender.call(endpoints.AUTH_TOKEN, {})
-        claims = jwt_claims(token.jwt)
+        claims = jwt_claims(await connection.sender.tokens.token())
         try:
             return WhoamiResponse(
                 user_urn=claims["sub"],
@@ -526,22 +524,6 @@ def copy_weights(
         return copied.tinker_path
 
     return connection.submit(run)
-
-
-def jwt_claims(token: str) -> dict[str, Any]:
-    """Read what a JSON web token claims (RFC 7519); its signature is the server's business.
-
-    Raises:
-        APIResponseValidationError: it is no such token.
-    """
-    try:
-        payload = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (IndexError, ValueError) as error:
-        raise APIResponseValidationError("The server's token is no JSON web token.") from error
-    if not isinstance(claims, dict):
-        raise APIResponseValidationError("The server's token claims nothing.")
-    return claims
 
 
 def _parsed(tinker_path: str) -> ParsedCheckpointTinkerPath:

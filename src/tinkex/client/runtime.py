@@ -7,7 +7,9 @@ client uses that is given none. It owns no thread and no connection.
 from __future__ import annotations
 
 import os
+import threading
 import uuid
+import weakref
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,11 @@ from tinkex.client.limiter import LimiterRegistry
 from tinkex.client.tokenizer import TokenizerCache
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tinkex._clock import Clock
+    from tinkex.client.config import ClientConfig
+    from tinkex.client.connection import Connection
 
 
 class Runtime:
@@ -40,7 +46,22 @@ class Runtime:
         self.limiters = LimiterRegistry(self.clock)
         self.tokenizers = tokenizers or TokenizerCache()
         self.events = EventHub()
+        self._lock = threading.Lock()
+        self._connections: weakref.WeakValueDictionary[object, Connection] = (
+            weakref.WeakValueDictionary()
+        )
         self._process = (os.getpid(), str(uuid.uuid4()))
+
+    def shared_connection(
+        self, config: ClientConfig, make: Callable[[ClientConfig, Runtime], Connection]
+    ) -> Connection:
+        """Return the connection that clients of one server and key share, while any of them is."""
+        key = (config.base_url, config.credentials.account, tuple(sorted(config.headers.items())))
+        with self._lock:
+            found = self._connections.get(key)
+            if found is None or found.closed:
+                found = self._connections[key] = make(config, self)
+            return found
 
     @property
     def process_uuid(self) -> str:

@@ -6,51 +6,52 @@ the request goes out again under the same sequence id, so the server never sampl
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tinkex._backoff import retry_after_seconds
 from tinkex.client import operations, sample_rules
-from tinkex.client.chunking import estimate_prompt_bytes
 from tinkex.client.client_future import ClientFuture
+from tinkex.client.config import ClientConfig
+from tinkex.client.connection import Connection
 from tinkex.client.deprecated import awaited_twin, twin
 from tinkex.client.events import EventSource, acting_for
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
-from tinkex.client.retry import Failure, RetryPolicy
-from tinkex.client.sender import failure_of, read_answer
+from tinkex.client.retry import Failure
+from tinkex.client.runtime import DEFAULT_RUNTIME
+from tinkex.client.sample_submission import RetryConfig, SampleCall, SampleSubmitter
+from tinkex.client.sampler_handle import SamplerState
+from tinkex.client.session import Session
+from tinkex.client.session_poller import SessionPoller
 from tinkex.client.tokenizer import resolve_tokenizer
-from tinkex.client.transport import error_from_reply
 from tinkex.errors import (
-    APIConnectionError,
     APIResponseValidationError,
-    CertificateError,
-    CircuitOpenError,
     FutureExpiredError,
     InputError,
-    TinkerError,
+    UnsupportedError,
 )
 from tinkex.types import (
+    ClientConfigResponse,
+    ClientDynamicConfigResponse,
     CreateSamplingSessionRequest,
+    JoinSamplingSessionRequest,
     SampleRequest,
     SampleResponse,
     SamplingParams,
 )
 from tinkex.wire import endpoints
-from tinkex.wire import headers as names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from tinkex.client.connection import Connection, ServerWishes
+    from tinkex.client.connection import ServerWishes
     from tinkex.client.events import Event
     from tinkex.client.future import APIFuture
-    from tinkex.client.session import Session
+    from tinkex.client.poller import Poller
     from tinkex.client.telemetry import Telemetry
     from tinkex.types import (
-        ClientConfigResponse,
         ModelInput,
         QueueState,
         SaveWeightsForSamplerResponse,
@@ -58,68 +59,8 @@ if TYPE_CHECKING:
         TensorData,
     )
 
-_LARGE_PROMPT_BYTES = 128 * 2**10
-_THROTTLED_WEIGHT = 20
-"""A prompt counts this many times its bytes while the server throttles this key."""
-
-
-@dataclass(frozen=True)
-class RetryConfig:
-    """How a sampling client repeats a request. The defaults are the official ones."""
-
-    max_connections: int | None = 1000
-    """Kept for programs that set it; the server's client config decides."""
-    progress_timeout: float = 7200.0
-    """Seconds without an answer after which a request is given up."""
-    retry_delay_base: float = 0.5
-    """Seconds before the first retry; doubles with each."""
-    retry_delay_max: float = 10.0
-    """Seconds; the doubling stops here."""
-    jitter_factor: float = 0.25
-    """Up to this share of a delay is taken off it at random."""
-    enable_retry_logic: bool = True
-    """Whether a 5xx, a lost connection or an expired result is tried again; a 429 always is."""
-    enable_stuck_detection: bool = True
-    """Whether `progress_timeout` counts."""
-    retryable_exceptions: tuple[type[Exception], ...] = (TimeoutError, APIConnectionError)
-    """Failures without an answer that are tried again."""
-
-    def policy(self) -> RetryPolicy:
-        """Return the policy these settings describe."""
-        return RetryPolicy(
-            max_retries=None if self.enable_retry_logic else 0,
-            max_elapsed=self.progress_timeout if self.enable_stuck_detection else None,
-            initial_delay=self.retry_delay_base,
-            max_delay=self.retry_delay_max,
-            jitter=self.jitter_factor,
-        )
-
-    def within(self, server: ClientConfigResponse) -> RetryConfig:
-        """Return these settings without what the server's client config switches off."""
-        return replace(
-            self,
-            enable_retry_logic=self.enable_retry_logic and not server.sample_no_retries,
-            enable_stuck_detection=(
-                self.enable_stuck_detection and server.sample_enable_stuck_detection
-            ),
-        )
-
-
-@dataclass(slots=True)
-class _Sampling:
-    """One call under way: what it sends, and how often it went wrong."""
-
-    request: SampleRequest
-    sdk_method: str
-    config: RetryConfig
-    started: float
-    """In the seconds of the client's clock."""
-    attempt: int = 0
-
-    @property
-    def prompt_bytes(self) -> int:
-        """Estimate the size of the prompt."""
-        return estimate_prompt_bytes(self.request.prompt.chunks)
+CLONE_NUMBERS = 1_000_000_000
+"""Sequence ids of one clone: clone c counts from c times this."""
 
 
 class SamplingClient:
@@ -137,7 +78,9 @@ class SamplingClient:
         model_path: str | None = None,
         retry_config: RetryConfig | None = None,
         record_stability_info: bool = False,
+        clone: bool = False,
     ) -> None:
+        self._session_id = session.known_id or sampling_session_id.partition(":")[0]
         self._connection: Connection = session.connection
         self.sampling_session_id = sampling_session_id
         self.model_path = model_path
@@ -148,8 +91,12 @@ class SamplingClient:
             "SamplingClient", sampling_session_id, self._connection.sender.events.source
         )
         self._numbers = itertools.count()
+        self._clone = None if clone else 0
+        self._joining = asyncio.Lock()
+        self._completions: SessionPoller | None = None
         self._log = QueueStateLog(f"Sampling from {base_model}", self._connection.clock)
-        self._watch = QueueWatch(self, self._connection.sender.emit)
+        watch = QueueWatch(self, self._connection.sender.emit)
+        self._submitter = SampleSubmitter(self._connection, watch)
 
     # --- sampling -------------------------------------------------------------------------------
 
@@ -229,6 +176,61 @@ class SamplingClient:
         with acting_for(self.event_source):
             return self._connection.submit(self._logprobs, request)
 
+    # --- other processes ------------------------------------------------------------------------
+
+    def get_sampler_handle(self) -> str:
+        """Return text that makes a client of the same sampler in any process; it has no key in it.
+
+        Every `from_sampler_handle` of it, any number of times, gives a client of its own.
+        """
+        return self._state().handle()
+
+    @staticmethod
+    def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
+        """Make a client of the sampler that a handle names.
+
+        Args:
+            handle: from `get_sampler_handle`.
+            api_key: key; else this process's own is found, as `ServiceClient()` finds it.
+
+        Raises:
+            InputError: it is no handle.
+            CredentialError: there is no key, or one of the wrong form.
+        """
+        return _clone_of(SamplerState.of_handle(handle), api_key, {}, None)
+
+    @staticmethod
+    def create(*_arguments: Any, **_named: Any) -> SamplingClient:
+        """Refuse: the official method takes a private object of the official SDK.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            "SamplingClient.create takes a private object of the official SDK. Use "
+            "ServiceClient.create_sampling_client(model_path=..., base_model=...), or "
+            "SamplingClient.from_sampler_handle."
+        )
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Pickle what makes a client of the same sampler elsewhere: the key too."""
+        config = self._connection.config
+        key = config.credentials.portable
+        return _clone_of, (self._state(), key, dict(config.headers), self._retry_config)
+
+    def _state(self) -> SamplerState:
+        connection = self._connection
+        known = connection.known_config
+        return SamplerState(
+            session_id=self._session_id,
+            sampling_session_id=self.sampling_session_id,
+            base_model=self._base_model,
+            base_url=connection.config.base_url,
+            client_config={} if known is None else known.model_dump(),
+            client_dynamic_config=connection.dynamic.model_dump(),
+            record_stability_info=self._record_stability_info,
+        )
+
     # --- what it samples from -------------------------------------------------------------------
 
     def get_base_model(self) -> str:
@@ -281,126 +283,61 @@ class SamplingClient:
         connection = self._connection
         server = await connection.server()
         config = self._retry_config.within(server.config)
-        call = _Sampling(request, sdk_method, config, connection.clock.monotonic())
+        call = SampleCall(request, sdk_method, config, connection.clock.monotonic())
+        clone = await self._clone_number(server)
+        completions = self._completions_of(server, clone)
         while True:
-            call.request = request.model_copy(update={"seq_id": next(self._numbers)})
+            number = CLONE_NUMBERS * clone + next(self._numbers)
+            call.request = request.model_copy(update={"seq_id": number})
             try:
                 async with AsyncExitStack() as in_flight:
-                    pending = await self._submit(call, server, in_flight)
-                    response = await server.poller.fetch(pending)
+                    if completions is not None:
+                        in_flight.enter_context(completions.call())
+                    pending = await self._submitter.submit(call, server, in_flight)
+                    response = await self._fetched(completions or server.poller, pending)
             except FutureExpiredError as error:
-                await self._wait_to_repeat(call, Failure(None, {}), error)
+                await self._submitter.wait_to_repeat(call, Failure(None, {}), error)
             else:
                 sample_rules.check_response(request, response)
                 return response
 
-    async def _submit(
-        self, call: _Sampling, server: ServerWishes, in_flight: AsyncExitStack
-    ) -> PendingResult[SampleResponse]:
-        """Send a request until the server takes it; then `in_flight` holds its place.
-
-        Nothing is held while this waits: whoever waits for a back-off keeps nobody else from
-        sampling with another key.
-        """
-        connection = self._connection
-        while True:
-            await connection.limiter.wait()
-            outcome = await self._attempt(call, server, in_flight)
-            if isinstance(outcome, PendingResult):
-                return outcome
-            if outcome is not None:
-                await self._wait_to_repeat(call, *outcome)
-
-    async def _attempt(
-        self, call: _Sampling, server: ServerWishes, in_flight: AsyncExitStack
-    ) -> PendingResult[SampleResponse] | tuple[Failure, TinkerError] | None:
-        """Send a request once, within the budgets of the server's client config.
-
-        Returns:
-            What the server's acceptance leads to, or what went wrong, or None when the key was
-            told to back off while this waited for its turn.
-        """
-        connection = self._connection
-        throttled = connection.limiter.throttled_recently()
-        weight = _THROTTLED_WEIGHT if throttled else 1
-        async with AsyncExitStack() as place, AsyncExitStack() as held:
-            await place.enter_async_context(server.samples.hold())
-            if throttled:
-                await held.enter_async_context(server.throttled_posts.hold())
-            await held.enter_async_context(server.sample_posts.hold())
-            await held.enter_async_context(server.sample_bytes.hold(call.prompt_bytes * weight))
-            if connection.limiter.remaining() > 0:
-                return None
-            outcome = await self._send(call)
-            if isinstance(outcome, PendingResult):
-                in_flight.push_async_exit(place.pop_all())
-            return outcome
-
-    async def _send(
-        self, call: _Sampling
-    ) -> PendingResult[SampleResponse] | tuple[Failure, TinkerError]:
-        connection = self._connection
-        sent_at = connection.clock.monotonic()
-        request = connection.sender.request(
-            endpoints.ASAMPLE,
-            call.request,
-            headers={names.SAMPLING_BACKPRESSURE: "1"},
-            sdk_method=call.sdk_method,
-        )
+    async def _fetched(
+        self, source: SessionPoller | Poller, pending: PendingResult[SampleResponse]
+    ) -> SampleResponse:
         try:
-            reply = await connection.sender.send(request)
-        except (CertificateError, CircuitOpenError):
+            return await source.fetch(pending)
+        except asyncio.CancelledError:
+            self._connection.cancel_on_server(pending.request_id)
             raise
-        except call.config.retryable_exceptions as error:
-            if not isinstance(error, TinkerError):
-                raise
-            return Failure(None, {}), error
-        if reply.status >= 300:
-            refusal = error_from_reply(reply)
-            return failure_of(reply, refusal), refusal
-        connection.limiter.succeeded(sent_at)
-        future = read_answer(endpoints.ASAMPLE, reply)
-        ids = future.sample_sequence_ids
-        if ids is None or len(ids) != call.request.num_samples:
-            raise APIResponseValidationError(
-                f"The server promised {len(ids or ())} sequences instead of "
-                f"{call.request.num_samples}."
+
+    async def _clone_number(self, server: ServerWishes) -> int:
+        """Number this client among those of its sampling session, 0 being the first.
+
+        Sequence ids of different clones must not meet; the server numbers clones, or chance does.
+        """
+        async with self._joining:
+            if self._clone is None and server.config.sample_join_sampling_session:
+                joined = await self._connection.sender.call(
+                    endpoints.JOIN_SAMPLING_SESSION,
+                    JoinSamplingSessionRequest(sampling_session_id=self.sampling_session_id),
+                    sdk_method="SamplingClient.sample",
+                )
+                self._clone = joined.client_counter
+            elif self._clone is None:
+                self._clone = self._connection.sender.rng.randint(1, CLONE_NUMBERS)
+            return self._clone
+
+    def _completions_of(self, server: ServerWishes, clone: int) -> SessionPoller | None:
+        """Return what asks for this client's results together, where the server offers that."""
+        if self._completions is None and server.config.sample_use_retrieve_futures:
+            self._completions = SessionPoller(
+                self._connection.sender,
+                server.poller,
+                self._connection.spawn,
+                sampling_session_id=self.sampling_session_id,
+                clone=clone,
             )
-        return operations.pending_result(
-            connection,
-            future,
-            operations.sample_result(ids),
-            request_type="Sample",
-            sdk_method=call.sdk_method,
-            roundtrip=connection.clock.monotonic() - sent_at,
-            watch=self._watch,
-        )
-
-    async def _wait_to_repeat(self, call: _Sampling, failure: Failure, error: TinkerError) -> None:
-        """Wait as long as the failure asks for, or raise its error."""
-        connection = self._connection
-        policy = call.config.policy()
-        elapsed = connection.clock.monotonic() - call.started
-        if failure.status == 429:
-            if policy.max_elapsed is not None and elapsed >= policy.max_elapsed:
-                raise error
-            self._back_off(failure, call.prompt_bytes)
-            return
-        delay = policy.delay(failure, call.attempt, elapsed, connection.sender.rng)
-        if delay is None:
-            raise error
-        connection.sender.emit(
-            "http.retry", path=endpoints.ASAMPLE.path, status=failure.status, delay=delay
-        )
-        call.attempt += 1
-        await connection.clock.sleep(delay)
-
-    def _back_off(self, failure: Failure, prompt_bytes: int) -> None:
-        """Hold back every client of this key."""
-        told = retry_after_seconds(failure.headers, failure.received_at)
-        seconds = told or (5.0 if prompt_bytes > _LARGE_PROMPT_BYTES else 1.0)
-        self._connection.limiter.back_off(seconds)
-        self._connection.sender.emit("limiter.backoff", seconds=seconds)
+        return self._completions
 
     def __repr__(self) -> str:
         """Name the weights."""
@@ -413,6 +350,33 @@ class SamplingClientFuture(ClientFuture[SamplingClient]):
 
 BackcompatSamplingClientFuture = SamplingClientFuture
 """The official name."""
+
+
+def _clone_of(
+    state: SamplerState,
+    api_key: str | None,
+    headers: Mapping[str, str],
+    retry_config: RetryConfig | None,
+) -> SamplingClient:
+    """Make another client of a sampler. Clones of one server and key share their connections."""
+    runtime = DEFAULT_RUNTIME
+    config = ClientConfig.resolve(
+        base_url=state.base_url, api_key=api_key, headers=headers, clock=runtime.clock
+    )
+    connection = runtime.shared_connection(config, Connection)
+    if state.client_config and connection.known_config is None:
+        connection.assume(
+            ClientConfigResponse.model_validate(state.client_config),
+            ClientDynamicConfigResponse.model_validate(state.client_dynamic_config),
+        )
+    return SamplingClient(
+        Session(connection, known_id=state.session_id),
+        sampling_session_id=state.sampling_session_id,
+        base_model=state.base_model,
+        retry_config=retry_config,
+        record_stability_info=state.record_stability_info,
+        clone=True,
+    )
 
 
 def create_sampling_client(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from tinkex.client import tracing
 from tinkex.client.circuit_breaker import CircuitBreaker
 from tinkex.client.events import Emitter, EventSource
 from tinkex.client.retry import Failure
+from tinkex.client.tokens import TokenExchange
 from tinkex.client.transport import HttpRequest, Reply, Transport, error_from_reply
 from tinkex.errors import (
     APIConnectionError,
@@ -29,6 +30,7 @@ from tinkex.errors import (
     CertificateError,
     CircuitOpenError,
 )
+from tinkex.wire import endpoints
 from tinkex.wire import headers as names
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class Sender:
         self.clock = runtime.clock
         self.rng = runtime.rng
         self.transport = Transport(config)
+        self.tokens: TokenExchange | None = None
+        """What requests carry instead of the key, where the server wants that."""
         self.events = Emitter(runtime.events, runtime.clock, EventSource("ServiceClient", ""))
         self._breaker = (
             None
@@ -87,7 +91,29 @@ class Sender:
             lambda: self._send(request), failed=lambda reply: reply.status >= 500
         )
 
+    def use_tokens(self) -> None:
+        """Exchange the key for tokens from now on: the server wants it so."""
+        if self.tokens is None:
+            self.tokens = TokenExchange(self._new_token, self.clock, self.rng)
+
+    async def _new_token(self) -> str:
+        request = self.request(endpoints.AUTH_TOKEN, {})
+        reply = await self._send_with_retries(
+            request, self.config.retry, nullcontext, self._send_key
+        )
+        return read_answer(endpoints.AUTH_TOKEN, reply).jwt
+
     async def _send(self, request: HttpRequest) -> Reply:
+        if self.tokens is None:
+            return await self._send_key(request)
+        token = await self.tokens.token()
+        reply = await self._exchange(request, token)
+        if reply.status == 401:
+            self.tokens.refused(token)
+            reply = await self._exchange(request, await self.tokens.token())
+        return reply
+
+    async def _send_key(self, request: HttpRequest) -> Reply:
         key = await self.config.credentials.key()
         reply = await self._exchange(request, key)
         if reply.status == 401 and self.config.credentials.refused(key):
@@ -142,6 +168,7 @@ class Sender:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         sdk_method: str | None = None,
+        timeout: float | None = None,
     ) -> HttpRequest:
         """Make the request of a call. Its retries share one idempotency key."""
         own = {names.ACCEPT: names.JSON}
@@ -157,11 +184,15 @@ class Sender:
             body=_encoded(body),
             headers={**own, **(headers or {})},
             query={name: value for name, value in (query or {}).items() if value is not None},
-            timeout=self.config.timeout,
+            timeout=timeout or self.config.timeout,
         )
 
     async def _send_with_retries(
-        self, request: HttpRequest, policy: RetryPolicy, permit: Permit
+        self,
+        request: HttpRequest,
+        policy: RetryPolicy,
+        permit: Permit,
+        send: Callable[[HttpRequest], Awaitable[Reply]] | None = None,
     ) -> Reply:
         started = self.clock.monotonic()
         attempt = 0
@@ -169,7 +200,7 @@ class Sender:
             error: TinkerError
             try:
                 async with permit():
-                    reply = await self.send(request)
+                    reply = await (send or self.send)(request)
             except (CertificateError, CircuitOpenError):
                 raise
             except APIConnectionError as no_answer:

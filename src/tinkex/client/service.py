@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
-from tinkex.client import operations
+from tinkex.client import loss_handle, operations
 from tinkex.client.client_future import ClientFuture
 from tinkex.client.config import ClientConfig
 from tinkex.client.connection import Connection
@@ -20,6 +20,8 @@ from tinkex.client.training import TrainingClient
 from tinkex.errors import InputError, TinkerError
 from tinkex.types import (
     AdamOptimizerConfig,
+    CreateCustomLossRequest,
+    CreateCustomLossResponse,
     CreateModelRequest,
     CreateModelResponse,
     GetInfoRequest,
@@ -38,14 +40,24 @@ if TYPE_CHECKING:
 
     from tinkex.client.circuit_breaker import CircuitBreakerPolicy
     from tinkex.client.events import Event
+    from tinkex.client.loss_handle import LossHandle, PerDatumLossFn
     from tinkex.client.runtime import Runtime
-    from tinkex.client.sampling import RetryConfig, SamplingClientFuture
+    from tinkex.client.sample_submission import RetryConfig
+    from tinkex.client.sampling import SamplingClientFuture
     from tinkex.client.session import FinishStatus
     from tinkex.client.telemetry import Telemetry
-    from tinkex.types import GetServerCapabilitiesResponse, OptimizerConfig
+    from tinkex.types import (
+        CustomLossInputRank,
+        GetServerCapabilitiesResponse,
+        OptimizerConfig,
+    )
     from tinkex.wire.endpoints import Endpoint
 
 _CLOSE_SECONDS = 10.0
+
+
+def _failed(future: APIFuture[Any]) -> bool:
+    return future.cancelled() or future.exception() is not None
 
 
 class TrainingClientFuture(ClientFuture[TrainingClient]):
@@ -275,6 +287,37 @@ class ServiceClient:
             weights_access_token=weights_access_token,
         )
 
+    def create_custom_loss(
+        self, fn: PerDatumLossFn, input_ranks: Mapping[str, CustomLossInputRank]
+    ) -> APIFuture[LossHandle]:
+        """Make a loss of your own that `TrainingClient.forward_backward_custom` runs by its handle.
+
+        The loss is traced with `torch.fx`: it may call torch and math alone, and not branch on
+        values of tensors. Where the server offers it, the loss runs there, in one pass; elsewhere
+        it runs here, by the same rules. Each loss is made once for a session.
+
+        Args:
+            fn: takes the `logprobs` of a datum (float32, shaped as its `target_tokens`), then one
+                parameter for each of the `loss_fn_inputs` that it reads, as tensors; returns
+                (loss: a scalar tensor, metrics: scalar tensors named `custom/<name>:sum` or
+                `custom/<name>:mean`). The losses of all data are summed.
+            input_ranks: number of dimensions of each parameter: 0, 1 ([T]) or 2 ([T, K]).
+
+        Raises:
+            InputError: the loss breaks a rule; the message says which.
+            MissingPackageError: PyTorch is not installed.
+
+        Raises (from the future):
+            RequestFailedError: the server refuses the loss (category `user`) or failed.
+        """
+        handle = loss_handle.trace(fn, input_ranks)
+        known = self._session.loss_handles.get(handle.key)
+        if known is not None and not (known.done() and _failed(known)):
+            return known
+        made = self._connection.submit(self._make_loss, handle, self._session.next_loss())
+        self._session.loss_handles[handle.key] = made
+        return made
+
     # --- the server -----------------------------------------------------------------------------
 
     def server_capabilities(self) -> APIFuture[GetServerCapabilitiesResponse]:
@@ -381,6 +424,27 @@ class ServiceClient:
         return await self._connection.sender.call(
             endpoints.GET_SERVER_CAPABILITIES, sdk_method="ServiceClient.get_server_capabilities"
         )
+
+    async def _make_loss(self, handle: LossHandle, number: int) -> LossHandle:
+        """Give the server the loss, where it computes losses."""
+        handle = handle.within(await self._session.id())
+        server = await self._connection.server()
+        if not server.config.custom_loss_server_side:
+            return handle
+        created = await self._ask(
+            endpoints.CREATE_CUSTOM_LOSS,
+            CreateCustomLossRequest(
+                session_id=handle.session_id,
+                custom_loss_seq_id=number,
+                name=handle.name,
+                inputs=list(handle.inputs),
+                graph=handle.encode(),
+            ),
+            CreateCustomLossResponse,
+            "CreateCustomLoss",
+            "create_custom_loss",
+        )
+        return handle.uploaded(created.loss_id)
 
     async def _ask(
         self,

@@ -8,17 +8,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from tinkex.client.connection import refresh_dynamic_config
 from tinkex.client.sender import SDK_VERSION
-from tinkex.errors import APIStatusError, ClientClosedError, TinkerError
+from tinkex.client.supervision import supervised
+from tinkex.errors import APIStatusError, BackgroundTaskError, ClientClosedError, TinkerError
 from tinkex.types import CreateSessionRequest, SessionHeartbeatRequest
 from tinkex.wire import endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from tinkex.client.connection import Connection
+    from tinkex.client.future import APIFuture
+    from tinkex.client.loss_handle import LossHandle
     from tinkex.client.sender import Sender
     from tinkex.types import CreateSessionResponse
 
@@ -38,6 +44,7 @@ class Session:
         connection: how to reach the server.
         user_metadata: labels of the session.
         display_name: its name for people.
+        known_id: of a session that another client made and keeps alive.
     """
 
     def __init__(
@@ -46,15 +53,20 @@ class Session:
         *,
         user_metadata: Mapping[str, str] | None = None,
         display_name: str | None = None,
+        known_id: str | None = None,
     ) -> None:
         self.connection = connection
         self._user_metadata = dict(user_metadata or {})
         self._display_name = display_name
         self._creating = asyncio.Lock()
-        self._id: str | None = None
+        self._id = known_id
         self._finished = False
+        self._broken: BackgroundTaskError | None = None
         self._models = itertools.count()
         self._samplers = itertools.count()
+        self._losses = itertools.count()
+        self.loss_handles: dict[str, APIFuture[LossHandle]] = {}
+        """The custom losses of this session, by their keys: each is made once."""
 
     @property
     def known_id(self) -> str | None:
@@ -69,17 +81,28 @@ class Session:
         """Number the next sampling session, from 0."""
         return next(self._samplers)
 
+    def next_loss(self) -> int:
+        """Number the next custom loss, from 0."""
+        return next(self._losses)
+
+    def end(self, error: BackgroundTaskError) -> None:
+        """Refuse further calls: nothing keeps the session alive any more."""
+        self._broken = error
+
     async def id(self) -> str:
         """Return the session's id; creates it when there is none, and tries again if that failed.
 
         Raises:
             ClientClosedError: the session is finished.
+            BackgroundTaskError: nothing keeps it alive any more.
         """
         async with self._creating:
             if self._finished:
                 raise ClientClosedError(
                     "The session of this client is finished. Make a new ServiceClient."
                 )
+            if self._broken is not None:
+                raise self._broken
             if self._id is None:
                 self._id = await self._create()
             return self._id
@@ -102,7 +125,7 @@ class Session:
     async def _create(self) -> str:
         connection = self.connection
         await connection.server()
-        await connection.dynamic_config()
+        await connection.ask_dynamic_config()
         response = await connection.sender.call(
             endpoints.CREATE_SESSION,
             CreateSessionRequest(
@@ -114,11 +137,33 @@ class Session:
             ),
         )
         _show_messages(response)
-        connection.spawn(_keep_alive, connection.sender, response.session_id)
+        sender, session_id = connection.sender, response.session_id
+        reference, this = weakref.ref(connection), weakref.ref(self)
+        self._supervise("heartbeat", partial(_keep_alive, sender, session_id), this)
+        self._supervise("refresh of settings", partial(refresh_dynamic_config, reference, sender))
         if connection.telemetry is not None:
-            connection.telemetry.session_started(response.session_id)
-            connection.spawn(connection.telemetry.run)
-        return response.session_id
+            connection.telemetry.session_started(session_id)
+            self._supervise("telemetry", connection.telemetry.run)
+        return session_id
+
+    def _supervise(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[None]],
+        needed_by: weakref.ref[Session] | None = None,
+    ) -> None:
+        """Run background work; the end of what a session needs is the end of the session."""
+        sender = self.connection.sender
+
+        async def run() -> None:
+            try:
+                await supervised(name, work, sender.clock, sender.emit)
+            except BackgroundTaskError as error:
+                session = needed_by() if needed_by is not None else None
+                if session is not None:
+                    session.end(error)
+
+        self.connection.spawn(run)
 
 
 def _show_messages(response: CreateSessionResponse) -> None:

@@ -13,6 +13,7 @@ from tinkex.client.batches import Batch, Batches, checked_data
 from tinkex.client.deprecated import awaited_twin, twin
 from tinkex.client.events import EventSource, acting_for
 from tinkex.client.future import APIFuture
+from tinkex.client.loss_handle import LossHandle
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.sampling import create_sampling_client, ephemeral_sampling_client
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
     from tinkex.client.connection import Connection
     from tinkex.client.events import Event
-    from tinkex.client.sampling import RetryConfig, SamplingClientFuture
+    from tinkex.client.sample_submission import RetryConfig
+    from tinkex.client.sampling import SamplingClientFuture
     from tinkex.client.session import Session
     from tinkex.client.telemetry import Telemetry
     from tinkex.types import (
@@ -123,7 +125,7 @@ class TrainingClient:
     def forward_backward_custom(
         self,
         data: list[Datum],
-        loss_fn: custom_loss.CustomLossFn,
+        loss_fn: custom_loss.CustomLossFn | LossHandle,
         *,
         loss_type_input: Literal["logprobs"] | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
@@ -135,7 +137,8 @@ class TrainingClient:
         Args:
             data: training examples; each needs `target_tokens`.
             loss_fn: takes (data, log-probabilities: a float32 tensor for each datum, shaped as its
-                `target_tokens`) and returns (loss: a scalar tensor, metrics).
+                `target_tokens`) and returns (loss: a scalar tensor, metrics); or a `LossHandle`,
+                which the server computes in one pass where it offers that.
             loss_type_input: what the loss is a function of; there is nothing but logprobs.
 
         Raises:
@@ -147,10 +150,24 @@ class TrainingClient:
         """
         if loss_type_input not in {None, "logprobs"}:
             raise InputError(f"loss_type_input {loss_type_input!r} is not known: logprobs is.")
-        if not callable(loss_fn):
-            raise InputError("The loss must be a function of (data, logprobs).")
-        custom_loss.require_torch()
         snapshot = checked_data(data)
+        if isinstance(loss_fn, LossHandle):
+            self._check_handle(loss_fn, snapshot)
+            if loss_fn.loss_id is not None:
+                batch = Batch(
+                    snapshot,
+                    "custom",
+                    {"loss_id": loss_fn.loss_id},
+                    False,
+                    "forward_backward_custom",
+                )
+                return self._queued(
+                    "forward_backward_custom", self._batches.run, batch, adds_gradient=True
+                )
+            loss_fn = loss_fn.run
+        if not callable(loss_fn):
+            raise InputError("The loss must be a function of (data, logprobs), or a LossHandle.")
+        custom_loss.require_torch()
         forward_data = custom_loss.forward_data(snapshot)
         return self._queued(
             "forward_backward_custom",
@@ -487,6 +504,14 @@ class TrainingClient:
             "LoadWeights",
             method=method,
         )
+
+    def _check_handle(self, handle: LossHandle, data: Sequence[Datum]) -> None:
+        if handle.session_id != self._session.known_id:
+            raise InputError(
+                f"The loss {handle.name!r} was made in session {handle.session_id}, this client "
+                f"in {self._session.known_id}: make it with this client's ServiceClient."
+            )
+        handle.check(data)
 
     def _compute(
         self,

@@ -67,6 +67,7 @@ class Future:
         "delivered",
         "error",
         "on_cancel",
+        "on_finished",
         "operation",
         "owner",
         "request_bytes",
@@ -90,6 +91,8 @@ class Future:
         self.delivered = False
         self.on_cancel: Callable[[], None] | None = None
         """Stops the work; None where it cannot be stopped."""
+        self.on_finished: Callable[[Future], None] | None = None
+        """Called once when it is done; set it before it can be."""
         self._store = store
         self._waiters: set[Waiter] = set()
         self._expiry: Timer | None = None
@@ -154,6 +157,8 @@ class Future:
         self.on_cancel = None
         self._store._finished(self)  # noqa: SLF001 - as above
         self.wake()
+        if self.on_finished is not None:
+            self.on_finished(self)
 
 
 class FutureStore:
@@ -250,6 +255,12 @@ class FutureStore:
     def known(self, request_id: str) -> Future | None:
         """Return a future by id whoever owns it, or None when it has expired."""
         return self._futures.get(request_id)
+
+    def forget_delivered(self, owner: str, request_id: str) -> None:
+        """Drop a result that its client says it has; harmless for any other id."""
+        future = self._kept_delivered.get(request_id)
+        if future is not None and future.owner == owner:
+            self._forget(future)
 
     @contextmanager
     def waiter(self, future: Future, seconds: float) -> Iterator[Waiter]:

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tinkex.server.completions import CompletionLog
 from tinkex.server.runs import Seen
 
 if TYPE_CHECKING:
@@ -127,9 +128,25 @@ class SamplingSession:
     """Whether the weights are a run's, which lets go of them itself."""
     seen: Seen = field(default_factory=Seen)
     pending: set[Future] = field(default_factory=set)
+    clones: int = 0
+    """Clients that joined the one that made it."""
+    logs: dict[int, CompletionLog] = field(default_factory=dict)
+    """Completions by client: 0 made the sampling session, the others joined it."""
+
+    def log(self, client: int, kept: Callable[[str], Future | None]) -> CompletionLog:
+        """Return the completions of one client."""
+        if client not in self.logs:
+            self.logs[client] = CompletionLog(kept)
+        return self.logs[client]
+
+    def wake(self) -> None:
+        """Wake everybody who waits for a completion."""
+        for log in self.logs.values():
+            log.wake()
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Let go of the weights; whoever waits for a completion hears that it is over."""
+        self.wake()
         if not self.shared_weights:
             self.weights.close()
 
@@ -151,6 +168,11 @@ class Samplers:
         """Return the owner's live sampling session, or None."""
         session = self._sessions.get(sampler_id)
         return session if session is not None and session.owner == owner else None
+
+    def wake_all(self) -> None:
+        """Wake everybody who waits for a completion: the server is stopping."""
+        for session in self._sessions.values():
+            session.wake()
 
     def remove(self, sampler_id: str) -> SamplingSession | None:
         """Forget a sampling session; the caller closes it."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from tinkex.server.bases import HostedBase
+    from tinkex.server.completions import CompletionLog
     from tinkex.server.futures import Future
     from tinkex.server.services import Services
     from tinkex.server.sessions import Session
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from tinkex.types import CreateSamplingSessionRequest, SampleRequest, SampleResponse
 
 BYTES_PER_TOKEN = 8
+CLONE_NUMBERS = 1_000_000_000
+"""Sequence ids of one client of a sampling session: client c counts from c times this."""
 
 
 class Sampling:
@@ -140,6 +143,28 @@ class Sampling:
             raise
         return snapshot
 
+    def join(self, owner: str, sampler_id: str) -> int:
+        """Number one more client of a sampling session, from 1.
+
+        Raises:
+            Refusal: 404 for a sampling session that is not there.
+        """
+        session = self.find(owner, sampler_id)
+        session.clones += 1
+        return session.clones
+
+    def find(self, owner: str, sampler_id: str) -> SamplingSession:
+        """Return the owner's live sampling session; its client's session lives on.
+
+        Raises:
+            Refusal: 404 for one that is not there.
+        """
+        session = self._s.samplers.find(owner, sampler_id)
+        if session is None:
+            raise not_found(self._missing(sampler_id))
+        self._s.sessions.touch_id(session.session_id)
+        return session
+
     # samples
 
     async def sample(
@@ -153,10 +178,7 @@ class Sampling:
         self._check(request)
         session = None
         if request.sampling_session_id is not None:
-            session = self._s.samplers.find(owner, request.sampling_session_id)
-            if session is None:
-                raise not_found(self._missing(request.sampling_session_id))
-            self._s.sessions.touch_id(session.session_id)
+            session = self.find(owner, request.sampling_session_id)
             earlier = self._earlier(session, request, digest)
             if earlier is not None:
                 return earlier, _sequence_ids(request, earlier)
@@ -172,6 +194,8 @@ class Sampling:
         future = self._s.futures.open(owner, Operation.SAMPLE, request_bytes=size)
         if session is not None and request.seq_id is not None:
             session.seen.add(request.seq_id, digest, future)
+            log = session.log(request.seq_id // CLONE_NUMBERS, self._s.futures.known)
+            future.on_finished = log.note
         sequence_ids = _sequence_ids(request, future)
         self._submit(future, snapshot, request, session, sequence_ids)
         return future, sequence_ids
@@ -193,19 +217,20 @@ class Sampling:
         if request.seq_id is None:
             return None
         futures = self._s.futures
+        log = session.log(request.seq_id // CLONE_NUMBERS, futures.known)
         try:
             earlier = session.seen.request_id(
                 request.seq_id, digest, f"sampling session {session.sampler_id!r}"
             )
         except InputError as error:
-            return futures.failed(session.owner, Operation.SAMPLE, error)
+            return _told(log, futures.failed(session.owner, Operation.SAMPLE, error))
         if earlier is None:
             return None
-        return futures.known(earlier) or futures.failed(
-            session.owner,
-            Operation.SAMPLE,
-            EngineError("This sample was made before, and is no longer kept."),
-        )
+        known = futures.known(earlier)
+        if known is not None:
+            return known
+        lost = EngineError("This sample was made before, and is no longer kept.")
+        return _told(log, futures.failed(session.owner, Operation.SAMPLE, lost))
 
     def _submit(
         self,
@@ -262,6 +287,11 @@ class Sampling:
             f"or silent for more than {self._s.config.session_ttl_s:g} s, the server was "
             "restarted, or it belongs to another key. Create a new sampling client."
         )
+
+
+def _told(log: CompletionLog, future: Future) -> Future:
+    log.note(future)
+    return future
 
 
 def _sequence_ids(request: SampleRequest, future: Future) -> list[str]:

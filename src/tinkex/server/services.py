@@ -106,6 +106,7 @@ class Services:
         """Send every waiting long poll home; new ones return at once."""
         self.stopping = True
         self.futures.wake_all()
+        self.samplers.wake_all()
 
     async def stop(self) -> None:
         """Stop the engines after the slice that they are in, and close the database."""

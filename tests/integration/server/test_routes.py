@@ -81,6 +81,12 @@ class Stage:
                 {"sampler_id": self.sampler}, None, {"sampler_id": "none"}, None,
             ),
             (post, "/asample"): ({}, sample_json(self.sampler), {}, sample_json("none")),
+            (post, "/join_sampling_session"): (
+                {}, {"sampling_session_id": self.sampler}, {}, {"sampling_session_id": "none"},
+            ),
+            (post, "/retrieve_futures"): (
+                {}, batched(self.sampler), {}, batched("none"),
+            ),
             (post, "/retrieve_future"): ({}, request, {}, {"request_id": "none"}),
             (post, "/cancel_future"): ({}, request, {}, {"request_id": "none"}),
             (get, "/training_runs"): ({}, None, {}, None),
@@ -102,6 +108,11 @@ class Stage:
             (get, "/downloads/{path}"): ({"path": self.file}, None, {"path": "x"}, None),
             (get, "/checkpoints"): ({}, None, {}, None),
         }  # fmt: skip
+
+
+def batched(sampler):
+    target = {"type": "sampling_session", "sampling_session_id": sampler}
+    return {"target": target, "prev_cursor": 0, "timeout": 0.0, "retrieved_request_ids": []}
 
 
 # Nothing that a client sends can be wrong with these; their error is a missing key.

@@ -9,14 +9,16 @@ import dataclasses
 import json
 
 import pytest
-from playback import Playback, recorded_data
+from playback import POLL, Playback, recorded_data
 from recordings import load
 
 import tinkex as tinker
 from tinkex import errors
+from tinkex.testing.server import PeerResponse
 from tinkex.types import (
     AdamOptimizerConfig,
     AdamParams,
+    ClientDynamicConfigResponse,
     DimuonOptimizerConfig,
     DimuonParams,
     ForwardBackwardOutput,
@@ -251,6 +253,39 @@ def test_ephemeral_sampling_client(case, kind):
         )
         assert sampler.get_base_model() == "Qwen/Qwen3-8B"
     check(player)
+
+
+# --- losses by handle ----------------------------------------------------------------------------
+
+
+def nll(logprobs, weights):
+    loss = -(logprobs * weights).sum()
+    return loss, {"custom/nll:sum": loss}
+
+
+RANKS = {"logprobs": 1, "weights": 1}
+
+
+def test_create_custom_loss():
+    pytest.importorskip("torch")
+    player = Playback("create_custom_loss", {"custom_loss_server_side": True})
+    with player.server, player.service("sess-9") as service:
+        handle = service.create_custom_loss(nll, RANKS).result(20)
+        assert service.create_custom_loss(nll, RANKS).result(20) is handle
+    assert (handle.name, handle.session_id, handle.loss_id) == ("nll", "sess-9", "loss-1")
+    assert [(one.name, one.rank) for one in handle.inputs] == list(RANKS.items())
+    check(player)
+
+
+def test_forward_backward_custom_with_a_loss_of_the_server():
+    pytest.importorskip("torch")
+    from tinkex.client.loss_handle import trace
+
+    player = Playback("forward_backward_custom_loss_handle")
+    handle = trace(nll, RANKS, "sess-9").uploaded("loss-1")
+    with player.server, player.training() as client:
+        result = client.forward_backward_custom(recorded_data(player.case), handle).result(20)
+    check(player, result)
 
 
 # --- clients -------------------------------------------------------------------------------------
@@ -539,3 +574,65 @@ def test_training_call_that_fails(case, error, call):
     with player.server, player.training() as client, pytest.raises(error):
         call(client).result(20)
     check(player)
+
+
+# --- sampling, many at once ----------------------------------------------------------------------
+
+
+def test_results_of_a_sampling_session_are_asked_for_together():
+    player = Playback("retrieve_futures_batched", {"sample_use_retrieve_futures": True})
+    empty = without_the_empty_question(player)
+    with player.server, player.sampling() as client:
+        result = client.sample(PROMPT, 1, ONE).result(20)
+        player.server.wait_for("/api/v1/retrieve_futures", 2)  # the second one tells
+    assert result.sequences[0].tokens == [100]
+    assert player.asked() == empty
+
+
+def test_unpickled_client_joins_the_sampling_session():
+    config = {"sample_use_retrieve_futures": True, "sample_join_sampling_session": True}
+    player = Playback("join_sampling_session", config)
+    empty = without_the_empty_question(player)
+    with player.server, player.clone(None) as client:
+        result = client.sample(PROMPT, 1, ONE).result(20)
+        player.server.wait_for("/api/v1/retrieve_futures", 2)  # the second one tells
+    check_equal = load(player.case)["sdk_result"]["SampleResponse"]
+    assert comparable(plain(result)) == comparable(check_equal)
+    assert player.asked() == empty
+
+
+def without_the_empty_question(player):
+    """What was recorded, less the official client's question that tells and asks nothing."""
+    exchanges = [e for e in player.left if not _tells_and_asks_nothing(e.request.get("body") or {})]
+    assert len(exchanges) == len(player.left) - 1
+    player.left = exchanges
+    recorded = player.recorded()
+    kept = [one for one in recorded if not _tells_and_asks_nothing(json.loads(one[3]) or {})]
+    assert len(kept) == len(recorded) - 1
+    return kept
+
+
+def _tells_and_asks_nothing(body):
+    return body.get("timeout") == 0.0 and body.get("retrieved_request_ids") == []
+
+
+def test_unpickled_client_numbers_its_requests_apart():
+    player = Playback("sample_from_unpickled_client")
+    with player.server, player.clone(964041541) as client:
+        check(player, client.sample(PROMPT, 1, ONE).result(20))
+
+
+def test_cancelled_sample_is_cancelled_on_the_server():
+    player = Playback("cancel_future")
+    with player.server, player.sampling() as client:
+        client._connection.dynamic = ClientDynamicConfigResponse(sample_cancel_enabled=True)
+        waiting = {"type": "try_again", "request_id": "x", "queue_state": "active"}
+        player.server.always(POLL, PeerResponse.of_json(waiting))
+        future = client.sample(PROMPT, 1, ONE)
+        player.server.wait_for(POLL, 3)
+        future.cancel()
+        player.server.wait_for("/api/v1/cancel_future", 1)
+    asked, recorded = (
+        [one for one in found if one[1] != POLL] for found in (player.asked(), player.recorded())
+    )
+    assert asked == recorded

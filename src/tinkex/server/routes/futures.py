@@ -14,7 +14,11 @@ from tinkex.server.futures import Operation
 from tinkex.server.routes.messages import json_reply, message_reply, owner_of, read_json
 from tinkex.types import (
     CancelFutureRequest,
+    FutureFailed,
+    FutureFinished,
     FutureRetrieveRequest,
+    FuturesRetrieveRequest,
+    FuturesRetrieveResponse,
     RequestFailedResponse,
     TryAgainResponse,
 )
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from tinkex.server.futures import Future
+    from tinkex.server.futures import Future, Waiter
     from tinkex.server.services import Services
 
 BULK_ENCODERS: Mapping[Operation, tuple[Callable[[Any], bytes], Callable[[Any], Any]]] = {
@@ -47,6 +51,7 @@ class FutureRoutes:
         """List the routes."""
         return [
             Route("/retrieve_future", self.retrieve, methods=["POST"]),
+            Route("/retrieve_futures", self.completions, methods=["POST"]),
             Route("/cancel_future", self.cancel, methods=["POST"]),
         ]
 
@@ -65,6 +70,24 @@ class FutureRoutes:
         future.mark_delivered()
         return reply
 
+    async def completions(self, request: Request) -> Response:
+        """List what was done for a client of a sampling session, as soon as there is something."""
+        message, _ = await read_json(request, FuturesRetrieveRequest)
+        owner, target = owner_of(request), message.target
+        session = self._s.sampling.find(owner, target.sampling_session_id)
+        for request_id in message.retrieved_request_ids:
+            self._s.futures.forget_delivered(owner, request_id)
+        log = session.log(target.cloned_sampler_id or 0, self._s.futures.known)
+        seconds = self._s.config.long_poll_s
+        if message.timeout is not None:
+            seconds = min(seconds, max(0.0, message.timeout))
+        if not log.since(message.prev_cursor) and seconds > 0 and not self._s.stopping:
+            with log.waiter(self._s.timers, seconds) as waiter:
+                await _until(waiter, request)
+        done = log.since(message.prev_cursor)
+        completions = [_completion(future) for future in done]
+        return message_reply(FuturesRetrieveResponse(completions=completions, cursor=log.cursor))
+
     async def cancel(self, request: Request) -> Response:
         """Stop a sample that nobody wants any more; work on a training run goes on."""
         message, _ = await read_json(request, CancelFutureRequest)
@@ -76,12 +99,7 @@ class FutureRoutes:
     async def _wait(self, request: Request, future: Future) -> None:
         """Wait for the result, the end of the long poll, or the client hanging up."""
         with self._s.futures.waiter(future, self._s.config.long_poll_s) as waiter:
-            hung_up = asyncio.ensure_future(request.receive())
-            hung_up.add_done_callback(lambda _: waiter.wake())
-            try:
-                await waiter
-            finally:
-                hung_up.cancel()
+            await _until(waiter, request)
 
     async def _reply(self, future: Future, accept: str) -> Response:
         if future.error is not None:
@@ -96,6 +114,24 @@ class FutureRoutes:
             self._s.fault(error)
             text = f"The result cannot be sent ({type(error).__name__}); the server's log says why."
             return message_reply(RequestFailedResponse(error=text, category="server"))
+
+
+async def _until(waiter: Waiter, request: Request) -> None:
+    """Wait until the waiter is woken, or the client hangs up."""
+    hung_up = asyncio.ensure_future(request.receive())
+    hung_up.add_done_callback(lambda _: waiter.wake())
+    try:
+        await waiter
+    finally:
+        hung_up.cancel()
+
+
+def _completion(future: Future) -> FutureFinished | FutureFailed:
+    if future.error is not None:
+        return FutureFailed(request_id=future.request_id)
+    return FutureFinished(
+        request_id=future.request_id, response_payload_uncompressed_size=future.result_bytes
+    )
 
 
 def _encode(future: Future, accept: str) -> Response:

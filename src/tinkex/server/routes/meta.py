@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+import orjson
 from starlette.routing import Route
 
 from tinkex.server.routes.messages import message_reply
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from tinkex.server.services import Services
+
+
+BATCHED_POLLS_SINCE = (0, 38)
+"""The version of the official SDK whose batched polls were recorded."""
 
 
 class MetaRoutes:
@@ -43,14 +49,21 @@ class MetaRoutes:
         """Say that requests are served. The one route that needs no key."""
         return message_reply(HealthResponse(status="ok"))
 
-    async def client_config(self, _request: Request) -> Response:
-        """Advertise the limits; every other switch stays at the client's default."""
+    async def client_config(self, request: Request) -> Response:
+        """Advertise the limits, and to clients that know them the batched polls.
+
+        Whatever a client says of itself, or does not, it gets an answer: without one it cannot
+        start.
+        """
         limits = self._s.config.limits
+        batched = _knows_batched_polls(await request.body())
         return message_reply(
             ClientConfigResponse(
                 fwdbwd_max_chunk_len=limits.fwdbwd_max_chunk_len,
                 fwdbwd_max_chunk_bytes_count=limits.fwdbwd_max_chunk_bytes,
                 sample_max_concurrent_requests=limits.sample_max_concurrent_requests,
+                sample_use_retrieve_futures=batched,
+                sample_join_sampling_session=batched,
             )
         )
 
@@ -76,3 +89,14 @@ class MetaRoutes:
     async def telemetry(self, _request: Request) -> Response:
         """Accept and drop: the events carry users' tracebacks, and clients wait for this reply."""
         return message_reply(TelemetryResponse(status="accepted"))
+
+
+def _knows_batched_polls(body: bytes) -> bool:
+    """Whether a client is one whose batched polls are those that are spoken here."""
+    try:
+        version = str(orjson.loads(body)["sdk_version"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    official = numbers is not None and (int(numbers[1]), int(numbers[2])) >= BATCHED_POLLS_SINCE
+    return official or version.startswith("tinkex")

@@ -12,6 +12,8 @@ from tinkex.types import (
     CreateSamplingSessionRequest,
     CreateSamplingSessionResponse,
     GetSamplerResponse,
+    JoinSamplingSessionRequest,
+    JoinSamplingSessionResponse,
     SampleRequest,
     UntypedAPIFuture,
 )
@@ -34,6 +36,7 @@ class SamplingRoutes:
         return [
             Route("/create_sampling_session", self.create_session, methods=["POST"]),
             Route("/samplers/{sampler_id}", self.sampler, methods=["GET"]),
+            Route("/join_sampling_session", self.join, methods=["POST"]),
             Route("/asample", self.sample, methods=["POST"]),
         ]
 
@@ -42,6 +45,12 @@ class SamplingRoutes:
         message, _ = await read_json(request, CreateSamplingSessionRequest)
         sampler_id = await self._s.sampling.create_session(owner_of(request), message)
         return message_reply(CreateSamplingSessionResponse(sampling_session_id=sampler_id))
+
+    async def join(self, request: Request) -> Response:
+        """Number one more client of a sampling session."""
+        message, _ = await read_json(request, JoinSamplingSessionRequest)
+        number = self._s.sampling.join(owner_of(request), message.sampling_session_id)
+        return message_reply(JoinSamplingSessionResponse(client_counter=number))
 
     async def sampler(self, request: Request) -> Response:
         """Say what a sampling session samples from, also when it has ended."""
