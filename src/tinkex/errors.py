@@ -39,7 +39,7 @@ one. Programmer errors (a wrong argument type) stay Python's own TypeError.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -243,7 +243,7 @@ class APIStatusError(APIError):
         response: the HTTP client's response object where there is one.
     """
 
-    default_status: ClassVar[int] = 500
+    status_code: int = 500
 
     def __init__(
         self,
@@ -254,7 +254,8 @@ class APIStatusError(APIError):
         **details: Any,
     ) -> None:
         super().__init__(message, **details)
-        self.status_code = self.default_status if status_code is None else status_code
+        if status_code is not None:
+            self.status_code = status_code
         self.response = response
         if details.get("category") is None:
             self.category = "user" if self.status_code < 500 else "server"
@@ -263,59 +264,59 @@ class APIStatusError(APIError):
 class BadRequestError(APIStatusError):
     """400: the request is malformed or asks for something impossible."""
 
-    default_status = 400
+    status_code = 400
 
 
 class AuthenticationError(APIStatusError):
     """401: the key is missing or wrong."""
 
-    default_status = 401
+    status_code = 401
 
 
 class BillingError(APIStatusError):
     """402: the account cannot pay for the request."""
 
-    default_status = 402
+    status_code = 402
 
 
 class PermissionDeniedError(APIStatusError):
     """403: the key may not do this."""
 
-    default_status = 403
+    status_code = 403
 
 
 class NotFoundError(APIStatusError):
     """404: there is no such thing, or not for this key."""
 
-    default_status = 404
+    status_code = 404
 
 
 class ConflictError(APIStatusError):
     """409: the request contradicts the present state."""
 
-    default_status = 409
+    status_code = 409
 
 
 class UnprocessableEntityError(APIStatusError):
     """422: the fields of the request do not fit."""
 
-    default_status = 422
+    status_code = 422
 
 
 class RateLimitError(APIStatusError):
     """429: too many requests; `retry_after_ms` says when to come back."""
 
-    default_status = 429
+    status_code = 429
 
 
 class InternalServerError(APIStatusError):
     """5xx: the server failed."""
 
-    default_status = 500
+    status_code = 500
 
 
 STATUS_ERRORS: dict[int, type[APIStatusError]] = {
-    cls.default_status: cls
+    cls.status_code: cls
     for cls in (
         BadRequestError,
         AuthenticationError,

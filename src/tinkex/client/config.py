@@ -6,12 +6,15 @@ environment, `TINKEX_*` over `TINKER_*`, both over the default.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # in no stub
+
+from httpx import Timeout
 
 from tinkex.client.credentials import Credentials, resolve_credentials
 from tinkex.client.retry import RetryPolicy
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 """Where `tinkex serve` listens when it is told nothing else."""
 
+DEFAULT_TIMEOUT = 60.0
+DEFAULT_CONNECT_TIMEOUT = 5.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
@@ -44,9 +49,11 @@ class ClientConfig:
     """Labels of the session."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every request; may hold secrets."""
-    timeout: float = 60.0
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Parameters of every request's URL."""
+    timeout: float = DEFAULT_TIMEOUT
     """Seconds without a byte until one request is given up."""
-    connect_timeout: float = 5.0
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     """Seconds until one attempt to connect is given up."""
     max_connections: int = 400
     """Connections to the server, per kind of request: two kinds stay below the 1,024 open files
@@ -74,7 +81,8 @@ class ClientConfig:
         api_key: str | None = None,
         project_id: str | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float | None = None,
+        query: Mapping[str, object] | None = None,
+        timeout: float | Timeout | None = None,
         max_retries: int | None = None,
         circuit_breaker: CircuitBreakerPolicy | None = None,
         environment: Mapping[str, str] | None = None,
@@ -87,7 +95,9 @@ class ClientConfig:
             api_key: key, `tml-...`.
             project_id: project of the session.
             headers: further headers of every request.
-            timeout: seconds without a byte until a request is given up.
+            query: parameters of every request's URL.
+            timeout: seconds without a byte until a request is given up; a `Timeout` says besides
+                how long connecting may take.
             max_retries: how often a request is repeated.
             circuit_breaker: refuses requests early while the server is down.
             environment: read instead of the process's own.
@@ -104,8 +114,7 @@ class ClientConfig:
             url = normalise_url(url)
         except ValueError as error:
             problems.append(str(error))
-        if timeout is not None and not timeout > 0:
-            problems.append(f"timeout must be positive, not {timeout}")
+        seconds, connect_seconds = _timeouts(timeout, problems)
         if max_retries is not None and max_retries < 0:
             problems.append(f"max_retries must not be negative, not {max_retries}")
         if problems:
@@ -119,13 +128,28 @@ class ClientConfig:
             project_id=project_id or _variable(variables, "PROJECT_ID"),
             tags=_tags(_variable(variables, "TAGS")),
             headers=MappingProxyType(_access_headers(variables) | dict(headers or {})),
-            timeout=timeout or 60.0,
+            query=MappingProxyType({name: str(value) for name, value in (query or {}).items()}),
+            timeout=seconds,
+            connect_timeout=connect_seconds,
             proxy=_proxy(url, variables),
             retry=retry,
             submit_retry=patient,
             telemetry=(_variable(variables, "TELEMETRY") or "1").lower() in _TRUE,
             circuit_breaker=circuit_breaker,
         )
+
+
+def _timeouts(timeout: float | Timeout | None, problems: list[str]) -> tuple[float, float]:
+    """Return the seconds of (reading, connecting); say what is wrong with them."""
+    if isinstance(timeout, Timeout):
+        given = {"read": timeout.read, "connect": timeout.connect}
+    else:
+        given = {"read": timeout, "connect": None}
+    for name, value in given.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
+            problems.append(f"timeout ({name}) must be positive seconds, not {value!r}")
+    return given["read"] or DEFAULT_TIMEOUT, given["connect"] or DEFAULT_CONNECT_TIMEOUT
 
 
 def normalise_url(url: str) -> str:

@@ -285,9 +285,10 @@ class RestClient:
                 destination_project_id=destination_project_id,
                 source_path=_parsed(path).tinker_path,
                 ttl_seconds=ttl_seconds,
+                weights_access_token=weights_access_token,
             )
         )
-        return copy_weights(self._connection, body, weights_access_token, "RestClient")
+        return copy_weights(self._connection, body, "RestClient")
 
     # --- sessions and samplers ------------------------------------------------------------------
 
@@ -509,13 +510,11 @@ def ask(
     return connection.submit(run)
 
 
-def copy_weights(
-    connection: Connection, body: CopyWeightsRequest, token: str | None, client: str
-) -> APIFuture[str]:
+def copy_weights(connection: Connection, body: CopyWeightsRequest, client: str) -> APIFuture[str]:
     """Copy a checkpoint; all attempts share one key, so there is one copy."""
     headers = {names.IDEMPOTENCY_KEY: str(uuid.uuid4())}
-    if token is not None:
-        headers[names.WEIGHTS_ACCESS_TOKEN] = token
+    if body.weights_access_token is not None:
+        headers[names.WEIGHTS_ACCESS_TOKEN] = body.weights_access_token
 
     async def run() -> str:
         copied = await connection.sender.call(

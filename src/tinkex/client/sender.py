@@ -183,7 +183,10 @@ class Sender:
             kind=endpoint.operation.value,
             body=_encoded(body),
             headers={**own, **(headers or {})},
-            query={name: value for name, value in (query or {}).items() if value is not None},
+            query={
+                **self.config.query,
+                **{name: value for name, value in (query or {}).items() if value is not None},
+            },
             timeout=timeout or self.config.timeout,
         )
 

@@ -17,7 +17,7 @@ from tinkex.client.runtime import DEFAULT_RUNTIME
 from tinkex.client.sampling import create_sampling_client
 from tinkex.client.session import Session
 from tinkex.client.training import TrainingClient
-from tinkex.errors import InputError, TinkerError
+from tinkex.errors import InputError, TinkerError, UnsupportedError
 from tinkex.types import (
     AdamOptimizerConfig,
     CreateCustomLossRequest,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from httpx import Timeout
     from pydantic import BaseModel
 
     from tinkex.client.circuit_breaker import CircuitBreakerPolicy
@@ -82,12 +83,17 @@ class ServiceClient:
         api_key: key; else `TINKEX_API_KEY` or `TINKER_API_KEY`, a credential command, or the
             credentials file.
         default_headers_overrides: further headers of every request.
-        timeout: seconds without a byte until one request is given up.
+        default_headers: the same under its other name.
+        default_query: parameters of every request's URL.
+        timeout: seconds without a byte until one request is given up; a `Timeout` says besides how
+            long connecting may take.
         max_retries: how often a request is repeated.
         circuit_breaker: refuses requests early while the server is down; None never does.
         runtime: clock, rate limiters and caches to share with other clients.
+        http_client: refused; clients keep connections of their own.
 
     Raises:
+        UnsupportedError: an `http_client` was given.
         ConfigurationError: settings are wrong.
         CredentialError: there is no key, or one of the wrong form.
     """
@@ -101,17 +107,27 @@ class ServiceClient:
         base_url: str | None = None,
         api_key: str | None = None,
         default_headers_overrides: Mapping[str, str] | None = None,
-        timeout: float | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, object] | None = None,
+        timeout: float | Timeout | None = None,
         max_retries: int | None = None,
         circuit_breaker: CircuitBreakerPolicy | None = None,
         runtime: Runtime | None = None,
+        http_client: None = None,
     ) -> None:
+        if http_client is not None:
+            raise UnsupportedError(
+                "http_client: tinkex keeps connections of its own, so that one client never waits "
+                "for another. Use timeout, max_retries, default_headers, default_query, or the "
+                "proxy variables of the environment."
+            )
         chosen = runtime or DEFAULT_RUNTIME
         config = ClientConfig.resolve(
             base_url=base_url,
             api_key=api_key,
             project_id=project_id,
-            headers=default_headers_overrides,
+            headers={**(default_headers or {}), **(default_headers_overrides or {})},
+            query=default_query,
             timeout=timeout,
             max_retries=max_retries,
             circuit_breaker=circuit_breaker,

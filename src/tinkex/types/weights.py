@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import Field
+
+from tinkex.errors import UnsupportedError
 from tinkex.types._model import Bool, Int, WireRequest, WireResponse, absent
 from tinkex.types.sampling import SamplingClientKind
 from tinkex.types.training import AdamOptimizerConfig, OptimizerConfig
@@ -28,6 +31,14 @@ class SaveWeightsResponse(WireResponse):
 
     path: str
     type: Literal["save_weights"] | None = absent()
+
+    def get_console_url(self) -> str:
+        """Refuse: a checkpoint's page is a page of the hosted service.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise _no_page("get_console_url")
 
 
 class LoadWeightsRequest(WireRequest):
@@ -82,6 +93,22 @@ class SaveWeightsForSamplerResponse(WireResponse):
     path: str
     type: Literal["save_weights_for_sampler"] | None = absent()
 
+    def get_console_url(self) -> str:
+        """Refuse: a checkpoint's page is a page of the hosted service.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise _no_page("get_console_url")
+
+    def get_playground_url(self) -> str:
+        """Refuse: the playground is a page of the hosted service.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise _no_page("get_playground_url")
+
 
 class SaveWeightsExternalRequest(WireRequest):
     """Export an adapter in the format that other tools read."""
@@ -132,6 +159,8 @@ class CopyWeightsRequest(WireRequest):
     destination_project_id: str | None = absent()
     source_path: str
     ttl_seconds: Int | None = absent()
+    weights_access_token: str | None = Field(default=None, exclude=True)
+    """Travels as a header, never in the body."""
 
 
 class CopyWeightsResponse(WireResponse):
@@ -156,3 +185,10 @@ class WeightsInfoResponse(WireResponse):
     train_unembed: bool | None = absent()
     train_mlp: bool | None = absent()
     train_attn: bool | None = absent()
+
+
+def _no_page(method: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{method}: the pages of the hosted service know nothing of this server. "
+        "`tinkex checkpoint info PATH` shows a checkpoint, `tinkex sample` tries it."
+    )

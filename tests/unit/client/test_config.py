@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tinkex
 from tinkex.client.config import DEFAULT_BASE_URL, ClientConfig, normalise_url
 from tinkex.errors import ConfigurationError
 from tinkex.testing import VirtualClock
@@ -115,3 +116,18 @@ def test_config_cannot_be_changed():
         config.base_url = "http://other"
     with pytest.raises(TypeError):
         config.headers["x"] = "y"
+
+
+def test_timeout_takes_seconds_or_the_official_object():
+    assert (resolve().timeout, resolve().connect_timeout) == (60.0, 5.0)
+    assert (resolve(timeout=7).timeout, resolve(timeout=7).connect_timeout) == (7, 5.0)
+    both = resolve(timeout=tinkex.Timeout(30.0, connect=2.0))
+    assert (both.timeout, both.connect_timeout) == (30.0, 2.0)
+    endless = resolve(timeout=tinkex.Timeout(None))
+    assert (endless.timeout, endless.connect_timeout) == (60.0, 5.0)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, True, "5", float("inf"), float("nan")])
+def test_timeout_that_is_no_time_is_refused(timeout):
+    with pytest.raises(ConfigurationError, match="timeout"):
+        resolve(timeout=timeout)

@@ -135,3 +135,23 @@ def test_program_that_never_closes_ends_by_itself(peer):
         "client.get_server_capabilities()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_default_headers_and_query_go_with_every_request(peer):
+    peer.always(f"{API}/get_server_capabilities", ok({"supported_models": []}), method="GET")
+    with tinker.ServiceClient(
+        base_url=peer.url,
+        api_key=KEY,
+        default_headers={"x-a": "1", "x-b": "1"},
+        default_headers_overrides={"x-b": "2"},
+        default_query={"tenant": 7},
+    ) as client:
+        client.get_server_capabilities()
+    for request in peer.requests:
+        assert (request.headers["x-a"], request.headers["x-b"]) == ("1", "2")
+        assert request.query == {"tenant": ["7"]}
+
+
+def test_program_s_own_http_client_is_refused_by_name(peer):
+    with pytest.raises(tinker.TinkerError, match="http_client"):
+        tinker.ServiceClient(base_url=peer.url, api_key=KEY, http_client=object())

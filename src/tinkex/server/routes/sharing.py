@@ -66,7 +66,7 @@ class SharingRoutes:
     async def copy(self, request: Request) -> Response:
         """Copy a checkpoint."""
         message, _ = await read_json(request, CopyWeightsRequest)
-        if WEIGHTS_ACCESS_TOKEN in request.headers:
+        if WEIGHTS_ACCESS_TOKEN in request.headers or message.weights_access_token is not None:
             raise invalid_fields(
                 "weights_access_token is not available on this server: the checkpoint's owner can "
                 "publish it instead."
