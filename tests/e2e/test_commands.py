@@ -267,3 +267,124 @@ def test_version_and_help(ours):
         assert done.returncode == 0
         assert "Usage" in done.stdout
     assert "Exit codes" in ours("--help").stdout
+
+
+def test_checkpoint_is_saved_again_under_another_name_and_as_sampler_weights(ours, shown, stage):
+    again = shown("checkpoint", "save", stage["training"], "again")["tinker_path"]
+    assert again.endswith("/weights/again")
+    sampler = shown("checkpoint", "save", stage["training"], "now", "--sampler")["tinker_path"]
+    assert sampler.endswith("/sampler_weights/now")
+    done = ours("sample", "--model-path", sampler, "--max-tokens", 4, "--temperature", 0, "Hello")
+    assert done.returncode == 0, done.stderr
+
+
+def test_merged_checkpoint_is_a_model_that_transformers_loads(shown, stage, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    out = tmp_path / "merged"
+    answer = shown("checkpoint", "merge", stage["export"], "-o", out)
+    assert answer["layers"] > 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.vocab_size > 0
+    assert transformers.AutoTokenizer.from_pretrained(out).encode("Hello")
+
+
+def test_chat_answers_line_by_line_and_forgets_when_told(ours):
+    lines = "Say hello.\n/reset\nSay it again.\n/exit\nnot read\n"
+    done = ours("chat", "--max-tokens", 8, "--temperature", 0, input=lines)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip("\n").split("\n")) >= 2
+    assert "/exit" in done.stderr
+    too_long = ours("chat", "--max-tokens", 100_000, input="Hi\n")
+    assert too_long.returncode == 0
+    assert "max_tokens" in too_long.stderr
+
+
+@pytest.fixture
+def hub():
+    """As much of the Hugging Face Hub as a push speaks to; it keeps what comes."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    seen = {"files": {}, "requests": []}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+            seen["requests"].append((self.path, self.headers.get("authorization")))
+            if self.headers.get("authorization") != "Bearer hf_right":
+                self.answer({"error": "Invalid username or password."}, 401)
+            elif self.path == "/api/repos/create":
+                seen["created"] = json.loads(raw)
+                name = seen["created"]["name"]
+                url = f"{seen['url']}/me/{name}"
+                self.answer({"url": url, "name": f"me/{name}", "id": f"me/{name}"})
+            elif self.path == "/api/validate-yaml":
+                self.answer({"errors": [], "warnings": []})
+            elif "/preupload/" in self.path:
+                files = json.loads(raw)["files"]
+                self.answer(
+                    {
+                        "files": [
+                            {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                            for f in files
+                        ]
+                    }
+                )
+            elif "/commit/" in self.path:
+                for line in map(json.loads, raw.decode().splitlines()):
+                    if line["key"] == "file":
+                        seen["files"][line["value"]["path"]] = line["value"]["content"]
+                    else:
+                        seen["commit"] = line["value"]
+                url = f"{seen['url']}/me/adapter/commit/abc"
+                self.answer(
+                    {"success": True, "commitOid": "abc", "commitUrl": url, "hookOutput": ""}
+                )
+            else:
+                self.answer({"error": self.path}, 404)
+
+        def do_GET(self):
+            seen["requests"].append((self.path, self.headers.get("authorization")))
+            self.answer({"name": "me", "id": "me/x", "sha": "0", "siblings": [], "type": "user"})
+
+        def answer(self, value, status=200):
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    seen["url"] = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield seen
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_adapter_is_pushed_to_the_hub_with_a_card(ours, shown, stage, hub):
+    pytest.importorskip("huggingface_hub")
+    environment = {"HF_ENDPOINT": hub["url"], "HF_TOKEN": "hf_right", "HF_HUB_OFFLINE": "0"}
+    answer = shown("checkpoint", "push-hf", stage["export"], "-r", "me/adapter", env=environment)
+    assert answer["repo_id"] == "me/adapter"
+    assert hub["created"]["visibility"] == "private"
+    assert set(hub["files"]) == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    import base64
+
+    card = base64.b64decode(hub["files"]["README.md"]).decode()
+    assert "base_model: tinkex/sprout" in card
+    wrong = {**environment, "HF_TOKEN": "hf_wrong"}
+    refused = ours("checkpoint", "push-hf", stage["export"], "-r", "me/adapter", env=wrong)
+    assert refused.returncode == 1
+    assert "HF_TOKEN" in refused.stderr
+    assert "hf_wrong" not in refused.stderr

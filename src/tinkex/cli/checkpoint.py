@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinkex.cli import output
+from tinkex.cli import output, publishing
 from tinkex.cli.connect import Invocation, invocation
 from tinkex.cli.output import Table
 from tinkex.cli.paging import Shown, fetch_pages
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="List, show, share, expire, delete and fetch checkpoints.", no_args_is_help=True
 )
+
+app.command("save")(publishing.save)
+app.command("merge")(publishing.merge)
+app.command("push-hf")(publishing.push_hf)
 
 CheckpointPath = Annotated[
     str, typer.Argument(metavar="PATH", help="Such as tinker://RUN/weights/NAME.")

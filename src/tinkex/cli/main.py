@@ -13,7 +13,7 @@ import typer
 from tinkex.cli import auth, billing, checkpoint, model, run, session
 from tinkex.cli.connect import Invocation
 from tinkex.cli.demo import demo
-from tinkex.cli.sampling import sample
+from tinkex.cli.sampling import chat, sample
 from tinkex.cli.serve import serve
 from tinkex.cli.train import train
 from tinkex.errors import TinkerError
@@ -36,6 +36,7 @@ app.command()(serve)
 app.command()(demo)
 app.command()(train)
 app.command()(sample)
+app.command()(chat)
 for name, group in {
     "auth": auth.app,
     "billing": billing.app,

@@ -1,4 +1,4 @@
-"""`tinkex sample`: text from a base model or from trained weights.
+"""`tinkex sample` and `tinkex chat`: text from a base model or from trained weights.
 
 Owns the options and the prompt's rendering.
 """
@@ -87,6 +87,93 @@ def sample(
         print(json.dumps(_as_json(response, replies), indent=2))
     else:
         print("\n---\n".join(replies))
+
+
+def chat(
+    context: typer.Context,
+    model: Model = None,
+    model_path: ModelPath = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    top_k: TopK = -1,
+    seed: Seed = None,
+    system: System = None,
+    local: Local = None,
+) -> None:
+    """Talk to a model: /reset forgets the conversation, /exit or Ctrl-D ends."""
+    from tinkex import types
+    from tinkex.cli.connect import service_client
+
+    params = types.SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
+    with service_client(context, local) as service:
+        conversation = _Conversation(_sampler(service, model, model_path), params, system)
+        print("/reset forgets the conversation; /exit or Ctrl-D ends.", file=sys.stderr)
+        while (line := _ask()) is not None:
+            if line == "/exit":
+                return
+            if line == "/reset":
+                conversation.reset()
+            elif line:
+                conversation.say(line)
+
+
+class _Conversation:
+    """The messages so far, and who answers them."""
+
+    def __init__(
+        self, sampler: SamplingClient, params: types.SamplingParams, system: str | None
+    ) -> None:
+        self._sampler = sampler
+        self._tokenizer = sampler.get_tokenizer()
+        self._params = params
+        self._system = system
+        self._messages: list[dict[str, str]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self._messages = [{"role": "system", "content": self._system}] if self._system else []
+
+    def say(self, text: str) -> None:
+        """Answer one message, showing the reply as it comes.
+
+        Ctrl-C ends the reply; what was said of it stays in the conversation.
+        """
+        from tinkex import types
+        from tinkex.errors import RequestFailedError
+
+        self._messages.append({"role": "user", "content": text})
+        prompt = types.ModelInput.from_ints(_rendered(self._messages, self._tokenizer))
+        shown = ""
+        tokens: list[int] = []
+        whole = ""
+        try:
+            with self._sampler.sample_stream(prompt, self._params) as stream:
+                for piece in stream:
+                    tokens.extend(piece.tokens)
+                    whole = _decoded(tokens, self._tokenizer)
+                    if not whole.endswith("\ufffd"):  # the rest of a character is still to come
+                        print(whole[len(shown) :], end="", flush=True)
+                        shown = whole
+        except KeyboardInterrupt:
+            print(" [stopped]", end="")
+        except RequestFailedError as error:
+            self._messages.pop()
+            print(f"Error: {error} /reset forgets the conversation.", file=sys.stderr)
+            return
+        print(whole[len(shown) :])
+        self._messages.append({"role": "assistant", "content": whole})
+
+
+def _ask() -> str | None:
+    """Read the user's next message; None at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
 
 
 def _sampler(service: ServiceClient, model: str | None, path: str | None) -> SamplingClient:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tinkex.errors import APIResponseValidationError, InputError
-from tinkex.types import TensorData
+from tinkex.types import EncodedTextChunk, TensorData
 
 if TYPE_CHECKING:
     from tinkex.types import SampleRequest, SampleResponse
@@ -17,6 +17,9 @@ def check_request(request: SampleRequest) -> None:
     Raises:
         InputError: naming the argument.
     """
+    chunks = request.prompt.chunks
+    if all(isinstance(chunk, EncodedTextChunk) and not chunk.length for chunk in chunks):
+        raise InputError("The prompt is empty: give the model at least one token to read.")
     if request.num_samples < 1:
         raise InputError(f"num_samples must be at least 1, not {request.num_samples}.")
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):

@@ -190,6 +190,10 @@ class SampleSubmitter:
             watch=self._watch,
         )
 
+    def no_answer(self, error: TinkerError) -> tuple[Failure, TinkerError]:
+        """Say that an attempt got no answer."""
+        return Failure(None, {}), error
+
     async def wait_to_repeat(self, call: SampleCall, failure: Failure, error: TinkerError) -> None:
         """Wait as long as the failure asks for, or raise its error."""
         connection = self._connection

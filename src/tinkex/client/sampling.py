@@ -21,6 +21,7 @@ from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.retry import Failure
 from tinkex.client.runtime import DEFAULT_RUNTIME
+from tinkex.client.sample_stream import SampleStream, StreamReader
 from tinkex.client.sample_submission import RetryConfig, SampleCall, SampleSubmitter
 from tinkex.client.sampler_handle import SamplerState
 from tinkex.client.session import Session
@@ -151,6 +152,52 @@ class SamplingClient:
         sample_rules.check_request(request)
         with acting_for(self.event_source):
             return self._connection.submit(self._run, request, "SamplingClient.sample")
+
+    def sample_stream(
+        self,
+        prompt: ModelInput,
+        sampling_params: SamplingParams,
+        num_samples: int = 1,
+        topk_sample_logprobs: int = 0,
+    ) -> SampleStream:
+        """Sample sequences, and read their tokens as they come. The server must be tinkex's.
+
+            for piece in sampler.sample_stream(prompt, params):
+                print(tokenizer.decode(piece.tokens), end="", flush=True)
+
+        Args:
+            prompt: what the model reads first, at least one token.
+            sampling_params: length, temperature, stops, seed.
+            num_samples: how many sequences.
+            topk_sample_logprobs: how many of the likeliest tokens to give for each sampled
+                position, in the response at the end.
+
+        Returns:
+            What to iterate over, with `for` or `async for`. The errors of the request are raised
+            there.
+
+        Raises:
+            InputError: an argument has the wrong type or lies outside its range.
+        """
+        request = operations.checked(
+            lambda: SampleRequest(
+                num_samples=num_samples,
+                prompt=prompt,
+                sampling_params=sampling_params,
+                sampling_session_id=self.sampling_session_id,
+                topk_sample_logprobs=topk_sample_logprobs,
+            )
+        )
+        sample_rules.check_request(request)
+        connection = self._connection
+        call = SampleCall(
+            request,
+            "SamplingClient.sample_stream",
+            self._retry_config,
+            connection.clock.monotonic(),
+        )
+        reader = StreamReader(connection, call, self._submitter)
+        return SampleStream(connection, reader, self.event_source)
 
     def compute_logprobs(
         self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import platform
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,6 +119,27 @@ class Sender:
         if reply.status == 401 and self.config.credentials.refused(key):
             reply = await self._exchange(request, await self.config.credentials.key())
         return reply
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest) -> AsyncIterator[Reply]:
+        """Send a request once, and give the answer before its body is there.
+
+        A key or token the server calls invalid is replaced for the next attempt, which is the
+        caller's matter.
+
+        Raises:
+            APIConnectionError: no answer came, or it broke off.
+        """
+        if self.tokens is None:
+            key = await self.config.credentials.key()
+        else:
+            key = await self.tokens.token()
+        async with self.transport.stream(self._complete(request, key)) as reply:
+            if reply.status == 401 and self.tokens is not None:
+                self.tokens.refused(key)
+            elif reply.status == 401:
+                self.config.credentials.refused(key)
+            yield replace(reply, received_at=self.clock.now())
 
     async def call(
         self,
@@ -231,20 +252,25 @@ class Sender:
             attempt += 1
 
     async def _exchange(self, request: HttpRequest, key: str) -> Reply:
+        with self.events.operation(
+            "http.request", method=request.method, path=request.path
+        ) as found:
+            # inside the span: the server's are its children
+            reply = await self.transport.send(self._complete(request, key))
+            found["status"] = reply.status
+        return replace(reply, received_at=self.clock.now())
+
+    def _complete(self, request: HttpRequest, key: str) -> HttpRequest:
+        """Add the headers that every request has."""
         headers = {
             names.USER_AGENT: _USER_AGENT,
             names.SDK_VERSION: SDK_VERSION,
             **request.headers,
             **self.config.headers,
             names.API_KEY: key,
+            **tracing.headers(),
         }
-        with self.events.operation(
-            "http.request", method=request.method, path=request.path
-        ) as found:
-            headers.update(tracing.headers())  # inside the span: the server's are its children
-            reply = await self.transport.send(replace(request, headers=headers))
-            found["status"] = reply.status
-        return replace(reply, received_at=self.clock.now())
+        return replace(request, headers=headers)
 
 
 def failure_of(reply: Reply, error: APIStatusError) -> Failure:

@@ -10,6 +10,7 @@ Redirects are not followed: the key of one server must not reach another.
 from __future__ import annotations
 
 import ssl
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from tinkex.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from tinkex.client.config import ClientConfig
 
@@ -99,24 +100,27 @@ class Transport:
             APIResponseValidationError: the answer is not what its headers say.
         """
         pool = self._pool(request.kind)
-        outgoing = pool.build_request(
-            request.method,
-            self._config.base_url + request.path,
-            params=dict(request.query) or None,
-            content=request.body,
-            headers=dict(request.headers),
-            timeout=self._timeout(request.timeout),
-        )
-        try:
+        outgoing = self._outgoing(pool, request)
+        with _typed_errors(outgoing, request.timeout):
             return Reply(await pool.send(outgoing))
-        except httpx.TimeoutException as error:
-            raise _timeout_error(outgoing, request.timeout) from error
-        except httpx.TransportError as error:
-            raise _connection_error(outgoing, error) from error
-        except httpx.DecodingError as error:
-            raise APIResponseValidationError(
-                f"The server's answer cannot be decompressed: {error}"
-            ) from error
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest) -> AsyncIterator[Reply]:
+        """Send a request and give the answer as soon as its headers are there.
+
+        Read its body by `Reply.response.aiter_lines()`, within the block.
+
+        Raises:
+            As `send`; also while the body is read.
+        """
+        pool = self._pool(request.kind)
+        outgoing = self._outgoing(pool, request)
+        with _typed_errors(outgoing, request.timeout):
+            response = await pool.send(outgoing, stream=True)
+            try:
+                yield Reply(response)
+            finally:
+                await response.aclose()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -148,9 +152,33 @@ class Transport:
             ),
         )
 
+    def _outgoing(self, pool: httpx.AsyncClient, request: HttpRequest) -> httpx.Request:
+        return pool.build_request(
+            request.method,
+            self._config.base_url + request.path,
+            params=dict(request.query) or None,
+            content=request.body,
+            headers=dict(request.headers),
+            timeout=self._timeout(request.timeout),
+        )
+
     def _timeout(self, seconds: float) -> httpx.Timeout:
         # no limit on the wait for a free connection: it is ours to give, not the server's
         return httpx.Timeout(seconds, connect=self._config.connect_timeout, pool=None)
+
+
+@contextmanager
+def _typed_errors(outgoing: httpx.Request, timeout: float) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise _timeout_error(outgoing, timeout) from error
+    except httpx.TransportError as error:
+        raise _connection_error(outgoing, error) from error
+    except httpx.DecodingError as error:
+        raise APIResponseValidationError(
+            f"The server's answer cannot be decompressed: {error}"
+        ) from error
 
 
 def error_from_reply(reply: Reply) -> APIStatusError:

@@ -226,6 +226,8 @@ class Generator:
                 continue
             sequence.tokens.append(token)
             sequence.logprobs.append(logprobs[i])
+            if sequence.state.job.on_token is not None:
+                sequence.state.job.on_token(sequence.index, token, logprobs[i])
             if topk is not None:
                 k = sequence.state.job.topk_sample_logprobs
                 sequence.topk.append((topk[1][i][:k], topk[0][i][:k]))

@@ -13,7 +13,7 @@ from tinkex.errors import InputError, TinkerError
 from tinkex.types import ModelInput, SampleResponse, SamplingParams, StopReason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -50,6 +50,8 @@ class SampleJob:
     """Refused unless 0."""
     record_stability_info: bool = False
     """Refused unless false."""
+    on_token: Callable[[int, int, float], None] | None = None
+    """Called with (sequence, token, logprob) as each is sampled; it must not raise, nor wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ the way of a sample request to the engine and back.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from tinkex.engine.sequence import SampleJob
@@ -14,9 +15,10 @@ from tinkex.server.futures import Operation
 from tinkex.server.refusal import bad_request, invalid_fields, not_found
 from tinkex.server.samplers import FixedWeights, SamplingSession, Snapshot, sampler_id_of
 from tinkex.server.store import SamplerRow
+from tinkex.server.streaming import TokenStream
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable
 
     from tinkex.server.bases import HostedBase
     from tinkex.server.completions import CompletionLog
@@ -187,10 +189,7 @@ class Sampling:
         if session is None:
             _, snapshot = await self._weights(owner, request.base_model, request.model_path)
         else:
-            current = session.weights.current()
-            if current is None:
-                raise not_found(self._missing(session.sampler_id))
-            snapshot = current.acquire()
+            snapshot = self._current(session)
         future = self._s.futures.open(owner, Operation.SAMPLE, request_bytes=size)
         if session is not None and request.seq_id is not None:
             session.seen.add(request.seq_id, digest, future)
@@ -199,6 +198,37 @@ class Sampling:
         sequence_ids = _sequence_ids(request, future)
         self._submit(future, snapshot, request, session, sequence_ids)
         return future, sequence_ids
+
+    async def stream(
+        self, owner: str, request: SampleRequest
+    ) -> tuple[Future, list[str], TokenStream]:
+        """Take a sample request whose tokens are wanted as they come.
+
+        Raises:
+            Refusal: as of `sample`; or the request has a `seq_id`, as a stream is not repeated.
+        """
+        self._check(request)
+        if request.seq_id is not None:
+            raise invalid_fields("A stream takes no seq_id: it is not repeated.")
+        size = BYTES_PER_TOKEN * request.prompt.length
+        self._s.futures.check_room(size)
+        session = None
+        if request.sampling_session_id is None:
+            _, snapshot = await self._weights(owner, request.base_model, request.model_path)
+        else:
+            session = self.find(owner, request.sampling_session_id)
+            snapshot = self._current(session)
+        future = self._s.futures.open(owner, Operation.SAMPLE, request_bytes=size)
+        sequence_ids = _sequence_ids(request, future)
+        tokens = TokenStream(asyncio.get_running_loop())
+        self._submit(future, snapshot, request, session, sequence_ids, on_token=tokens.push)
+        return future, sequence_ids, tokens
+
+    def _current(self, session: SamplingSession) -> Snapshot:
+        current = session.weights.current()
+        if current is None:
+            raise not_found(self._missing(session.sampler_id))
+        return current.acquire()
 
     def _check(self, request: SampleRequest) -> None:
         limit = self._s.config.limits.max_num_samples
@@ -239,6 +269,7 @@ class Sampling:
         request: SampleRequest,
         session: SamplingSession | None,
         sequence_ids: list[str],
+        on_token: Callable[[int, int, float], None] | None = None,
     ) -> None:
         """Send a request to the engine; whatever comes of it, let go of the weights after it."""
         jobs = snapshot.base.jobs
@@ -257,6 +288,7 @@ class Sampling:
                 target_prompt_logprobs=request.target_prompt_logprobs,
                 prompt_alt_tokens_k=request.prompt_alt_tokens_k,
                 record_stability_info=bool(request.record_stability_info),
+                on_token=on_token,
             )
         )
         if session is not None:

@@ -20,6 +20,7 @@ class OperationClass(StrEnum):
     SESSION = "session"
     TRAIN = "train"
     SAMPLE = "sample"
+    STREAM = "stream"
     RETRIEVE_FUTURE = "retrieve_future"
     RETRIEVE_FUTURES = "retrieve_futures"
     REST = "rest"
@@ -134,6 +135,8 @@ JOIN_SAMPLING_SESSION = _post(
 )
 GET_SAMPLER = _get("get_sampler", "samplers/{sampler_id}", types.GetSamplerResponse)
 ASAMPLE = _post("asample", types.SampleRequest, types.UntypedAPIFuture, OperationClass.SAMPLE)
+SAMPLE_STREAM = _post("sample_stream", types.SampleRequest, dict, OperationClass.STREAM)
+"""Ours: the official API has no stream."""
 
 RETRIEVE_FUTURE = _post(
     "retrieve_future", types.FutureRetrieveRequest, dict, OperationClass.RETRIEVE_FUTURE

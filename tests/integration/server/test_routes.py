@@ -80,6 +80,9 @@ class Stage:
             (get, "/samplers/{sampler_id}"): (
                 {"sampler_id": self.sampler}, None, {"sampler_id": "none"}, None,
             ),
+            (post, "/sample_stream"): (
+                {}, stream_json(self.sampler), {}, stream_json("none"),
+            ),
             (post, "/asample"): ({}, sample_json(self.sampler), {}, sample_json("none")),
             (post, "/join_sampling_session"): (
                 {}, {"sampling_session_id": self.sampler}, {}, {"sampling_session_id": "none"},
@@ -108,6 +111,10 @@ class Stage:
             (get, "/downloads/{path}"): ({"path": self.file}, None, {"path": "x"}, None),
             (get, "/checkpoints"): ({}, None, {}, None),
         }  # fmt: skip
+
+
+def stream_json(sampler):
+    return {name: v for name, v in sample_json(sampler).items() if name != "seq_id"}
 
 
 def batched(sampler):
@@ -148,7 +155,7 @@ async def test_every_route_is_called_here_and_in_the_table_of_endpoints(api):
 
 async def test_every_endpoint_answers_a_right_call_with_json(api):
     for name in (await Stage.set(api)).cases():
-        if name[1].startswith("/downloads/"):
+        if name[1].startswith(("/downloads/", "/sample_stream")):
             continue
         stage = await Stage.set(api)
         method, path = name

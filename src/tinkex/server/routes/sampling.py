@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from tinkex.server.refusal import not_found
 from tinkex.server.routes.messages import message_reply, owner_of, read_json
+from tinkex.server.streaming import events
 from tinkex.types import (
     CreateSamplingSessionRequest,
     CreateSamplingSessionResponse,
@@ -38,6 +40,7 @@ class SamplingRoutes:
             Route("/samplers/{sampler_id}", self.sampler, methods=["GET"]),
             Route("/join_sampling_session", self.join, methods=["POST"]),
             Route("/asample", self.sample, methods=["POST"]),
+            Route("/sample_stream", self.stream, methods=["POST"]),
         ]
 
     async def create_session(self, request: Request) -> Response:
@@ -70,4 +73,14 @@ class SamplingRoutes:
         future, sequence_ids = await self._s.sampling.sample(owner_of(request), message, digest)
         return message_reply(
             UntypedAPIFuture(request_id=future.request_id, sample_sequence_ids=sequence_ids)
+        )
+
+    async def stream(self, request: Request) -> Response:
+        """Sample, sending the tokens as they come; whoever hangs up ends it."""
+        message, _ = await read_json(request, SampleRequest)
+        future, sequence_ids, tokens = await self._s.sampling.stream(owner_of(request), message)
+        return StreamingResponse(
+            events(self._s.futures, future, sequence_ids, tokens),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
         )
