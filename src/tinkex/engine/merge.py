@@ -138,9 +138,8 @@ def _pairs(adapter: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tens
 def _check_copies(model: Any, copies: Mapping[str, Tensor]) -> None:
     for name, tensor in copies.items():
         layer = name.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".base_layer")
-        weight = model.get_submodule(layer).weight if _has(model, layer) else None
-        same = weight is not None and weight.shape == tensor.shape
-        if not same or not torch.equal(weight.float().cpu(), tensor.float()):
+        weight = model.get_submodule(layer).weight if _has(model, layer) else torch.empty(0)
+        if weight.shape != tensor.shape or not torch.equal(weight.float().cpu(), tensor.float()):
             raise InputError(
                 f"The adapter brings a {layer} that is not the base model's: it was trained on "
                 "another base, or the embeddings were resized. That cannot be merged here."
