@@ -211,7 +211,12 @@ def command_seconds(name: str, sdk: str) -> float:
 def null_server(*, batched: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.json"
-        command = [sys.executable, str(HERE.with_name("null_server.py")), "--ready-file", str(ready)]
+        command = [
+            sys.executable,
+            str(HERE.with_name("null_server.py")),
+            "--ready-file",
+            str(ready),
+        ]
         process = subprocess.Popen(command + ["--batched"] * batched)
         try:
             while not ready.exists():

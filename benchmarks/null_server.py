@@ -59,7 +59,7 @@ class NullServer:
             return "application/json", b'{"model_id": "s:train:0"}'
         return "application/json", json.dumps(await self._json(name, body)).encode()
 
-    async def _json(self, name: str, body: bytes) -> object:  # noqa: PLR0911 - a table
+    async def _json(self, name: str, body: bytes) -> object:
         if name == "asample":
             request = json.loads(body)
             request_id = f"s{next(self._numbers)}"
@@ -125,7 +125,8 @@ class NullServer:
                 kind, answer = await self.answer(method.decode(), path.decode(), body)
                 writer.write(
                     f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n"
-                    f"content-length: {len(answer)}\r\n\r\n".encode() + answer
+                    f"content-length: {len(answer)}\r\n\r\n".encode()
+                    + answer
                 )
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -240,7 +240,6 @@ class APIStatusError(APIError):
 
     Attributes:
         status_code: the HTTP status.
-        response: the HTTP client's response object where there is one.
     """
 
     status_code: int = 500
@@ -256,9 +255,16 @@ class APIStatusError(APIError):
         super().__init__(message, **details)
         if status_code is not None:
             self.status_code = status_code
-        self.response = response
+        self._response = response
         if details.get("category") is None:
             self.category = "user" if self.status_code < 500 else "server"
+
+    @property
+    def response(self) -> Any:
+        """The answer as an `httpx.Response`; None where there was none."""
+        if callable(self._response):
+            self._response = self._response()
+        return self._response
 
 
 class BadRequestError(APIStatusError):

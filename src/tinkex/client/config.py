@@ -10,11 +10,9 @@ import math
 import os
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # in no stub
-
-from httpx import Timeout
 
 from tinkex.client.credentials import Credentials, resolve_credentials
 from tinkex.client.retry import RetryPolicy
@@ -22,6 +20,8 @@ from tinkex.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from httpx import Timeout
 
     from tinkex._clock import Clock
     from tinkex.client.circuit_breaker import CircuitBreakerPolicy
@@ -141,10 +141,9 @@ class ClientConfig:
 
 def _timeouts(timeout: float | Timeout | None, problems: list[str]) -> tuple[float, float]:
     """Return the seconds of (reading, connecting); say what is wrong with them."""
-    if isinstance(timeout, Timeout):
-        given = {"read": timeout.read, "connect": timeout.connect}
-    else:
-        given = {"read": timeout, "connect": None}
+    # not isinstance: httpx is slow to import, and whoever has a Timeout has imported it
+    read: Any = getattr(timeout, "read", timeout)
+    given: dict[str, Any] = {"read": read, "connect": getattr(timeout, "connect", None)}
     for name, value in given.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 < value < math.inf):

@@ -316,6 +316,9 @@ def _refusal(response: httpx.Response) -> APIStatusError:
     response.read()
     from tinkex.client.transport import Reply, error_from_reply  # noqa: PLC0415 - as needed
 
-    error = error_from_reply(Reply(response))
+    url = str(response.request.url)
+    error = error_from_reply(
+        Reply(response.status_code, response.headers, response.content, "GET", url)
+    )
     error.args = (redact(str(error)),)
     return error

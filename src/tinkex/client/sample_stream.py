@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tinkex.client.connection import Connection
     from tinkex.client.events import EventSource
     from tinkex.client.sample_submission import SampleCall, SampleSubmitter
-    from tinkex.client.transport import HttpRequest, Reply
+    from tinkex.client.transport import HttpRequest, Reply, StreamedReply
 
 _PIECES = 64
 """Pieces that wait for their reader at most."""
@@ -202,11 +202,10 @@ class StreamReader:
         """Read one stream: the response, or the failure and its error when it never began."""
         started = False
         try:
-            async with self._connection.sender.stream(request) as reply:
-                if reply.status >= 300:
-                    await reply.response.aread()
-                    return self._refusal(reply)
-                async for event in _events(reply):
+            async with self._connection.sender.stream(request) as streamed:
+                if streamed.reply.status >= 300:
+                    return self._refusal(await streamed.read())
+                async for event in _events(streamed):
                     started = True
                     response = await self._take(event)
                     if response is not None:
@@ -253,15 +252,16 @@ class StreamReader:
         return None  # of a kind that is newer than this client, or one of the above
 
 
-async def _events(reply: Reply) -> AsyncIterator[dict[str, Any]]:
+async def _events(streamed: StreamedReply) -> AsyncIterator[dict[str, Any]]:
     """Read server-sent events as they come; only their data lines count (WHATWG HTML, 9.2)."""
+    reply = streamed.reply
     if reply.content_type != "text/event-stream":
         raise APIResponseValidationError(
             f"The stream is {reply.content_type or 'of no type'}, not text/event-stream. Does the "
             "base URL lead to a Tinker server?",
             status_code=reply.status,
         )
-    async for line in reply.response.aiter_lines():
+    async for line in streamed.lines():
         if line.startswith("data:"):
             try:
                 event = orjson.loads(line.removeprefix("data:"))

@@ -23,7 +23,13 @@ from tinkex.client.circuit_breaker import CircuitBreaker
 from tinkex.client.events import Emitter, EventSource
 from tinkex.client.retry import Failure
 from tinkex.client.tokens import TokenExchange
-from tinkex.client.transport import HttpRequest, Reply, Transport, error_from_reply
+from tinkex.client.transport import (
+    HttpRequest,
+    Reply,
+    StreamedReply,
+    Transport,
+    error_from_reply,
+)
 from tinkex.errors import (
     APIConnectionError,
     APIResponseValidationError,
@@ -121,7 +127,7 @@ class Sender:
         return reply
 
     @asynccontextmanager
-    async def stream(self, request: HttpRequest) -> AsyncIterator[Reply]:
+    async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedReply]:
         """Send a request once, and give the answer before its body is there.
 
         A key or token the server calls invalid is replaced for the next attempt, which is the
@@ -134,12 +140,13 @@ class Sender:
             key = await self.config.credentials.key()
         else:
             key = await self.tokens.token()
-        async with self.transport.stream(self._complete(request, key)) as reply:
-            if reply.status == 401 and self.tokens is not None:
+        async with self.transport.stream(self._complete(request, key)) as streamed:
+            if streamed.reply.status == 401 and self.tokens is not None:
                 self.tokens.refused(key)
-            elif reply.status == 401:
+            elif streamed.reply.status == 401:
                 self.config.credentials.refused(key)
-            yield replace(reply, received_at=self.clock.now())
+            streamed.reply = replace(streamed.reply, received_at=self.clock.now())
+            yield streamed
 
     async def call(
         self,

@@ -449,13 +449,14 @@ class TrainingClient:
         future: APIFuture[T] = APIFuture()
         turn = self._sequencer.reserve(future)
         turn.adds_gradient = adds_gradient
+        # before the operation can hear of a cancellation, and leave the queue on its own
+        future.add_done_callback(turn.future_done)
         try:
             with acting_for(self.event_source):
                 self._connection.submit_into(future, run, turn)
         except BaseException:
             turn.abandon_unentered()
             raise
-        future.add_done_callback(turn.future_done)
         return future
 
     def _ask(

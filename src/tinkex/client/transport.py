@@ -9,22 +9,25 @@ Redirects are not followed: the key of one server must not reach another.
 
 from __future__ import annotations
 
-import ssl
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
 
-import httpx
 import orjson
+import pyqwest
 
 from tinkex._backoff import retry_after_seconds
 from tinkex._redact import redact
 from tinkex.errors import (
     APIConnectionError,
+    APIError,
     APIResponseValidationError,
     APIStatusError,
     APITimeoutError,
     CertificateError,
+    InputError,
     status_error,
 )
 
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
 
     from tinkex.client.config import ClientConfig
 
+_NO_PROXY = pyqwest.Proxy("http://127.0.0.1:9", no_proxy="*,0.0.0.0/0,::/0")
+"""A proxy for no host: none at all would be the environment's."""
+_UNREADABLE = ("decod", "decompress", "gzip", "zstd", "unexpected end of file")
+"""Words of the errors of a body that is not compressed as its headers say. A body that is cut
+off has others."""
 _SHOWN_BYTES = 2000
 """Of an error's body, in a message."""
 
@@ -57,29 +65,62 @@ class HttpRequest:
 class Reply:
     """One answer, whatever its status."""
 
-    response: httpx.Response = field(repr=False)
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    """Names match in any case."""
+    body: bytes = field(repr=False)
+    """Decompressed; empty for an answer whose body is read as it comes."""
+    method: str = "GET"
+    url: str = ""
+    """That was asked."""
     received_at: float = 0.0
     """When it came, in seconds since the epoch."""
 
     @property
-    def status(self) -> int:
-        """HTTP status."""
-        return self.response.status_code
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Response headers; names match in any case."""
-        return self.response.headers
-
-    @property
     def content_type(self) -> str:
         """Media type without parameters, in lower case."""
-        return str(self.response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+        return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
     @property
-    def body(self) -> bytes:
-        """The decompressed body."""
-        return self.response.content
+    def path(self) -> str:
+        """The path that was asked."""
+        return urlsplit(self.url).path
+
+    @property
+    def response(self) -> Any:
+        """The answer as an `httpx.Response`, which errors of the official SDK carry."""
+        import httpx  # noqa: PLC0415 - it is slow to import, and seldom needed
+
+        headers = [
+            (name, value)
+            for name, value in self.headers.items()
+            if name not in {"content-encoding", "content-length", "transfer-encoding"}
+        ]
+        request = httpx.Request(self.method, self.url)
+        return httpx.Response(self.status, headers=headers, content=self.body, request=request)
+
+
+class StreamedReply:
+    """An answer whose body is read as it comes."""
+
+    def __init__(self, reply: Reply, chunks: AsyncIterator[Any]) -> None:
+        self.reply = reply
+        self._chunks = chunks
+
+    async def lines(self) -> AsyncIterator[str]:
+        """Give the lines of the body as they come, without their ends."""
+        rest = b""
+        async for chunk in self._chunks:
+            *whole, rest = (rest + bytes(chunk)).split(b"\n")
+            for line in whole:
+                yield line.rstrip(b"\r").decode(errors="replace")
+        if rest:
+            yield rest.decode(errors="replace")
+
+    async def read(self) -> Reply:
+        """Read the rest, and give the whole answer."""
+        body = b"".join([bytes(chunk) async for chunk in self._chunks])
+        return replace(self.reply, body=body)
 
 
 class Transport:
@@ -87,8 +128,7 @@ class Transport:
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
-        self._pools: dict[str, httpx.AsyncClient] = {}
-        self._tls: ssl.SSLContext | None = None
+        self._pools: dict[tuple[str, float], pyqwest.HTTPTransport] = {}
 
     async def send(self, request: HttpRequest) -> Reply:
         """Send `request` once and read the whole answer.
@@ -99,28 +139,28 @@ class Transport:
             APIConnectionError: the connection failed in another way.
             APIResponseValidationError: the answer is not what its headers say.
         """
-        pool = self._pool(request.kind)
-        outgoing = self._outgoing(pool, request)
-        with _typed_errors(outgoing, request.timeout):
-            return Reply(await pool.send(outgoing))
+        async with self.stream(request) as streamed:
+            return await streamed.read()
 
     @asynccontextmanager
-    async def stream(self, request: HttpRequest) -> AsyncIterator[Reply]:
+    async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedReply]:
         """Send a request and give the answer as soon as its headers are there.
-
-        Read its body by `Reply.response.aiter_lines()`, within the block.
 
         Raises:
             As `send`; also while the body is read.
         """
-        pool = self._pool(request.kind)
-        outgoing = self._outgoing(pool, request)
-        with _typed_errors(outgoing, request.timeout):
-            response = await pool.send(outgoing, stream=True)
-            try:
-                yield Reply(response)
-            finally:
-                await response.aclose()
+        url = self._config.base_url + request.path
+        if request.query:
+            url = f"{url}?{urlencode(request.query, doseq=True)}"
+        outgoing = pyqwest.Request(
+            request.method, url, pyqwest.Headers(list(request.headers.items())), request.body or b""
+        )
+        with _typed_errors(url, request.timeout):
+            response = await self._pool(request).execute(outgoing)
+            async with response:
+                headers: Any = response.headers
+                reply = Reply(response.status, headers, b"", request.method, url)
+                yield StreamedReply(reply, response.content)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -128,57 +168,47 @@ class Transport:
             _, pool = self._pools.popitem()
             await pool.aclose()
 
-    def _pool(self, kind: str) -> httpx.AsyncClient:
-        pool = self._pools.get(kind)
+    def _pool(self, request: HttpRequest) -> pyqwest.HTTPTransport:
+        key = (request.kind, request.timeout)
+        pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[kind] = self._new_pool()
+            pool = self._pools[key] = self._new_pool(request.timeout)
         return pool
 
-    def _new_pool(self) -> httpx.AsyncClient:
+    def _new_pool(self, timeout: float) -> pyqwest.HTTPTransport:
         config = self._config
-        secure = config.base_url.startswith("https:")
-        if secure and self._tls is None:
-            self._tls = ssl.create_default_context()
-        return httpx.AsyncClient(
-            http2=secure,
-            verify=self._tls if self._tls is not None else False,
-            proxy=config.proxy,
+        return pyqwest.HTTPTransport(
+            # HTTP/2 where the server offers it under TLS, HTTP/1.1 elsewhere
+            tls_include_system_certs=config.base_url.startswith("https:"),
             # everything the environment says was read once, into the config
-            trust_env=False,
-            limits=httpx.Limits(
-                max_connections=config.max_connections,
-                max_keepalive_connections=config.max_connections,
-                keepalive_expiry=30.0,
-            ),
+            proxy=config.proxy or _NO_PROXY,
+            connect_timeout=config.connect_timeout,
+            read_timeout=timeout,
+            pool_idle_timeout=30.0,
+            pool_max_idle_per_host=config.max_connections,
+            max_connections_per_address=config.max_connections,
+            use_system_dns=True,
+            # the key of one server must not reach another
+            follow_redirects=False,
+            enable_brotli=False,
+            enable_otel=False,  # `tracing.py` does it
         )
-
-    def _outgoing(self, pool: httpx.AsyncClient, request: HttpRequest) -> httpx.Request:
-        return pool.build_request(
-            request.method,
-            self._config.base_url + request.path,
-            params=dict(request.query) or None,
-            content=request.body,
-            headers=dict(request.headers),
-            timeout=self._timeout(request.timeout),
-        )
-
-    def _timeout(self, seconds: float) -> httpx.Timeout:
-        # no limit on the wait for a free connection: it is ours to give, not the server's
-        return httpx.Timeout(seconds, connect=self._config.connect_timeout, pool=None)
 
 
 @contextmanager
-def _typed_errors(outgoing: httpx.Request, timeout: float) -> Iterator[None]:
+def _typed_errors(url: str, timeout: float) -> Iterator[None]:
     try:
         yield
-    except httpx.TimeoutException as error:
-        raise _timeout_error(outgoing, timeout) from error
-    except httpx.TransportError as error:
-        raise _connection_error(outgoing, error) from error
-    except httpx.DecodingError as error:
-        raise APIResponseValidationError(
-            f"The server's answer cannot be decompressed: {error}"
+    except (APIError, InputError):
+        raise
+    except pyqwest.ConnectTimeout as error:
+        raise _connection_error(url, error) from error
+    except TimeoutError as error:
+        raise APITimeoutError(
+            f"No answer from {_address(url)} to {urlsplit(url).path} in {timeout:g} s."
         ) from error
+    except (OSError, pyqwest.RemoteProtocolError, pyqwest.ReadError, pyqwest.WriteError) as error:
+        raise _connection_error(url, error) from error
 
 
 def error_from_reply(reply: Reply) -> APIStatusError:
@@ -187,14 +217,14 @@ def error_from_reply(reply: Reply) -> APIStatusError:
     The message is the server's own words, cut to a readable length, after the status.
     """
     body = _decoded(reply)
-    words = _redirected(reply) or _words(body) or reply.response.reason_phrase or "no reason given"
+    words = _redirected(reply) or _words(body) or _phrase(reply.status)
     told = retry_after_seconds(reply.headers, reply.received_at)
     category = body.get("category") if isinstance(body, dict) else None
     return status_error(
         reply.status,
-        redact(f"{reply.status} from {reply.response.url.path}: {words}"),
+        redact(f"{reply.status} from {reply.path}: {words}"),
         body=body,
-        response=reply.response,
+        response=lambda: reply.response,
         category=category.lower() if isinstance(category, str) else None,
         retry_after_ms=None if told is None else told * 1000,
         request_id=reply.headers.get("x-request-id"),
@@ -227,26 +257,28 @@ def _words(body: object) -> str:
     return text[:_SHOWN_BYTES]
 
 
-def _timeout_error(request: httpx.Request, seconds: float) -> APITimeoutError:
-    return APITimeoutError(
-        f"No answer from {_address(request)} to {request.url.path} in {seconds:g} s."
-    )
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "no reason given"
 
 
-def _connection_error(request: httpx.Request, error: httpx.TransportError) -> APIConnectionError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return CertificateError(
-                f"The certificate of {_address(request)} was not accepted "
-                f"({cause.verify_message}). Set SSL_CERT_FILE to the authority that signed it."
-            )
-        cause = cause.__cause__ or cause.__context__
+def _connection_error(url: str, error: Exception) -> APIConnectionError | APIError:
+    words = redact(str(error)) or type(error).__name__
+    if "certificate" in words.lower():
+        return CertificateError(
+            f"The certificate of {_address(url)} was not accepted ({words}). Set SSL_CERT_FILE to "
+            "the authority that signed it."
+        )
+    if any(word in words.lower() for word in _UNREADABLE):
+        return APIResponseValidationError(f"The server's answer cannot be decompressed: {words}")
     return APIConnectionError(
-        f"No connection to {_address(request)} ({str(error) or type(error).__name__}). "
-        "Is the server running, and is the base URL right?"
+        f"No connection to {_address(url)} ({words}). Is the server running, and is the base URL "
+        "right?"
     )
 
 
-def _address(request: httpx.Request) -> str:
-    return f"{request.url.scheme}://{request.url.netloc.decode()}"
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"

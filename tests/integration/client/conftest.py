@@ -9,13 +9,14 @@ from tinkex._clock import SystemClock
 from tinkex.client.runtime import Runtime
 
 HEARTBEAT = 10.0
+REFRESH = 300
 
 
 class HurriedClock(SystemClock):
-    """Shortens every wait of the client but the heartbeat's."""
+    """Shortens every wait of the client but those of its background work."""
 
     async def sleep(self, seconds):
-        await super().sleep(seconds if seconds == HEARTBEAT else min(seconds, 0.01))
+        await super().sleep(seconds if seconds in {HEARTBEAT, REFRESH} else min(seconds, 0.01))
 
 
 @pytest.fixture

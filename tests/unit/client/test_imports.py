@@ -54,6 +54,7 @@ with ScriptedServer() as peer:
     client.get_server_capabilities()
     kind.__getitem__ = real
     client.close()
-    print('reads', *reads)
+    # OpenTelemetry's own settings are read by its API, when pyqwest first asks it for a tracer
+    print('reads', *(name for name in reads if not name.startswith('OTEL_')))
 """
     assert run(code) == ["reads"]

@@ -3,7 +3,6 @@
 import json
 from random import Random
 
-import httpx
 import pytest
 
 from tinkex.client.budget import Budget
@@ -47,13 +46,8 @@ class Peer:
             raise answer
         status, body, *headers = answer
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        response = httpx.Response(
-            status,
-            content=content,
-            headers={"content-type": "application/json", **(headers[0] if headers else {})},
-            request=httpx.Request("POST", "http://peer/api/v1/retrieve_future"),
-        )
-        return Reply(response)
+        named = {"content-type": "application/json", **(headers[0] if headers else {})}
+        return Reply(status, named, content, "POST", "http://peer/api/v1/retrieve_future")
 
     async def fetch(self, watch=None):
         pending = PendingResult("req-1", "OptimStep", lambda reply: reply.body, watch=watch)

@@ -134,8 +134,8 @@ def test_each_piece_is_seen_before_the_next_is_sent(peer, sampler):
     def script(send):
         send(started())
         for value in range(5):
-            send(tokens(value))
             sent.append(value)
+            send(tokens(value))
             assert seen.acquire(timeout=10)  # the next goes out when the reader has this one
         send(finished())
 

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 
-import httpx
 import orjson
 import pytest
 from client_support import settle
@@ -18,7 +17,9 @@ from tinkex.testing.clock import VirtualClock
 
 
 def reply(status, body):
-    return Reply(httpx.Response(status, json=body, request=httpx.Request("POST", "http://peer/x")))
+    return Reply(
+        status, {"content-type": "application/json"}, orjson.dumps(body), "POST", "http://peer/x"
+    )
 
 
 def done(*ids, cursor, size=7):
