@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic_core import to_json
 
 from tinkex.errors import InputError
+from tinkex.types._packing import packed
 
 _INT32 = np.iinfo(np.int32)
 
@@ -23,6 +24,9 @@ def _as_tokens(tokens: Any) -> npt.NDArray[np.int32]:
     Raises:
         InputError: for anything but a flat sequence of integers that fit into 32 bits.
     """
+    fresh = packed(tokens, "i")
+    if fresh is not None and fresh.size and fresh.max() > 1:  # 0 and 1 may be booleans
+        return fresh
     try:
         array = np.asarray(tokens)
     except (ValueError, OverflowError) as error:

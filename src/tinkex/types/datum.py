@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tinkex.errors import InputError
+from tinkex.types._packing import packed
 from tinkex.types.model_input import ModelInput
 from tinkex.types.tensor_data import TensorData, TensorDtype
 
@@ -108,6 +109,9 @@ def _tensor_from_list(key: str, value: Sequence[Any]) -> TensorData:
             "Pass a NumPy array or a TensorData."
         )
     dtype = LIST_DTYPES[key]
+    fresh = packed(value, "q" if dtype == "int64" else "f")
+    if fresh is not None:
+        return TensorData.of_checked(fresh, [fresh.size])
     try:
         array = np.asarray(value, dtype=np.int64 if dtype == "int64" else np.float32)
     except (OverflowError, TypeError, ValueError) as error:

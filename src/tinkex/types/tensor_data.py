@@ -153,6 +153,20 @@ class TensorData:
         put(self, "dtype", name)
         put(self, "shape", given)
 
+    @classmethod
+    def of_checked(cls, values: npt.NDArray[Any], shape: list[int] | None) -> Self:
+        """Make a dense tensor of an array that is known to fit: flat, of one of the wire's dtypes.
+
+        For the many small tensors of a batch; nothing is checked and nothing copied.
+        """
+        tensor = cls.__new__(cls)
+        put = object.__setattr__
+        put(tensor, "_values", values)
+        put(tensor, "_sparse", None)
+        put(tensor, "dtype", "float32" if values.dtype.kind == "f" else "int64")
+        put(tensor, "shape", shape)
+        return tensor
+
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: a tensor may be shared."""
         raise AttributeError(f"TensorData is immutable: make a new one to change {name}.")

@@ -48,6 +48,8 @@ _STOP_CODES: dict[StopReason, pb.StopReason] = {
 }
 _IMAGE_FORMATS: Mapping[str, Literal["png", "jpeg"]] = {"png": "png", "jpeg": "jpeg"}
 _MAX_SEQ_ID = 2**31 - 1
+_DATA_TAG = bytes([pb.ForwardBackwardRequest.DATA_FIELD_NUMBER << 3 | 2])
+"""Of one entry of `ForwardBackwardRequest.data`: length-delimited."""
 
 
 def _parse(cls: type[M], body: bytes) -> M:
@@ -85,12 +87,27 @@ def encode_forward_backward_request(request: ForwardBackwardRequest) -> bytes:
         else:
             message.loss_fn_config[name] = value
             message.loss_fn_config_v2[name].number = value
+    # Each datum by itself, in a buffer that the cache holds: one large message is grown, and
+    # copied, again and again. A repeated field may stand anywhere in a message.
+    parts = [message.SerializeToString()]
     for datum in inner.data:
-        _encode_datum(datum, message.data.add())
-    return message.SerializeToString()
+        encoded = _encode_datum(datum)
+        parts += (_DATA_TAG, _varint(len(encoded)), encoded)
+    return b"".join(parts)
 
 
-def _encode_datum(datum: Datum, message: pb.Datum) -> None:
+def _varint(number: int) -> bytes:
+    """Encode a length as protobuf does: seven bits a byte, the lowest first."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _encode_datum(datum: Datum) -> bytes:
+    message = pb.Datum()
     for chunk in datum.model_input.chunks:
         _encode_chunk(chunk, message.model_input.add())
     for key, tensor in datum.loss_fn_inputs.items():
@@ -99,6 +116,7 @@ def _encode_datum(datum: Datum, message: pb.Datum) -> None:
         raise InputError("A datum has provenance spans for its input and its loss, or for neither.")
     _encode_spans(datum.model_input_spans or [], message.model_input_spans)
     _encode_spans(datum.loss_fn_input_spans or [], message.loss_fn_input_spans)
+    return message.SerializeToString()
 
 
 def _encode_chunk(chunk: ModelInputChunk, message: pb.Chunk) -> None:
@@ -259,11 +277,14 @@ def _decode_column(name: str, message: pb.BatchedTensor, count: int) -> Iterator
         raise InputError(f"{name}: the offsets do not cut {len(message.data)} bytes into {count}.")
     trailing = list(message.trailing_shape)
     width = int(np.prod(trailing)) if trailing else 1
-    for start, end in itertools.pairwise(offsets.tolist()):
-        values = arrays.decode_values(message.data[start:end], message.dtype, name)
-        if width == 0 or values.size % width:
-            raise InputError(f"{name}: {values.size} values do not fill rows of shape {trailing}.")
-        yield TensorData(values, shape=[values.size // width, *trailing])
+    values = arrays.decode_values(message.data, message.dtype, name)
+    # offsets are in bytes of the wire's dtype, which may be narrower than that of the values
+    size = len(message.data) // values.size if values.size else 1
+    if width == 0 or np.any(np.diff(offsets) % (size * width)):
+        raise InputError(f"{name}: the offsets do not cut whole rows of shape {trailing}.")
+    values.flags.writeable = False  # the rows share it
+    for start, end in itertools.pairwise((offsets // size).tolist()):
+        yield TensorData.of_checked(values[start:end], [(end - start) // width, *trailing])
 
 
 # --- sample responses ---------------------------------------------------------------------------
