@@ -10,11 +10,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test check format lint types imports unit soak bench wheel sprout proto clean
+.PHONY: help demo test check format lint types imports unit soak bench bench-client wheel sprout proto clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # torch goes first and pinned: a looser range lets pip fetch gigabytes of CUDA packages.
 $(VENV)/.server: pyproject.toml
@@ -62,6 +62,9 @@ soak: $(VENV)/.dev ## Repeat unit and integration tests 20 times in random order
 
 bench: $(VENV)/.dev ## Measure training and sampling through the API on the shipped model
 	$(BIN)/python benchmarks/train_sample.py --start-server
+
+bench-client: $(VENV)/.dev ## Measure the client beside the official one, on a server that does nothing
+	$(BIN)/python benchmarks/client.py
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	@$(PIP) install build

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -45,6 +46,8 @@ class Measure:
 MEASURES = [
     Measure("import_torch", "import, torch installed", "s", 5),
     Measure("import_plain", "import, no torch", "s", 2),
+    Measure("use_torch", "import and name ServiceClient, torch installed", "s", 1),
+    Measure("use_plain", "import and name ServiceClient, no torch", "s", 1),
     Measure("help_torch", "CLI --help, torch installed", "s", 8),
     Measure("help_plain", "CLI --help, no torch", "s", 3),
     Measure("version_torch", "CLI version, torch installed", "s", 8),
@@ -117,7 +120,7 @@ def batch_cpu(sdk: Any, url: str) -> dict[str, float]:
 
 
 def samples(sdk: Any, url: str, count: int = 2000) -> dict[str, float]:
-    service, sampler = sampler_of(sdk, url)
+    _service, sampler = sampler_of(sdk, url)
     prompt, params = prompt_and_params(sdk)
     sampler.sample(prompt, 1, params).result()
     began = time.perf_counter()
@@ -132,7 +135,7 @@ def samples_batched(sdk: Any, url: str) -> dict[str, float]:
 
 
 def memory(sdk: Any, url: str) -> dict[str, float]:
-    service, sampler = sampler_of(sdk, url)
+    _service, sampler = sampler_of(sdk, url)
     prompt, params = prompt_and_params(sdk)
     sampler.sample(prompt, 1, params).result()
     futures = [sampler.sample(prompt, 1, params) for _ in range(10_000)]
@@ -142,7 +145,7 @@ def memory(sdk: Any, url: str) -> dict[str, float]:
 
 
 def latency(sdk: Any, url: str) -> dict[str, float]:
-    service, sampler = sampler_of(sdk, url)
+    _service, sampler = sampler_of(sdk, url)
     prompt, params = prompt_and_params(sdk)
     for _ in range(20):
         sampler.sample(prompt, 1, params).result()
@@ -158,14 +161,14 @@ def latency(sdk: Any, url: str) -> dict[str, float]:
 def heartbeat(sdk: Any, url: str) -> dict[str, float]:
     import urllib.request
 
-    service, sampler = sampler_of(sdk, url)
+    _service, _sampler = sampler_of(sdk, url)
     began = time.monotonic()
     number = 0
     while time.monotonic() - began < 32:
         number = (number * 31 + 7) % 1_000_003
     with urllib.request.urlopen(f"{url}/api/v1/heartbeats") as answer:  # noqa: S310 - loopback
         beats = [began, *(beat for beat in json.load(answer) if beat > began)]
-    gaps = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
     assert len(gaps) >= 2, f"{len(gaps)} heartbeats in 32 s"
     return {"heartbeat": max(gaps)}
 
@@ -199,6 +202,8 @@ def command_seconds(name: str, sdk: str) -> float:
     what, _, torch = name.partition("_")
     hide = HIDE_TORCH if torch == "plain" else "import sys"
     if what == "import":
+        return wall(f"{hide}; import {sdk}")
+    if what == "use":
         return wall(f"{hide}; import {sdk}; {sdk}.ServiceClient")
     arguments = ["--help"] if what == "help" else ["version"]
     return wall(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import time
@@ -48,7 +49,8 @@ class NullServer:
         )
         self.batched = False
 
-    async def answer(self, method: str, path: str, body: bytes) -> tuple[str, bytes]:
+    async def answer(self, path: str, body: bytes) -> tuple[str, bytes]:
+        """Answer one request: (content type, body)."""
         name = path.partition("?")[0].removeprefix(PREFIX)
         if name == "retrieve_future":
             request_id = json.loads(body)["request_id"]
@@ -95,10 +97,8 @@ class NullServer:
         finished = self._finished.setdefault(sampler, [])
         if len(finished) <= cursor and request.get("timeout") != 0.0:
             self._event(sampler).clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._event(sampler).wait(), 25)
-            except TimeoutError:
-                pass
         new = finished[cursor:]
         completions = [
             {
@@ -114,15 +114,16 @@ class NullServer:
         return self._news.setdefault(sampler, asyncio.Event())
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection."""
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                method, path, _ = head.split(b" ", 2)
+                _, path, _ = head.split(b" ", 2)
                 lower = head.lower()
                 at = lower.find(b"content-length:")
                 length = int(head[at + 15 : head.index(b"\r\n", at)]) if at >= 0 else 0
                 body = await reader.readexactly(length) if length else b""
-                kind, answer = await self.answer(method.decode(), path.decode(), body)
+                kind, answer = await self.answer(path.decode(), body)
                 writer.write(
                     f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n"
                     f"content-length: {len(answer)}\r\n\r\n".encode()

@@ -14,7 +14,11 @@ from tinkex.cli.connect import Invocation, invocation
 if TYPE_CHECKING:
     from tinkex.client.credential_store import StoredKey
 
-app = typer.Typer(help="Store a key, forget it, see whether it works.", no_args_is_help=True)
+app = typer.Typer(
+    help="Store a key, forget it, see whether it works.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("login")

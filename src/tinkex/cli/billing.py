@@ -17,7 +17,7 @@ from tinkex.cli.output import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-app = typer.Typer(help="Show what was used.", no_args_is_help=True)
+app = typer.Typer(help="Show what was used.", no_args_is_help=True, rich_markup_mode=None)
 
 CsvPath = Annotated[
     str | None, typer.Option("--csv", metavar="PATH", help="Write CSV to PATH; - is stdout.")

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from tinkex.types import Checkpoint
 
 app = typer.Typer(
-    help="List, show, share, expire, delete and fetch checkpoints.", no_args_is_help=True
+    help="List, show, share, expire, delete and fetch checkpoints.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 app.command("save")(publishing.save)

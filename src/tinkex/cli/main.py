@@ -30,6 +30,8 @@ app = typer.Typer(
     epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # plain help: boxes drawn by rich would double the time that help takes
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
@@ -67,19 +69,27 @@ def global_options(
 @app.command()
 def version(context: typer.Context) -> None:
     """Print the version."""
-    from tinkex._version import __version__
-
     found = context.find_object(Invocation)
     if found is not None and found.form == "json":
+        from tinkex._version import __version__
         from tinkex.cli.output import show_json
 
         show_json({"name": "tinkex", "version": __version__})
     else:
-        print(f"tinkex {__version__}")
+        _print_version()
+
+
+def _print_version() -> None:
+    from tinkex._version import __version__
+
+    print(f"tinkex {__version__}")
 
 
 def main() -> None:
     """Run the command line; a typed error is a sentence on stderr, never a traceback."""
+    if sys.argv[1:] == ["version"]:  # scripts ask for it; typer imports pydantic to call a command
+        _print_version()
+        return
     try:
         app()
     except TinkerError as error:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from tinkex.client.rest import RestClient
     from tinkex.types import Checkpoint, TrainingRun
 
-app = typer.Typer(help="List training runs and show them.", no_args_is_help=True)
+app = typer.Typer(
+    help="List training runs and show them.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _PAGE = 100
 

@@ -11,7 +11,11 @@ from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.output import Table
 
-app = typer.Typer(help="List sessions, show them, export their traces.", no_args_is_help=True)
+app = typer.Typer(
+    help="List sessions, show them, export their traces.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("list")

@@ -9,10 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 class Budget:
@@ -32,17 +28,12 @@ class Budget:
         """Units nobody holds."""
         return self._free
 
-    @contextlib.asynccontextmanager
-    async def hold(self, amount: int = 1) -> AsyncIterator[None]:
-        """Hold `amount` units for the length of the block."""
-        amount = min(amount, self.size)
-        await self._acquire(amount)
-        try:
-            yield
-        finally:
-            self._release(amount)
+    def hold(self, amount: int = 1) -> _Hold:
+        """Hold `amount` units for the length of the block: `async with budget.hold(3):`."""
+        return _Hold(self, min(amount, self.size))
 
-    async def _acquire(self, amount: int) -> None:
+    async def acquire(self, amount: int) -> None:
+        """Wait for `amount` units and take them; `hold` gives them back in every case."""
         if not self._waiters and self._free >= amount:
             self._free -= amount
             return
@@ -53,14 +44,15 @@ class Budget:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._release(amount)  # granted and cancelled in the same moment
+                self.release(amount)  # granted and cancelled in the same moment
             else:
                 with contextlib.suppress(ValueError):  # `_grant` has passed it over already
                     self._waiters.remove(entry)
                 self._grant()  # those behind it may fit now
             raise
 
-    def _release(self, amount: int) -> None:
+    def release(self, amount: int) -> None:
+        """Give units back."""
         self._free += amount
         self._grant()
 
@@ -73,3 +65,19 @@ class Budget:
                 self._free -= amount
                 turn.set_result(None)
             self._waiters.popleft()
+
+
+class _Hold:
+    """Units of a budget for a block; a plain object, as thousands of calls wait in one."""
+
+    __slots__ = ("_amount", "_budget")
+
+    def __init__(self, budget: Budget, amount: int) -> None:
+        self._budget = budget
+        self._amount = amount
+
+    async def __aenter__(self) -> None:
+        await self._budget.acquire(self._amount)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._budget.release(self._amount)

@@ -28,6 +28,8 @@ from tinkex.wire import endpoints
 from tinkex.wire import headers as names
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tinkex.client.connection import Connection, ServerWishes
     from tinkex.client.poller import QueueWatch
     from tinkex.types import ClientConfigResponse, SampleRequest, SampleResponse
@@ -108,25 +110,29 @@ class SampleSubmitter:
         self._connection = connection
         self._watch = watch
 
-    async def submit(
-        self, call: SampleCall, server: ServerWishes, in_flight: AsyncExitStack
-    ) -> PendingResult[SampleResponse]:
-        """Send a request until the server takes it; then `in_flight` holds its place.
+    async def run(
+        self,
+        call: SampleCall,
+        server: ServerWishes,
+        fetch: Callable[[PendingResult[SampleResponse]], Awaitable[SampleResponse]],
+    ) -> SampleResponse:
+        """Send a request until the server takes it, and fetch its result in its place.
 
-        Nothing is held while this waits: whoever waits for a back-off keeps nobody else from
-        sampling with another key.
+        Nothing is held while this waits to send it again: whoever waits for a back-off keeps
+        nobody else from sampling with another key.
         """
         connection = self._connection
         while True:
             await connection.limiter.wait()
-            outcome = await self._attempt(call, server, in_flight)
-            if isinstance(outcome, PendingResult):
-                return outcome
+            async with server.samples.hold():
+                outcome = await self._attempt(call, server)
+                if isinstance(outcome, PendingResult):
+                    return await fetch(outcome)
             if outcome is not None:
                 await self.wait_to_repeat(call, *outcome)
 
     async def _attempt(
-        self, call: SampleCall, server: ServerWishes, in_flight: AsyncExitStack
+        self, call: SampleCall, server: ServerWishes
     ) -> PendingResult[SampleResponse] | tuple[Failure, TinkerError] | None:
         """Send a request once, within the budgets of the server's client config.
 
@@ -137,18 +143,14 @@ class SampleSubmitter:
         connection = self._connection
         throttled = connection.limiter.throttled_recently()
         weight = _THROTTLED_WEIGHT if throttled else 1
-        async with AsyncExitStack() as place, AsyncExitStack() as held:
-            await place.enter_async_context(server.samples.hold())
+        async with AsyncExitStack() as held:
             if throttled:
                 await held.enter_async_context(server.throttled_posts.hold())
             await held.enter_async_context(server.sample_posts.hold())
             await held.enter_async_context(server.sample_bytes.hold(call.prompt_bytes * weight))
             if connection.limiter.remaining() > 0:
                 return None
-            outcome = await self._send(call)
-            if isinstance(outcome, PendingResult):
-                in_flight.push_async_exit(place.pop_all())
-            return outcome
+            return await self._send(call)
 
     async def _send(
         self, call: SampleCall

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tinkex.client import operations, sample_rules
@@ -333,15 +334,13 @@ class SamplingClient:
         call = SampleCall(request, sdk_method, config, connection.clock.monotonic())
         clone = await self._clone_number(server)
         completions = self._completions_of(server, clone)
+        fetch = partial(self._fetched, completions or server.poller)
         while True:
             number = CLONE_NUMBERS * clone + next(self._numbers)
             call.request = request.model_copy(update={"seq_id": number})
             try:
-                async with AsyncExitStack() as in_flight:
-                    if completions is not None:
-                        in_flight.enter_context(completions.call())
-                    pending = await self._submitter.submit(call, server, in_flight)
-                    response = await self._fetched(completions or server.poller, pending)
+                with nullcontext() if completions is None else completions.call():
+                    response = await self._submitter.run(call, server, fetch)
             except FutureExpiredError as error:
                 await self._submitter.wait_to_repeat(call, Failure(None, {}), error)
             else:

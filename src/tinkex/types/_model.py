@@ -49,7 +49,12 @@ class WireModel(BaseModel):
     """A JSON message. Immutable; its values are not coerced (a string is no number)."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, protected_namespaces=(), ser_json_inf_nan="constants"
+        frozen=True,
+        strict=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="constants",
+        # a client uses few of the messages, and is imported often
+        defer_build=True,
     )
 
 
