@@ -34,7 +34,7 @@ NOT_CALLS = {
     "ServiceClient.get_console_url",
     "TrainingClient.get_console_url",
     "SamplingClient.on_queue_state_change",
-    # the official one asks the model hub, which knows no tinkex/sprout; ours: tests/e2e/test_numbers
+    # the official one asks the model hub, which knows no tinkex/sprout; the guides use ours
     "SamplingClient.get_tokenizer",
 }
 

@@ -1,0 +1,81 @@
+"""Every snippet of the guides runs, in the order of its guide, against a real server."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+NAMES = sorted(path.name for path in GUIDES.glob("*.md"))
+
+
+def blocks(name, language):
+    text = (GUIDES / name).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def environment(login):
+    return {
+        **os.environ,
+        "TINKEX_BASE_URL": login["base_url"],
+        "TINKEX_API_KEY": login["api_key"],
+    }
+
+
+def test_there_are_the_six_guides_and_the_start():
+    assert len(NAMES) == 7
+    start = (GUIDES / "getting-started.md").read_text()
+    assert {name for name in NAMES if name in start} == set(NAMES) - {"getting-started.md"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
+def test_python_of_a_guide_runs_as_one_program(name, environment, tmp_path):
+    program = "\n".join(blocks(name, "python"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning:__main__", "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_of_the_guide_run(environment, tmp_path):
+    (commands,) = blocks("command-line.md", "sh")
+    for line in commands.splitlines():
+        done = subprocess.run(
+            line.replace("tinkex", f"{sys.executable} -m tinkex", 1),
+            shell=True,
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        assert done.stdout, line
+
+
+def test_links_lead_somewhere():
+    for name in NAMES:
+        for target in re.findall(r"\]\(([^)#]+)\)", (GUIDES / name).read_text()):
+            assert (GUIDES / target).exists(), (name, target)
+
+
+def test_table_of_commands_names_every_command():
+    from typer.main import get_command
+
+    from tinkex.cli.main import app
+
+    text = (GUIDES / "command-line.md").read_text()
+    for name, command in get_command(app).commands.items():
+        names = [name, *getattr(command, "commands", {})]
+        assert [one for one in names if one not in text] == []
