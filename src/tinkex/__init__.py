@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tinkex.client.future import APIFuture
     from tinkex.client.loss_handle import LossHandle, PerDatumLossFn
     from tinkex.client.options import ExperimentalWarning, RequestOptions, Timeout
+    from tinkex.client.recovery import Recovery, RecoveryPolicy, run_with_recovery
     from tinkex.client.rest import RestClient
     from tinkex.client.sample_submission import RetryConfig
     from tinkex.client.sampling import BackcompatSamplingClientFuture, SamplingClient
@@ -89,6 +90,7 @@ __title__ = "tinkex"
 _HOMES = {
     "tinkex.client.admin": ("AdminClient",),
     "tinkex.client.options": ("ExperimentalWarning", "RequestOptions", "Timeout"),
+    "tinkex.client.recovery": ("Recovery", "RecoveryPolicy", "run_with_recovery"),
     "tinkex.client.rest": ("RestClient",),
     "tinkex.client.circuit_breaker": ("CircuitBreakerPolicy",),
     "tinkex.client.events": ("Event",),
@@ -198,6 +200,8 @@ __all__ = [
     "PermissionDeniedError",
     "PromptProvenanceSpan",
     "RateLimitError",
+    "Recovery",
+    "RecoveryPolicy",
     "RequestFailedError",
     "RequestOptions",
     "RestClient",
@@ -220,6 +224,7 @@ __all__ = [
     "__title__",
     "__version__",
     "auth",
+    "run_with_recovery",
     "types",
 ]
 

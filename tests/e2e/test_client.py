@@ -100,3 +100,12 @@ async def test_async_program_trains_and_samples(login):
             tinker.ModelInput.from_ints([300]), 1, tinker.SamplingParams(max_tokens=2, stop=[])
         )
         assert len(reply.sequences[0].tokens) == 2
+
+
+def test_text_goes_to_tokens_and_back(login):
+    with tinker.ServiceClient(**login) as service:
+        sampler = service.create_sampling_client(base_model="tinkex/sprout").result()
+        tokens = sampler.encode("The quick brown fox")
+        assert sampler.decode(tokens) == "The quick brown fox"
+        prompt = tinker.ModelInput.from_text("The quick brown fox", sampler.get_tokenizer())
+        assert prompt.to_ints() == tokens

@@ -46,7 +46,7 @@ from tinkex.types import (
 from tinkex.wire import endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tinkex.client.connection import ServerWishes
     from tinkex.client.events import Event
@@ -292,6 +292,14 @@ class SamplingClient:
             TokenizerError: it cannot be loaded.
         """
         return self._connection.runtime.tokenizers.get(resolve_tokenizer(self._base_model))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens added."""
+        return list(self.get_tokenizer().encode(text, add_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return str(self.get_tokenizer().decode(list(tokens)))
 
     def on_queue_state_change(
         self, queue_state: QueueState, queue_state_reason: str | None

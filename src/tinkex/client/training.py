@@ -387,6 +387,14 @@ class TrainingClient:
         source = resolve_tokenizer(data.model_name or "", data.tokenizer_id)
         return self._connection.runtime.tokenizers.get(source)
 
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens added."""
+        return list(self.get_tokenizer().encode(text, add_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return str(self.get_tokenizer().decode(list(tokens)))
+
     def get_console_url(self) -> str:
         """Return the address on the server that describes this training run."""
         return self._connection.url_of(f"training_runs/{self.model_id}")

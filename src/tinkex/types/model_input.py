@@ -30,6 +30,16 @@ class ModelInput:
         return cls([EncodedTextChunk(tokens)])
 
     @classmethod
+    def from_text(cls, text: str, tokenizer: Any) -> Self:
+        """Make an input of one text chunk from text.
+
+        Args:
+            text: the text; no special tokens are added.
+            tokenizer: a tokenizer, such as `get_tokenizer()` gives.
+        """
+        return cls.from_ints(list(tokenizer.encode(text, add_special_tokens=False)))
+
+    @classmethod
     def empty(cls) -> Self:
         """Make an input without chunks."""
         return cls([])

@@ -52,12 +52,12 @@ def test_tokens_come_while_the_server_still_samples(server, sampler):
 def test_reader_that_goes_away_ends_the_sample(server, sampler):
     stream = sampler.sample_stream(PROMPT, tinker.SamplingParams(max_tokens=120, stop=[]), 8)
     next(iter(stream))
-    stream.close()
     futures = server.services.futures
+    (future,) = (one for one in list(futures._futures.values()) if not one.done)
+    stream.close()
     ended = threading.Event()
 
     async def wait():
-        (future,) = (one for one in futures._futures.values() if not one.done)
         with futures.waiter(future, 20) as waiter:
             await waiter
         assert future.done
