@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -116,3 +118,28 @@ def test_heartbeat_reaches_the_real_server(server):
         with pytest.raises(tinker.APIStatusError):
             service._connection.submit(beat, "no-such-session").result(10)
         assert sampler.sample(PROMPT, 1, PARAMS).result(30).sequences
+
+
+PROGRAM = """
+import tinkex
+service = tinkex.ServiceClient(base_url={url!r}, api_key={key!r})
+sampler = service.create_sampling_client(base_model={model!r}).result(30)
+params = tinkex.SamplingParams(max_tokens=3)
+futures = [sampler.sample(tinkex.ModelInput.from_ints([5, 6]), 1, params) for _ in range(10)]
+print(len([future.result(30) for future in futures]))
+"""
+
+
+@pytest.mark.parametrize("end", ["", "service.close().result(10)"])
+def test_program_ends_with_exit_code_0_however_busy_the_machine_is(server, end):
+    """The HTTP library aborted the process where a request ended while the interpreter did."""
+    code = PROGRAM.format(url=server.url, key=login(server)["api_key"], model=BASE_MODEL) + end
+
+    def run(_):
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in threads.map(run, range(12)):
+            assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
