@@ -4,6 +4,7 @@ What is not called is named below, and stands in docs/deviations.md.
 """
 
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -97,12 +98,14 @@ class Program:
 
     def preferences(self, training, adam):
         """Direct preference optimisation on one pair, three steps (Rafailov et al. 2023)."""
-        reference = [out["logprobs"].to_torch() for out in self.pair_forward(training)]
+        before = training.forward(self.pair(), "cross_entropy").result().loss_fn_outputs
+        reference = [out["logprobs"].to_torch() for out in before]
         losses = []
         for _ in range(3):
             step = training.forward_backward_custom(self.pair(), dpo(reference))
             training.optim_step(adam).result()
             losses.append(step.result().metrics["loss:sum"])
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-3)  # the policy is its reference
         assert losses[2] < losses[0]
         self.note("DPO", losses)
 
@@ -110,18 +113,12 @@ class Program:
         """A prompt with the answer that is preferred, and one that is not."""
         rows = ([5, 6, 7, 8], [5, 6, 9, 10])
         return [
-            self.sdk.Datum(self.sdk.ModelInput.from_ints(row[:-1]), {"target_tokens": row[1:]})
+            self.sdk.Datum(
+                self.sdk.ModelInput.from_ints(row[:-1]),
+                {"target_tokens": row[1:], "weights": [0.0] * 3},
+            )
             for row in rows
         ]
-
-    def pair_forward(self, training):
-        weighted = [
-            self.sdk.Datum(
-                self.sdk.ModelInput.from_ints(row), {"target_tokens": row, "weights": [0.0] * 3}
-            )
-            for row in ([5, 6, 7], [5, 6, 9])
-        ]
-        return training.forward(weighted, "cross_entropy").result().loss_fn_outputs
 
     def save(self, service, training):
         saved = training.save_state("one", ttl_seconds=7200).result()
