@@ -126,7 +126,7 @@ class ScriptedServer:
 
     def __enter__(self) -> Self:
         """Start to serve."""
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(
@@ -136,16 +136,24 @@ class ScriptedServer:
         traceback: TracebackType | None,
     ) -> None:
         """Stop, and check that script and requests agree."""
-        self._closing.set()
-        self._server.shutdown()
-        self._server.close_connections()
-        self._server.server_close()
-        self._thread.join()
+        self.stop()
         if exc is None:
             unexpected = [f"{request.method} {request.path}" for request in self.unexpected]
             assert not unexpected, f"requests nobody expected: {unexpected}"
             unused = [step.path for step in self._steps if step.times is not None]
             assert not unused, f"answers nobody fetched: {unused}"
+
+    def start(self) -> None:
+        """Serve, until `stop`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop to serve, whatever the script still holds."""
+        self._closing.set()
+        self._server.shutdown()
+        self._server.close_connections()
+        self._server.server_close()
+        self._thread.join()
 
     def answer(self, request: PeerRequest) -> PeerResponse:
         """Record a request and choose its answer."""
