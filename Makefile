@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test check format lint types imports unit soak bench bench-client wheel sprout proto clean
+.PHONY: help demo test check format lint types imports unit soak bench bench-client docs wheel sprout proto clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -45,7 +45,7 @@ format: $(VENV)/.dev ## Check the formatting
 
 lint: $(VENV)/.dev ## Lint and spell-check
 	$(BIN)/ruff check .
-	$(BIN)/codespell src tests tools benchmarks docs *.md
+	$(BIN)/codespell src tests tools benchmarks examples docs *.md
 
 types: $(VENV)/.dev ## Check the types
 	$(BIN)/mypy
@@ -65,6 +65,10 @@ bench: $(VENV)/.dev ## Measure training and sampling through the API on the ship
 
 bench-client: $(VENV)/.dev ## Measure the client beside the official one, on a server that does nothing
 	$(BIN)/python benchmarks/client.py
+
+docs: $(VENV)/.dev ## Build guides and API reference into build/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "==> open build/docs/index.html"
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	@$(PIP) install build

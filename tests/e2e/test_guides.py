@@ -26,8 +26,8 @@ def environment(login):
     }
 
 
-def test_there_are_the_six_guides_and_the_start():
-    assert len(NAMES) == 7
+def test_there_are_the_guides_and_the_start():
+    assert len(NAMES) == 8
     start = (GUIDES / "getting-started.md").read_text()
     assert {name for name in NAMES if name in start} == set(NAMES) - {"getting-started.md"}
 
@@ -79,3 +79,20 @@ def test_table_of_commands_names_every_command():
     for name, command in get_command(app).commands.items():
         names = [name, *getattr(command, "commands", {})]
         assert [one for one in names if one not in text] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    root = GUIDES.parents[1]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    done = subprocess.run(
+        [*command, "--site-dir", tmp_path / "site"],
+        cwd=root,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "reference" / "clients.html").read_text()
+    assert 'id="tinkex.client.training.TrainingClient.forward_backward"' in page
