@@ -9,7 +9,9 @@ given: a tensor for each datum, [T] or [T, K]. `torch` is imported on use.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tinkex.client.custom_loss import require_torch
@@ -17,10 +19,12 @@ from tinkex.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from tinkex.types import Datum
 
     CustomLossFn = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]
+    Operation = Callable[..., AbstractContextManager[dict[str, Any]]]
     Term = Callable[[list[Datum], list[Any], Any], Any]
     """(data, log-probabilities, the loss without the terms) -> a scalar tensor."""
 
@@ -34,11 +38,48 @@ class Regularizer:
     value: Term
 
 
-def with_regularizers(loss_fn: CustomLossFn, terms: Sequence[Regularizer]) -> CustomLossFn:
+class RegularizedLoss:
+    """A loss and its terms, to be called like any custom loss."""
+
+    def __init__(self, loss_fn: CustomLossFn, terms: Sequence[Regularizer]) -> None:
+        self.loss_fn = loss_fn
+        self.terms = tuple(terms)
+
+    def __call__(self, data: list[Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
+        """Return (the loss with its terms, the metrics with theirs)."""
+        return self._run(lambda _name, **_attributes: nullcontext({}), data, logprobs)
+
+    def observed(self, operation: Operation) -> CustomLossFn:
+        """Return the same loss, each term of which is an operation that handlers hear of."""
+        return partial(self._run, operation)
+
+    def _run(
+        self, operation: Operation, data: list[Datum], logprobs: list[Any]
+    ) -> tuple[Any, dict[str, float]]:
+        torch = require_torch()
+        loss, metrics = self.loss_fn(data, logprobs)
+        found = dict(metrics)
+        total = loss
+        for term in self.terms:
+            with operation("regularizer", term=term.name, weight=term.weight) as told:
+                value = term.value(data, logprobs, loss)
+                gradients = torch.autograd.grad(
+                    value, logprobs, retain_graph=True, allow_unused=True
+                )
+                squares = [(one**2).sum() for one in gradients if one is not None]
+                norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+                told["value"] = found[f"regularizer/{term.name}"] = float(value.detach())
+                told["grad_norm"] = found[f"regularizer/{term.name}/grad_norm"] = float(norm)
+            total = total + term.weight * value
+        return total, found
+
+
+def with_regularizers(loss_fn: CustomLossFn, terms: Sequence[Regularizer]) -> RegularizedLoss:
     """Add terms to a loss.
 
     The metrics gain `regularizer/<name>`, the term without its weight, and
-    `regularizer/<name>/grad_norm`, the 2-norm of its gradient by all log-probabilities.
+    `regularizer/<name>/grad_norm`, the 2-norm of its gradient by all log-probabilities. Handlers
+    of the training client hear `regularizer.start` and `.stop` of each term.
 
     Raises:
         InputError: two terms have one name.
@@ -46,23 +87,7 @@ def with_regularizers(loss_fn: CustomLossFn, terms: Sequence[Regularizer]) -> Cu
     names = [term.name for term in terms]
     if len(set(names)) != len(names):
         raise InputError(f"Two regularizers have one name: {', '.join(names)}.")
-
-    def loss_with_terms(data: list[Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
-        torch = require_torch()
-        loss, metrics = loss_fn(data, logprobs)
-        found = dict(metrics)
-        total = loss
-        for term in terms:
-            value = term.value(data, logprobs, loss)
-            gradients = torch.autograd.grad(value, logprobs, retain_graph=True, allow_unused=True)
-            squares = [(one**2).sum() for one in gradients if one is not None]
-            norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-            found[f"regularizer/{term.name}"] = float(value.detach())
-            found[f"regularizer/{term.name}/grad_norm"] = float(norm)
-            total = total + term.weight * value
-        return total, found
-
-    return loss_with_terms
+    return RegularizedLoss(loss_fn, terms)
 
 
 def l1(weight: float) -> Regularizer:

@@ -89,6 +89,8 @@ class Playback:
         self.left = exchanges_of(case)
         self.config = config or {}
         self.server = ScriptedServer()
+        self.otherwise = {}
+        """By path, the answer to what comes after the recording's end."""
         self.clock = JumpingClock()
         self._lock = threading.Lock()
         for method, path in {(e.request["method"], e.request["path"]) for e in self.left}:
@@ -104,6 +106,8 @@ class Playback:
                 if recorded_identity(exchange) == wanted:
                     self.left.remove(exchange)
                     return response_of(exchange)
+        if request.path in self.otherwise:
+            return self.otherwise[request.path]
         self.server.unexpected.append(request)
         return PeerResponse.of_json({"detail": f"nothing recorded for {wanted}"}, 404)
 

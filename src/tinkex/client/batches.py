@@ -15,7 +15,6 @@ from tinkex.client import custom_loss, operations
 from tinkex.client.chunking import Chunk, ChunkLimits, split_data
 from tinkex.client.loop import in_thread
 from tinkex.client.metrics import combine_outputs
-from tinkex.errors import InputError
 from tinkex.types import (
     Datum,
     ForwardBackwardInput,
@@ -85,6 +84,9 @@ class Batches:
             return Batch(data, "cross_entropy", None, forward_only, "forward_backward_custom")
 
         events = self._connection.sender.events
+        observed = getattr(loss_fn, "observed", None)  # a loss whose terms are to be followed
+        if observed is not None:
+            loss_fn = observed(events.operation)
         async with turn:
             try:
                 forward = await self._send(turn, linear(forward_data, forward_only=True))
@@ -154,18 +156,3 @@ class Batches:
     ) -> ForwardBackwardOutput:
         fetches = [operations.fetch(self._connection, one) for one in pending]
         return combine_outputs(await operations.gather(fetches))
-
-
-def checked_data(data: Sequence[Datum]) -> list[Datum]:
-    """Copy the list of a call's data.
-
-    Raises:
-        InputError: it is empty, or holds something else.
-    """
-    snapshot = list(data)
-    if not snapshot:
-        raise InputError("No data: the list of datums is empty. Pass at least one Datum.")
-    for index, datum in enumerate(snapshot):
-        if not isinstance(datum, Datum):
-            raise InputError(f"data[{index}] must be a Datum, not {type(datum).__name__}.")
-    return snapshot

@@ -126,6 +126,8 @@ def check_key(key: str) -> str:
     Raises:
         CredentialError: it has not. The message does not repeat it: it may be a real secret.
     """
+    if not isinstance(key, str):
+        raise CredentialError(f"The API key must be text, not {type(key).__name__}.")
     key = key.strip()
     if not key.startswith(_PREFIXES):
         raise CredentialError(

@@ -16,11 +16,12 @@ event. With no handler and no OpenTelemetry in the process an event costs next t
 | `limiter.backoff` | a 429 holds back every client of the key | `seconds` |
 | `train.*` | a call of a training client began or ended | `operation` |
 | `sample.start` `.stop` `.exception` | a sample | `num_samples` |
-| `custom_loss.*` `regularizer.*` | a loss of the caller's own | `seconds` |
-| `recovery.*` | a lost run is resumed | `attempt`, `path` |
+| `custom_loss.*` | a loss of the caller's own is computed | `data`, `loss` |
+| `regularizer.*` | one term of such a loss is | `term`, `weight`, `value`, `grad_norm` |
+| `recovery.*` | a lost run is taken up again | `attempt`, `path` of the checkpoint |
 | `circuit.state` | the circuit breaker opened or closed | `state`, `failures` |
 | `session.heartbeat_failed` | a sign of life did not get through | `seconds`, `error` |
-| `task.restarted` `.failed` | background work crashed | `task`, `error` |
+| `background.crash` | background work crashed | `task`, `error`, `restarts` |
 
 `.stop` and `.exception` carry `duration` in seconds; `.exception` the `error` and its `error_type`.
 """

@@ -116,13 +116,14 @@ def run_with_recovery(
     runs: list[str] = []
     checkpoint: str | None = None
     attempt = 0
+    found: Recovery | None = None
     while True:
         with service() as client:
             try:
                 newest = _latest(client, runs) if runs else None
                 if newest is not None and newest != checkpoint:
                     checkpoint, attempt = newest, 0
-                training = _begin(client, start, checkpoint)
+                training = _begin(client, start, checkpoint, found)
                 runs.append(training.model_id)
                 return work(training, checkpoint)
             except TinkerError as error:
@@ -143,11 +144,21 @@ def run_with_recovery(
 
 
 def _begin(
-    client: ServiceClient, start: Callable[[ServiceClient], TrainingClient], checkpoint: str | None
+    client: ServiceClient,
+    start: Callable[[ServiceClient], TrainingClient],
+    checkpoint: str | None,
+    recovery: Recovery | None,
 ) -> TrainingClient:
-    if checkpoint is None:
-        return start(client)
-    return client.create_training_client_from_state_with_optimizer(checkpoint).result()
+    def begin() -> TrainingClient:
+        if checkpoint is None:
+            return start(client)
+        return client.create_training_client_from_state_with_optimizer(checkpoint).result()
+
+    if recovery is None:
+        return begin()
+    events = client._connection.sender.events  # noqa: SLF001 - of the same package
+    with events.operation("recovery", attempt=recovery.attempt, path=checkpoint):
+        return begin()
 
 
 def _latest(client: ServiceClient, runs: list[str]) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tinkex.errors import APIResponseValidationError, InputError
 from tinkex.types import EncodedTextChunk, TensorData
 
 if TYPE_CHECKING:
-    from tinkex.types import SampleRequest, SampleResponse
+    from tinkex.types import SampleRequest, SampleResponse, SamplingParams
 
 
 def check_request(request: SampleRequest) -> None:
@@ -22,6 +23,7 @@ def check_request(request: SampleRequest) -> None:
         raise InputError("The prompt is empty: give the model at least one token to read.")
     if request.num_samples < 1:
         raise InputError(f"num_samples must be at least 1, not {request.num_samples}.")
+    _check_params(request.sampling_params)
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
         if getattr(request, name) < 0:
             raise InputError(f"{name} must not be negative, not {getattr(request, name)}.")
@@ -56,6 +58,19 @@ def check_response(request: SampleRequest, response: SampleResponse) -> None:
             "The server computed more prompt logprobs than the last "
             f"{last_n}: it is too old for prompt_logprobs_last_n."
         )
+
+
+def _check_params(params: SamplingParams) -> None:
+    if params.max_tokens is not None and params.max_tokens < 1:
+        raise InputError(f"max_tokens must be at least 1, not {params.max_tokens}.")
+    if not (math.isfinite(params.temperature) and params.temperature >= 0):
+        raise InputError(
+            f"temperature must be 0 (greedy) or a positive number, not {params.temperature}."
+        )
+    if not 0 < params.top_p <= 1:
+        raise InputError(f"top_p must be above 0 and at most 1, not {params.top_p}.")
+    if params.top_k < -1:
+        raise InputError(f"top_k must be -1 (all) or a number of tokens, not {params.top_k}.")
 
 
 def _check_targets(targets: object) -> None:

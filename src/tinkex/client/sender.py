@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from tinkex._redact import REDACTED, redact, redact_headers
 from tinkex._version import __version__
 from tinkex.client import tracing
 from tinkex.client.circuit_breaker import CircuitBreaker
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _LOG = logging.getLogger("tinkex.client")
+_HTTP_LOG = logging.getLogger("tinkex.http")
+"""At DEBUG it tells the headers of each message, secrets masked."""
 
 SDK_VERSION = "0.38.0"
 """The official SDK whose dialect this client speaks: servers choose what they send by it. The
@@ -263,9 +266,24 @@ class Sender:
             "http.request", method=request.method, path=request.path
         ) as found:
             # inside the span: the server's are its children
-            reply = await self.transport.send(self._complete(request, key))
+            whole = self._complete(request, key)
+            if _HTTP_LOG.isEnabledFor(logging.DEBUG):
+                self._dump("sends", f"{whole.method} {whole.path}", whole.headers)
+            reply = await self.transport.send(whole)
             found["status"] = reply.status
+            if _HTTP_LOG.isEnabledFor(logging.DEBUG):
+                self._dump("gets", f"{reply.status} from {whole.path}", reply.headers)
         return replace(reply, received_at=self.clock.now())
+
+    def _dump(self, verb: str, line: str, headers: Mapping[str, str]) -> None:
+        """Log the headers of a message; what may be secret is masked, the caller's own are."""
+        own = {name.lower() for name in self.config.headers}
+        shown = {
+            name: REDACTED if name.lower() in own else value
+            for name, value in redact_headers(headers).items()
+        }
+        listed = "".join(f"\n  {name}: {value}" for name, value in sorted(shown.items()))
+        _HTTP_LOG.debug("%s %s%s", verb, redact(line), listed)
 
     def _complete(self, request: HttpRequest, key: str) -> HttpRequest:
         """Add the headers that every request has."""

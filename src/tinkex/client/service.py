@@ -17,6 +17,7 @@ from tinkex.client.runtime import DEFAULT_RUNTIME
 from tinkex.client.sampling import create_sampling_client
 from tinkex.client.session import Session
 from tinkex.client.training import TrainingClient
+from tinkex.client.training_rules import check_state_path
 from tinkex.errors import InputError, TinkerError, UnsupportedError
 from tinkex.types import (
     AdamOptimizerConfig,
@@ -174,6 +175,10 @@ class ServiceClient:
             raise InputError(
                 "Nothing to train: set at least one of train_mlp, train_attn and train_unembed."
             )
+        if isinstance(rank, int) and rank < 1:
+            raise InputError(f"rank must be at least 1, not {rank}.")
+        if base_model == "":
+            raise InputError("base_model is empty: get_server_capabilities names what there is.")
         number = self._session.next_model()
 
         def body(session_id: str) -> CreateModelRequest:
@@ -500,8 +505,7 @@ class ServiceClient:
         with_optimizer: bool,
         method: str,
     ) -> TrainingClientFuture:
-        if not (isinstance(path, str) and path.startswith("tinker://")):
-            raise InputError(f"path {path!r} must start with tinker://, as save_state returns it.")
+        check_state_path(path)
         number = self._session.next_model()
 
         def body(session_id: str) -> LoadWeightsRequest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tinkex.client import custom_loss, operations
-from tinkex.client.batches import Batch, Batches, checked_data
+from tinkex.client.batches import Batch, Batches
 from tinkex.client.deprecated import awaited_twin, twin
 from tinkex.client.events import EventSource, acting_for
 from tinkex.client.future import APIFuture
@@ -19,6 +19,13 @@ from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.sampling import create_sampling_client, ephemeral_sampling_client
 from tinkex.client.sequencer import Sequencer, Turn
 from tinkex.client.tokenizer import resolve_tokenizer
+from tinkex.client.training_rules import (
+    check_checkpoint,
+    check_loss,
+    check_optimizer,
+    check_state_path,
+    checked_data,
+)
 from tinkex.errors import InputError
 from tinkex.types import (
     AdamParams,
@@ -100,7 +107,8 @@ class TrainingClient:
             loss_fn_config: its settings.
 
         Raises:
-            InputError: there is no data, or something in it is no Datum.
+            InputError: there is no data, something in it is no Datum, a tensor's length is not that
+                of its tokens or a number is none, or the data lack what the loss reads.
 
         Raises (from the future):
             InputError: a datum cannot be sent.
@@ -193,7 +201,7 @@ class TrainingClient:
             adam_params: the same under its older name; give one of the two.
 
         Raises:
-            InputError: neither or both were given.
+            InputError: neither or both were given, or one of them is out of its range.
         """
         if (optim_params is None) == (adam_params is None):
             raise InputError("optim_step needs its hyperparameters once: pass AdamParams(...).")
@@ -202,6 +210,7 @@ class TrainingClient:
             raise InputError(
                 f"optim_step takes AdamParams or DimuonParams, not {type(params).__name__}."
             )
+        check_optimizer(params)
 
         def body(number: int) -> OptimStepRequest:
             if isinstance(params, DimuonParams):
@@ -230,7 +239,11 @@ class TrainingClient:
             ttl_seconds: seconds after which the server may delete it; None keeps it.
             overwrite: whether a checkpoint of this name is replaced.
             user_metadata: labels.
+
+        Raises:
+            InputError: the name cannot be part of a path, or the life is no positive number.
         """
+        check_checkpoint(name, ttl_seconds)
         return self._ask(
             endpoints.SAVE_WEIGHTS,
             lambda number: SaveWeightsRequest(
@@ -267,8 +280,7 @@ class TrainingClient:
         user_metadata: dict[str, str] | None = None,
     ) -> APIFuture[SaveWeightsForSamplerResponse]:
         """Save weights to sample from, under a name; see `create_sampling_client`."""
-        if not isinstance(name, str):
-            raise InputError(f"name must be a string, not {type(name).__name__}.")
+        check_checkpoint(name, ttl_seconds)
         return self._ask(
             endpoints.SAVE_WEIGHTS_FOR_SAMPLER,
             lambda number: SaveWeightsForSamplerRequest(
@@ -297,6 +309,7 @@ class TrainingClient:
             age_encryption_recipients: age public keys that the files are encrypted to, where the
                 server offers it.
         """
+        check_checkpoint(name, ttl_seconds)
         return self._ask(
             endpoints.SAVE_WEIGHTS_EXTERNAL,
             lambda number: SaveWeightsExternalRequest(
@@ -500,6 +513,7 @@ class TrainingClient:
     def _load(
         self, path: str, token: str | None, *, optimizer: bool, method: str
     ) -> APIFuture[LoadWeightsResponse]:
+        check_state_path(path)
         return self._ask(
             endpoints.LOAD_WEIGHTS,
             lambda number: LoadWeightsRequest(
@@ -532,8 +546,10 @@ class TrainingClient:
         method: str,
     ) -> APIFuture[ForwardBackwardOutput]:
         # the caller may reuse its list and its map before they are sent
+        snapshot = checked_data(data)
+        check_loss(snapshot, loss_fn, config)
         batch = Batch(
-            data=checked_data(data),
+            data=snapshot,
             loss_fn=loss_fn,
             config=None if config is None else dict(config),
             forward_only=forward_only,

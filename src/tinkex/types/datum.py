@@ -113,7 +113,9 @@ def _tensor_from_list(key: str, value: Sequence[Any]) -> TensorData:
     if fresh is not None:
         return TensorData.of_checked(fresh, [fresh.size])
     try:
-        array = np.asarray(value, dtype=np.int64 if dtype == "int64" else np.float32)
-    except (OverflowError, TypeError, ValueError) as error:
+        array = np.asarray(value)
+        if not array.size or array.dtype.kind == "b":
+            array = array.astype(np.int64)
+        return TensorData(array, dtype, array.shape)
+    except (InputError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"loss_fn_inputs[{key!r}] is no array of numbers: {error}") from error
-    return TensorData(array, dtype, array.shape)

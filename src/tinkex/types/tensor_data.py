@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -27,6 +29,13 @@ MAX_DENSE_ELEMENTS = 2**28
 """A sparse tensor that would be larger than this when dense (2 GiB of int64) is refused: its few
 bytes could otherwise take all memory of who reads it."""
 
+
+class PrecisionWarning(UserWarning):
+    """A tensor lost more than rounding on its way into float32 or int64."""
+
+
+_EXACT_INTEGERS = 2.0**24
+"""Up to here float32 holds every whole number."""
 _INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -65,7 +74,9 @@ def _converted(values: Any, dtype: TensorDtype | None) -> npt.NDArray[Any]:
         raise InputError(f"dtype {chosen!r} is none of float32, int64.")
     if chosen == "int64":
         _check_fits_int64(array)
-    flat = array.astype(NUMPY_DTYPES[chosen], copy=False).reshape(-1)
+    with np.errstate(over="ignore"):  # told below, for every platform alike
+        flat = array.astype(NUMPY_DTYPES[chosen], copy=False).reshape(-1)
+    _warn_of_loss(array.reshape(-1), flat)
     is_fresh = isinstance(values, list | tuple | range)
     if not is_fresh and flat.flags.writeable and np.may_share_memory(flat, array):
         return flat.copy()
@@ -79,6 +90,38 @@ def _check_fits_int64(array: npt.NDArray[Any]) -> None:
         raise InputError("A value that is NaN, infinite or beyond 64 bits cannot become an int64.")
     if kind == "u" and array.itemsize == 8 and array.size and array.max() > _INT64_MAX:
         raise InputError(f"The value {array.max()} does not fit into an int64.")
+
+
+def _warn_of_loss(given: npt.NDArray[Any], kept: npt.NDArray[Any]) -> None:
+    """Warn when narrowing lost more than rounding: a range, a fraction, or a whole number."""
+    widened = given.dtype.kind == kept.dtype.kind and given.itemsize <= kept.itemsize
+    if widened or not given.size:
+        return
+    if kept.dtype.kind == "i":
+        if given.dtype.kind == "f" and (given != kept).any():
+            _warn(f"fractions are cut off: {given[given != kept][0]} becomes", kept[given != kept])
+        return
+    changed = given != kept
+    if given.dtype.kind == "f":
+        changed &= np.isfinite(given)
+        vanished = np.isinf(kept) | (kept == 0)
+        whole = (np.abs(given) >= _EXACT_INTEGERS) & (np.floor(given) == given)
+        changed &= vanished | whole
+    if changed.any():
+        _warn(f"float32 cannot hold {given[changed][0]}, which becomes", kept[changed])
+
+
+def _warn(what: str, became: npt.NDArray[Any]) -> None:
+    message = f"A tensor loses precision on the wire: {what} {became[0]} ({became.size} values)."
+    warnings.warn(message, PrecisionWarning, stacklevel=_caller_level())
+
+
+def _caller_level() -> int:
+    """The frame that called this package, so that each of its lines is told once."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001 - as warnings itself does
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("tinkex."):
+        frame, level = frame.f_back, level + 1  # type: ignore[assignment]
+    return level
 
 
 def _checked_shape(shape: Sequence[int]) -> list[int]:
@@ -220,8 +263,8 @@ class TensorData:
     def from_torch(cls, tensor: torch.Tensor) -> Self:
         """Take a torch tensor of any float or integer dtype (bfloat16 widens exactly)."""
         plain = tensor.detach().cpu()
-        if plain.is_floating_point():
-            plain = plain.float()
+        if plain.is_floating_point() and plain.element_size() < 4:
+            plain = plain.float()  # NumPy has no bfloat16
         return cls.from_numpy(plain.numpy())
 
     @classmethod

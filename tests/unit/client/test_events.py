@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
-from scripted_tinker import API, JumpingClock, future, ok, sampled, scripted_peer, service
+from scripted_tinker import (
+    API,
+    JumpingClock,
+    datum,
+    future,
+    ok,
+    output,
+    sampled,
+    scripted_peer,
+    service,
+    training_client,
+)
 
 import tinkex as tinker
+from tinkex import regularizers
+from tinkex.client import events
 from tinkex.client.events import EventHub
 from tinkex.client.runtime import Runtime
 from tinkex.testing import VirtualClock
@@ -120,3 +135,64 @@ def test_reader_that_waits_in_vain_is_an_event():
             client.server_capabilities().result(timeout=0.05)
     (late,) = [event for event in heard if event.name == "future.timeout"]
     assert late.attributes == {"seconds": 0.05}
+
+
+def test_each_term_of_a_loss_is_an_event_with_value_and_gradient():
+    pytest.importorskip("torch")
+
+    def loss(data, logprobs):
+        return sum((one**2).sum() for one in logprobs), {}
+
+    heard = []
+    with scripted_peer() as peer, service(peer) as client:
+        training = training_client(peer, client)
+        peer.always(f"{API}/forward_backward", future("f"))
+        peer.always(f"{API}/retrieve_future", output())
+        training.on_event(heard.append)
+        regular = regularizers.with_regularizers(loss, [regularizers.l1(0.5)])
+        training.forward_backward_custom([datum()], regular).result(10)
+    told = [event for event in heard if event.name.startswith("regularizer.")]
+    assert [event.name for event in told] == ["regularizer.start", "regularizer.stop"]
+    end = told[1].attributes
+    assert (end["term"], end["weight"], end["value"]) == ("l1", 0.5, 1.0)
+    assert end["grad_norm"] == pytest.approx(2**0.5)
+    assert end["duration"] >= 0
+
+
+def test_run_that_is_taken_up_again_is_an_event():
+    heard, failures = [], [tinker.APIConnectionError("gone")]
+
+    with scripted_peer() as peer:
+
+        def connect():
+            runtime = Runtime(clock=JumpingClock())
+            client = tinker.ServiceClient(base_url=peer.url, api_key="tml-x", runtime=runtime)
+            client.on_event(heard.append)
+            return client
+
+        def work(training, checkpoint):
+            if failures:
+                raise failures.pop()
+            return "done"
+
+        peer.always(
+            f"{API}/training_runs/sess-1:train:0/checkpoints", ok({"checkpoints": []}), "GET"
+        )
+        found = tinker.run_with_recovery(connect, lambda s: training_client(peer, s), work)
+    assert found == "done"
+    told = [event for event in heard if event.name.startswith("recovery.")]
+    assert [event.name for event in told] == ["recovery.start", "recovery.stop"]
+    assert told[0].attributes == {"attempt": 1, "path": None}
+
+
+def test_every_event_that_is_sent_stands_in_the_tables():
+    sources = Path(events.__file__).parent.glob("*.py")
+    text = "".join(path.read_text() for path in [*sources, Path(regularizers.__file__)])
+    sent = set(re.findall(r'emit\(\s*"([\w.]+)"', text))
+    sent |= set(re.findall(r'operation\(\s*"([\w.]+)"', text))
+    assert len(sent) > 10
+    guide = Path(__file__).parents[3] / "docs" / "guides" / "telemetry.md"
+    for table in (events.__doc__, guide.read_text()):
+        missing = {name for name in sent if f"`{name}" not in table}
+        missing -= {name for name in missing if f"`.{name.rpartition('.')[2]}`" in table}
+        assert not missing

@@ -627,7 +627,7 @@ def test_cancelled_sample_is_cancelled_on_the_server():
     with player.server, player.sampling() as client:
         client._connection.dynamic = ClientDynamicConfigResponse(sample_cancel_enabled=True)
         waiting = {"type": "try_again", "request_id": "x", "queue_state": "active"}
-        player.server.always(POLL, PeerResponse.of_json(waiting))
+        player.otherwise[POLL] = PeerResponse.of_json(waiting)
         future = client.sample(PROMPT, 1, ONE)
         player.server.wait_for(POLL, 3)
         future.cancel()

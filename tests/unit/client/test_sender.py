@@ -182,3 +182,23 @@ def test_session_carries_what_the_user_said(peer, monkeypatch):
         "display_name": "mine",
         "type": "create_session",
     }
+
+
+def test_headers_are_told_on_request_with_every_secret_masked(peer, caplog):
+    caplog.set_level("DEBUG", logger="tinkex.http")
+    ask(peer, MODELS, default_headers={"x-of-mine": "hidden-word"})
+    told = caplog.text
+    assert "sends GET /api/v1/get_server_capabilities" in told
+    assert "gets 200 from /api/v1/get_server_capabilities" in told
+    assert "x-sdk-version: 0.38.0" in told
+    assert "content-type: application/json" in told
+    assert "X-API-Key: [redacted]" in told or "x-api-key: [redacted]" in told
+    assert "x-of-mine: [redacted]" in told
+    assert KEY not in told
+    assert "hidden-word" not in told
+
+
+def test_headers_are_not_told_otherwise(peer, caplog):
+    caplog.set_level("INFO")
+    ask(peer, MODELS)
+    assert "x-sdk-version" not in caplog.text

@@ -104,7 +104,8 @@ def test_empty_data_is_refused_before_any_request(peer, client, call):
 
 def test_data_that_cannot_be_sent_use_no_number(peer, client):
     image = tinker.Datum(
-        tinker.ModelInput([tinker.types.ImageAssetPointerChunk("somewhere", "png")])
+        tinker.ModelInput([tinker.types.ImageAssetPointerChunk("somewhere", "png")]),
+        {"target_tokens": [1]},
     )
     with pytest.raises(InputError, match="ImageChunk"):
         client.forward_backward([image], "cross_entropy").result(10)

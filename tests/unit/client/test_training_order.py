@@ -130,7 +130,9 @@ def test_data_may_be_changed_by_the_caller_after_the_call(peer, client):
         POLL,
         lambda request: ok({"metrics": {}}) if request.json()["request_id"] == "step" else output(),
     )
-    data, config = [datum((1, 2))], {"clip_low_threshold": 0.5}
+    inputs = {name: [1, 2] for name in ("target_tokens", "logprobs", "advantages")}
+    data = [tinker.Datum(tinker.ModelInput.from_ints([1, 2]), inputs)]
+    config = {"clip_low_threshold": 0.5}
     step = client.optim_step(PARAMS)
     call = client.forward_backward(data, "ppo", config)
     data.clear()

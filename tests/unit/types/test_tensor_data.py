@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tinkex.errors import InputError
-from tinkex.types import TensorData
+from tinkex.types import Datum, ModelInput, TensorData
+from tinkex.types.tensor_data import PrecisionWarning
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=5)
 
@@ -206,3 +207,46 @@ def test_torch_matrix_becomes_sparse_when_smaller():
     assert torch.equal(tensor.to_torch(), matrix)
     with pytest.raises(InputError, match="2 dimensions"):
         TensorData.from_torch_sparse(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "words"),
+    [
+        (np.array([1.0, 1e300]), "float32", "1e.300, which becomes inf .1 values"),
+        (np.array([1e-60]), "float32", "becomes 0.0"),
+        (np.array([2**24 + 1, 2**24 + 3]), "float32", "16777217, .* .2 values"),
+        (np.array([1.0, 2.9]), "int64", "fractions are cut off: 2.9 becomes 2"),
+    ],
+)
+def test_more_than_rounding_is_told_with_the_first_value(values, dtype, words):
+    with pytest.warns(PrecisionWarning, match=words):
+        TensorData(values, dtype)
+
+
+def test_lists_and_torch_tensors_are_told_of_too():
+    with pytest.warns(PrecisionWarning, match=r"2\.9"):
+        Datum(ModelInput.from_ints([1]), {"target_tokens": [2.9]})
+    with pytest.warns(PrecisionWarning, match="inf"):
+        Datum(ModelInput.from_ints([1]), {"weights": [1e300]})
+    torch = pytest.importorskip("torch")
+    with pytest.warns(PrecisionWarning, match="inf"):
+        TensorData.from_torch(torch.tensor([1e300], dtype=torch.float64))
+
+
+def test_warning_names_the_line_that_made_the_tensor():
+    with pytest.warns(PrecisionWarning) as caught:
+        Datum(ModelInput.from_ints([1]), {"target_tokens": [2.9]})
+    assert caught[0].filename == __file__
+
+
+@given(hnp.arrays(np.float64, 5, elements=st.floats(-1e30, 1e30).filter(lambda x: abs(x) < 1e7)))
+def test_rounding_alone_is_not_told(array):
+    array = np.where(np.abs(array) < 1e-30, 0.0, array)
+    TensorData(array)  # a warning would fail the test
+
+
+def test_special_values_and_widening_are_not_told():
+    TensorData(np.array([np.nan, np.inf, -0.0]))
+    TensorData(np.array([65504.0], np.float16))
+    TensorData(np.array([1.0, 2.0]), "int64")
+    TensorData(np.array([3], ">i8"))
