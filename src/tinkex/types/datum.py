@@ -35,24 +35,51 @@ SPARSE_KEYS = frozenset({"target_tokens", "weights"})
 
 @dataclass(frozen=True, kw_only=True)
 class PromptProvenanceSpan:
-    """Positions that are the prompt of a sampled sequence."""
+    """Positions that are the prompt of a sampled sequence.
+
+    Raises:
+        InputError: no sequence is named, or a number is negative.
+    """
 
     sequence_id: str
     offset: int = 0
+    """Where the run begins in the prompt, from 0."""
     length: int
+    """Positions in the run; it may be empty."""
+
+    def __post_init__(self) -> None:
+        _check_span(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledProvenanceSpan:
-    """Positions that were sampled as part of a sequence."""
+    """Positions that were sampled as part of a sequence.
+
+    Raises:
+        InputError: no sequence is named, or a number is negative.
+    """
 
     sequence_id: str
     offset: int = 0
+    """Where the run begins in the sampled tokens, from 0."""
     length: int
+    """Positions in the run; it may be empty."""
+
+    def __post_init__(self) -> None:
+        _check_span(self)
 
 
 ProvenanceSpan = PromptProvenanceSpan | SampledProvenanceSpan
 ProvenanceSpans = list[ProvenanceSpan]
+
+
+def _check_span(span: ProvenanceSpan) -> None:
+    if not isinstance(span.sequence_id, str) or not span.sequence_id:
+        raise InputError("A provenance span needs the sequence_id of a sampled sequence.")
+    for name in ("offset", "length"):
+        value = getattr(span, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{name} of a provenance span must be 0 or more, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -79,12 +106,37 @@ class Datum:
         object.__setattr__(self, "model_input", ModelInput.model_validate(self.model_input))
         inputs = {key: _tensor(key, value) for key, value in self.loss_fn_inputs.items()}
         object.__setattr__(self, "loss_fn_inputs", inputs)
+        for spans in (self.model_input_spans, self.loss_fn_input_spans):
+            for span in spans or ():
+                if not isinstance(span, PromptProvenanceSpan | SampledProvenanceSpan):
+                    raise InputError(
+                        "Provenance spans are PromptProvenanceSpan or SampledProvenanceSpan, not "
+                        f"{type(span).__name__}."
+                    )
 
     def with_provenance(
         self, model_input: ProvenanceSpans, loss_fn_inputs: ProvenanceSpans
     ) -> Self:
-        """Return a copy that says which sampled sequences its positions came from."""
+        """Return a copy that says which sampled sequences its positions came from.
+
+        Args:
+            model_input: runs that tile the tokens of the model input.
+            loss_fn_inputs: runs that tile the positions of `target_tokens`.
+
+        Raises:
+            InputError: the runs are longer or shorter than what they tile.
+        """
+        targets = self.loss_fn_inputs.get("target_tokens")
+        _check_tiling("model_input", model_input, self.model_input.length)
+        if targets is not None:
+            _check_tiling("loss_fn_inputs", loss_fn_inputs, targets.dimensions[0])
         return replace(self, model_input_spans=model_input, loss_fn_input_spans=loss_fn_inputs)
+
+
+def _check_tiling(name: str, spans: ProvenanceSpans, positions: int) -> None:
+    covered = sum(span.length for span in spans)
+    if covered != positions:
+        raise InputError(f"The spans of {name} cover {covered} positions of {positions}.")
 
 
 def _tensor(key: str, value: Any) -> TensorData:

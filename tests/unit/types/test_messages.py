@@ -68,6 +68,29 @@ def test_provenance_gives_a_new_datum():
     assert marked.loss_fn_input_spans == [span]
 
 
+def test_provenance_that_does_not_tile_its_field_is_refused():
+    datum = types.Datum(types.ModelInput.from_ints([1, 2, 3]), {"target_tokens": [2, 3, 4]})
+    prompt = types.PromptProvenanceSpan(sequence_id="s", length=1)
+    sampled = types.SampledProvenanceSpan(sequence_id="s", length=2)
+    empty = types.SampledProvenanceSpan(sequence_id="s", length=0)
+    assert datum.with_provenance([prompt, sampled, empty], [prompt, sampled])
+    with pytest.raises(InputError, match="model_input cover 2 positions of 3"):
+        datum.with_provenance([sampled], [prompt, sampled])
+    with pytest.raises(InputError, match="loss_fn_inputs cover 4 positions of 3"):
+        datum.with_provenance([prompt, sampled], [sampled, sampled])
+    with pytest.raises(InputError, match="not tuple"):
+        types.Datum(datum.model_input, {}, model_input_spans=[("prompt", 3)])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"length": -1}, {"length": 1, "offset": -1}, {"length": 1, "sequence_id": ""}]
+)
+@pytest.mark.parametrize("kind", [types.PromptProvenanceSpan, types.SampledProvenanceSpan])
+def test_span_that_cannot_be_is_refused(kind, fields):
+    with pytest.raises(InputError, match="provenance span"):
+        kind(**{"sequence_id": "s", **fields})
+
+
 @pytest.mark.parametrize("word", ["user", "USER", "User"])
 def test_category_is_read_in_any_letter_case(word):
     """A1.1"""
