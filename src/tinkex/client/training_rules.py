@@ -83,9 +83,10 @@ def check_optimizer(params: OptimParams) -> None:
     Raises:
         InputError: naming the parameter.
     """
-    for name in ("learning_rate", "grad_clip_norm"):
-        _check_number(name, getattr(params, name), 0)
-    betas = ("beta1",) if isinstance(params, DimuonParams) else ("beta1", "beta2")
+    _check_number("learning_rate", params.learning_rate, 0)
+    is_dimuon = isinstance(params, DimuonParams)
+    _check_number("grad_clip_norm", params.grad_clip_norm, -math.inf if is_dimuon else 0)
+    betas = ("beta1",) if is_dimuon else ("beta1", "beta2")
     for name in betas:
         value = getattr(params, name)
         if not 0 <= value < 1:

@@ -7,7 +7,7 @@ can change a bit of its gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class TrainingSequence:
     """Float inputs of the loss, [T, K] each."""
     target_shape: tuple[int, ...]
     """(T,) or (T, K), as the caller sent it."""
+    graph_inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What a user's own loss reads, as it was sent: any shape, float32 or int64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,9 @@ def _sequence(
     targets = _targets(inputs[TARGETS], len(tokens), call, where)
     _check_ids(targets, limits.vocab_size, f"{where}: {TARGETS}")
     column = targets.reshape(len(tokens), -1)
+    if call.graph is not None:
+        read = {key: inputs[key].to_numpy() for key in call.graph.input_names}
+        return TrainingSequence(index, tokens, column, {}, targets.shape, read)
     fields = {key: np.full(column.shape, value, np.float32) for key, value in filled.items()}
     for key in inputs:
         if key != TARGETS:
@@ -171,7 +176,7 @@ def _sequence(
 def _check_keys(inputs: Mapping[str, TensorData], call: LossCall, where: str) -> None:
     required = (TARGETS, *call.loss.required)
     known = (*required, *call.loss.optional)
-    for key in inputs:
+    for key in () if call.graph is not None else inputs:  # a graph takes what it names
         if key not in known:
             raise InputError(
                 f"{where}: {call.name} takes no input {key!r}; it takes {', '.join(known)}"

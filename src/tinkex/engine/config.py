@@ -46,6 +46,8 @@ class EngineConfig:
     """Tokens that the KV cache may reserve for admitted sequences; one request always runs."""
     head_chunk_elements: int = 4_194_304
     """Logits held at once in training: rows x vocabulary, at least 128 rows."""
+    custom_loss_seconds: float = 10.0
+    """That a user's own loss may take for one microbatch."""
     row_multiple: int = 4
     """Small batches are padded to a multiple of this many rows.
 

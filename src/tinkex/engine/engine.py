@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tinkex._clock import SystemClock
 from tinkex.engine.adapters import Adapter, AdapterPool
 from tinkex.engine.batching import BatchLimits, prompt_tokens, training_sequences
 from tinkex.engine.checkpoint import (
@@ -27,7 +28,7 @@ from tinkex.engine.checkpoint import (
 from tinkex.engine.config import EngineConfig
 from tinkex.engine.generation import Generator
 from tinkex.engine.lora import initial_weights
-from tinkex.engine.losses import loss_call
+from tinkex.engine.losses import custom_loss_call, loss_call
 from tinkex.engine.model_runner import ModelRunner
 from tinkex.engine.models.loader import BaseModel, load_base_model
 from tinkex.engine.optimizers import new_adam_state
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from tinkex._clock import Clock
+    from tinkex.engine.graph_loss import GraphLoss
     from tinkex.types import AdamParams, Datum, ForwardBackwardOutput, LoraConfig
 
 __all__ = [
@@ -66,8 +69,11 @@ __all__ = [
 class Engine:
     """Trains and samples adapters of one base model; takes the model's modules over."""
 
-    def __init__(self, base: BaseModel, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self, base: BaseModel, config: EngineConfig | None = None, *, clock: Clock | None = None
+    ) -> None:
         self.base = base
+        self._clock = clock or SystemClock()
         self.config = config = config or EngineConfig()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -121,8 +127,11 @@ class Engine:
         loss_fn_config: Mapping[str, float | str] | None = None,
         *,
         forward_only: bool = False,
+        graph: GraphLoss | None = None,
     ) -> TrainingTask:
         """Check a request and give the task that computes it.
+
+        A `graph` is a user's own loss; it takes the place of `loss_fn`.
 
         The gradient is added to the adapter's when the task ends; the adapter's weights are read at
         each microbatch, so no `optim_step` of this adapter may come in between.
@@ -131,13 +140,18 @@ class Engine:
             InputError: anything wrong with the request, by datum and key.
         """
         adapter = self._pool.adapter(adapter_id)
-        call = loss_call(loss_fn, loss_fn_config)
+        call = loss_call(loss_fn, loss_fn_config) if graph is None else custom_loss_call(graph)
         return TrainingTask(
             self._runner,
             adapter,
             training_sequences(data, call, self._limits),
             call,
-            TrainerSettings(self.config.microbatch_tokens, self.config.row_multiple),
+            TrainerSettings(
+                self.config.microbatch_tokens,
+                self.config.row_multiple,
+                self.config.custom_loss_seconds,
+                self._clock,
+            ),
             forward_only=forward_only,
         )
 
@@ -149,6 +163,7 @@ class Engine:
         loss_fn_config: Mapping[str, float | str] | None = None,
         *,
         forward_only: bool = False,
+        graph: GraphLoss | None = None,
     ) -> ForwardBackwardOutput:
         """Run a whole request.
 
@@ -157,7 +172,7 @@ class Engine:
             EngineError: the computation failed.
         """
         task = self.begin_forward_backward(
-            adapter_id, data, loss_fn, loss_fn_config, forward_only=forward_only
+            adapter_id, data, loss_fn, loss_fn_config, forward_only=forward_only, graph=graph
         )
         while not task.run_microbatch():
             pass

@@ -8,9 +8,13 @@ target, q the sampling one, A the advantage, w the weight, r = exp(lp - q):
     ppo                  L = -sum(min(r A, clamp(r, lo, hi) A))           lo, hi = 0.8, 1.2
     cispo                L = -sum(stop_gradient(clamp(r, lo, hi)) lp A)   lo, hi = 0.0, 4.0
     dro                  L = -sum(lp A - beta/2 (lp - q)^2)               beta must be given
+    gspo                 L = -sum(min(s_t A, clamp(s_t, lo, hi) A))       lo, hi must be given
+                         s_t = stop_gradient(s / p_t) p_t,  s = exp(mean of lp - q, marked tokens)
+    custom               a user's own: a traced graph (`graph_loss`), summed over data
 
 (The Tinker documentation's losses page; thresholds are absolute ratios. It names no default for
-`beta`, so neither do we.) PPO: arXiv 1707.06347; CISPO: arXiv 2506.13585; DRO: arXiv 2405.19107.
+`beta` nor for gspo's thresholds, so neither do we.) PPO: arXiv 1707.06347; CISPO: arXiv 2506.13585;
+DRO: arXiv 2405.19107; GSPO, its token-level variant: arXiv 2507.18071, equation 13.
 
 Choices of ours, where the documentation is silent: `weights` absent means 1 everywhere; the
 reinforcement losses take an optional `weights` too, a factor on each token's loss (its one general
@@ -30,15 +34,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tinkex.errors import InputError
+from tinkex.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from tinkex.engine.graph_loss import GraphLoss
 
 LOW = "clip_low_threshold"
 HIGH = "clip_high_threshold"
 TARGETS = "target_tokens"
 WEIGHTS = "weights"
+MASK = "sequence_ratio_mask"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,9 @@ class LossFunction:
     """Configuration keys; None marks one without a default."""
     soft_targets: bool = False
     """Whether target_tokens may be [T, K]."""
+    by_sequence: bool = False
+    """Whether a token's loss depends on other tokens of its sequence: `compute` then sees one datum
+    at a time, whole."""
 
 
 def cross_entropy(inputs: LossInputs) -> LossOutput:
@@ -103,6 +113,25 @@ def dro(inputs: LossInputs) -> LossOutput:
     gap = _gap(inputs)
     gain = inputs.logprobs * inputs.fields["advantages"]
     return LossOutput(_weighted(0.5 * inputs.config["beta"] * gap.square() - gain, inputs))
+
+
+def gspo(inputs: LossInputs) -> LossOutput:
+    """L = -sum(min(s_t A, clamp(s_t, lo, hi) A)) of one sequence.
+
+    `sequence_ratio_mask` marks the tokens whose mean log-ratio is the sequence's. Each token then
+    has that ratio's value and the gradient of its own log-probability.
+    """
+    marked = inputs.fields[MASK] != 0
+    gap = (inputs.logprobs.detach() - inputs.fields["logprobs"])[marked]
+    log_ratio = gap.mean() if gap.numel() else inputs.logprobs.new_zeros(())
+    ratio = torch.exp(log_ratio + inputs.logprobs - inputs.logprobs.detach())
+    advantages = inputs.fields["advantages"]
+    clipped = _clip(ratio, inputs)
+    return LossOutput(_weighted(-torch.minimum(ratio * advantages, clipped * advantages), inputs))
+
+
+def _no_formula(_inputs: LossInputs) -> LossOutput:
+    raise EngineError("a custom loss is computed by its graph")
 
 
 def _ratio(inputs: LossInputs) -> Tensor:
@@ -141,10 +170,17 @@ LOSSES: Mapping[str, LossFunction] = MappingProxyType(
         "ppo": LossFunction(ppo, _REINFORCEMENT, _CLIPPED, ((LOW, 0.8), (HIGH, 1.2))),
         "cispo": LossFunction(cispo, _REINFORCEMENT, _CLIPPED, ((LOW, 0.0), (HIGH, 4.0))),
         "dro": LossFunction(dro, _REINFORCEMENT, defaults=(("beta", None),)),
+        "gspo": LossFunction(
+            gspo,
+            (*_REINFORCEMENT, MASK),
+            _CLIPPED,
+            ((LOW, None), (HIGH, None)),
+            by_sequence=True,
+        ),
     }
 )
 
-_NOT_YET = frozenset({"gspo", "stable_reinforce", "custom"})
+_NOT_YET = frozenset({"stable_reinforce"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +191,16 @@ class LossCall:
     loss: LossFunction
     config: Mapping[str, float]
     """Checked, with defaults filled in."""
+    graph: GraphLoss | None = None
+    """A user's own loss; it takes the place of `loss.compute`."""
+
+
+def custom_loss_call(graph: GraphLoss) -> LossCall:
+    """Make the call of a user's own loss."""
+    loss = LossFunction(
+        _no_formula, graph.input_names, optional=(), soft_targets=True, by_sequence=True
+    )
+    return LossCall(f"custom ({graph.name})", loss, {}, graph)
 
 
 def loss_call(name: str, config: Mapping[str, float | str] | None) -> LossCall:

@@ -7,7 +7,6 @@ failure or an abandoned task leaves no trace.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.batching import PackedBatch, TrainingSequence, microbatches, pack
 from tinkex.engine.lora import UNEMBED, LoraSegment
+from tinkex.engine.loss_metrics import call_metrics
 from tinkex.engine.losses import LossCall, LossInputs
 from tinkex.errors import EngineError, InputError, TinkerError
 from tinkex.types import ForwardBackwardOutput, TensorData
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tinkex._clock import Clock
     from tinkex.engine.adapters import Adapter
+    from tinkex.engine.graph_loss import GraphResult
     from tinkex.engine.model_runner import ModelRunner
 
 
@@ -38,6 +40,9 @@ class TrainerSettings:
 
     microbatch_tokens: int
     row_multiple: int
+    graph_seconds: float
+    """That a user's own loss may take in one microbatch."""
+    clock: Clock
 
 
 class TrainingTask:
@@ -65,6 +70,9 @@ class TrainingTask:
         self._gradient = None if forward_only else weights.over(torch.zeros_like(weights.flat))
         self._logprobs: dict[int, NDArray[np.float32]] = {}
         self._elementwise: dict[int, NDArray[np.float32]] = {}
+        self._graph_results: dict[int, GraphResult] = {}
+        self._clock = settings.clock
+        self._graph_seconds = settings.graph_seconds
         self._sequences = tuple(sequences)
         self._failure: TinkerError | None = None
 
@@ -110,19 +118,19 @@ class TrainingTask:
             raise self._failure
         if self._left:
             raise EngineError("the training task has microbatches left to run")
-        total = math.fsum(float(e.sum(dtype=np.float64)) for e in self._elementwise.values())
-        outputs = [
-            {
-                "logprobs": TensorData.from_numpy(self._logprobs[s.index]),
-                "elementwise_loss": TensorData.from_numpy(self._elementwise[s.index]),
-            }
-            for s in self._sequences
-        ]
-        tokens = sum(len(s.tokens) for s in self._sequences)
+        outputs = []
+        for sequence in self._sequences:
+            output = {"logprobs": TensorData.from_numpy(self._logprobs[sequence.index])}
+            if sequence.index in self._elementwise:
+                elementwise = self._elementwise[sequence.index]
+                output["elementwise_loss"] = TensorData.from_numpy(elementwise)
+            outputs.append(output)
         return ForwardBackwardOutput(
             loss_fn_output_type="ArrayRecord",
             loss_fn_outputs=outputs,
-            metrics={"loss:sum": total, "num_tokens:sum": float(tokens)},
+            metrics=call_metrics(
+                self._call, self._sequences, self._logprobs, self._elementwise, self._graph_results
+            ),
         )
 
     def _run(self, batch: PackedBatch) -> None:
@@ -131,16 +139,20 @@ class TrainingTask:
         )
         self._keep(batch, logprobs, elementwise)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         hidden = self._hidden(batch)
         logprobs = self._runner.head.logprobs(hidden, batch.targets, self._weights)
+        if self._call.loss.by_sequence:
+            return logprobs, self._by_sequence(batch, logprobs)[0]
         inputs = LossInputs(logprobs, batch.fields, self._call.config)
         return logprobs, self._call.loss.compute(inputs).elementwise
 
     def _forward_backward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             hidden = self._hidden(batch)
+        if self._call.loss.by_sequence:
+            return self._backward_by_sequence(batch, hidden)
         elementwise = torch.empty(batch.targets.shape, dtype=torch.float32, device=hidden.device)
 
         def gradient_of(rows: slice, logprobs: Tensor) -> Tensor:
@@ -158,6 +170,64 @@ class TrainingTask:
         self._add_head_gradient(grads.a, grads.b)
         self._add_decoder_gradient(hidden, grads.hidden)
         return grads.logprobs, elementwise
+
+    def _backward_by_sequence(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the loss's gradient on whole sequences before the head's, at one product more."""
+        head = self._runner.head
+        logprobs = head.logprobs(hidden.detach(), batch.targets, self._weights)
+        elementwise, slopes = self._by_sequence(batch, logprobs)
+        grads = head.logprobs_and_gradients(
+            hidden.detach(), batch.targets, self._weights, lambda rows, _logprobs: slopes[rows]
+        )
+        self._add_head_gradient(grads.a, grads.b)
+        self._add_decoder_gradient(hidden, grads.hidden)
+        return logprobs, elementwise
+
+    @torch.enable_grad()
+    def _by_sequence(self, batch: PackedBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute a loss that sees one datum at a time, and its gradient by the logprobs.
+
+        Returns:
+            Losses and slopes, [N, K] both; of a user's own loss the losses are zero, for it gives
+            one number for each datum (kept in `_graph_results`).
+        """
+        elementwise, slopes = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
+        deadline = self._clock.monotonic() + self._graph_seconds
+        start = 0
+        for sequence in batch.sequences:
+            width = sequence.targets.shape[1]
+            at = (slice(start, start + len(sequence.tokens)), slice(width))
+            start += len(sequence.tokens)
+            leaf = logprobs[at].detach().clone().requires_grad_()
+            if self._call.graph is not None:
+                loss = self._run_graph(sequence, leaf, deadline)
+            else:
+                fields = {key: value[at] for key, value in batch.fields.items()}
+                losses = self._call.loss.compute(LossInputs(leaf, fields, self._call.config))
+                elementwise[at] = losses.elementwise.detach()
+                loss = losses.elementwise.sum()
+            (slopes[at],) = torch.autograd.grad(loss, leaf)
+        return elementwise, slopes
+
+    def _run_graph(self, sequence: TrainingSequence, leaf: Tensor, deadline: float) -> Tensor:
+        graph = self._call.graph
+        assert graph is not None
+        inputs = {
+            key: torch.tensor(value, device=leaf.device)
+            for key, value in sequence.graph_inputs.items()
+        }
+        try:
+            found = graph.run(
+                leaf.reshape(sequence.target_shape), inputs, clock=self._clock, deadline=deadline
+            )
+        except InputError as error:
+            raise InputError(f"datum {sequence.index}: {error}") from None
+        if not bool(found.loss.isfinite()):
+            raise InputError(
+                f"datum {sequence.index}: the loss {graph.name!r} is {float(found.loss.detach())}"
+            )
+        self._graph_results[sequence.index] = found.detached()
+        return found.loss
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """Run the decoder; filler rows form a sequence of their own at the end."""
@@ -194,7 +264,10 @@ class TrainingTask:
     def _keep(self, batch: PackedBatch, logprobs: Tensor, elementwise: Tensor) -> None:
         self._check_finite(batch, logprobs, elementwise)
         lengths = list(batch.lengths)
-        for kept, values in ((self._logprobs, logprobs), (self._elementwise, elementwise)):
+        wanted = [(self._logprobs, logprobs)]
+        if self._call.graph is None:
+            wanted.append((self._elementwise, elementwise))
+        for kept, values in wanted:
             for sequence, rows in zip(
                 batch.sequences, torch.split(values.cpu(), lengths), strict=True
             ):

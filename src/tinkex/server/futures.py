@@ -38,6 +38,7 @@ class Operation(Enum):
     SAVE_WEIGHTS_EXTERNAL = "save_weights_external"
     UNLOAD_MODEL = "unload_model"
     SAMPLE = "sample"
+    CREATE_CUSTOM_LOSS = "create_custom_loss"
 
 
 class Waiter:

@@ -124,8 +124,8 @@ async def serve_app(
     await server.serve(sockets=[listener])
 
 
-_LAST_TURNS = 5
-"""Of the event loop, for connections that came while the server stopped."""
+_ARRIVAL_TURNS = 5
+"""Of the event loop, for connections that were accepted as the server began to stop."""
 
 
 class _Server(uvicorn.Server):
@@ -162,18 +162,19 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop as uvicorn does, and close what was accepted while it did.
+        """Stop accepting, let what was accepted arrive, then stop as uvicorn does.
 
-        Clients open connections ahead of need; one that comes in the last moment is in nobody's
-        list when the others are closed.
+        asyncio accepts a connection in one turn of its loop and makes its transport in the next; if
+        the listening socket is closed between the two, the connection is in nobody's list and stays
+        open (CPython's `_accept_connection2`).
         """
+        loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+        for _ in range(_ARRIVAL_TURNS):
+            await asyncio.sleep(0)  # noqa: TID251 - lets the loop turn, waits for nothing
         await super().shutdown(sockets=sockets)
-        for _ in range(_LAST_TURNS):
-            for connection in list(self.server_state.connections):
-                transport = getattr(connection, "transport", None)
-                if transport is not None:
-                    transport.abort()
-            await asyncio.sleep(0)  # noqa: TID251 - lets the loop accept and close, waits for nothing
 
     async def main_loop(self) -> None:
         """Sleep until it is time to stop: uvicorn's own loop would wake ten times a second."""

@@ -12,6 +12,7 @@ from tinkex.errors import EngineError, TinkerError
 from tinkex.server.blobs import Blobs
 from tinkex.server.checkpoints import Checkpoints
 from tinkex.server.creation import Creation
+from tinkex.server.custom_losses import CustomLosses
 from tinkex.server.futures import FutureStore
 from tinkex.server.runs import Runs
 from tinkex.server.samplers import Samplers
@@ -85,6 +86,7 @@ class Services:
         self.submissions = Submissions(self.runs, self.futures, self.sessions)
         self.creation = Creation(self)
         self.training = Training(self)
+        self.custom_losses = CustomLosses(self)
         self.saving = Saving(self)
         self.signed_urls = SignedUrls(
             config.data_dir / SECRET_NAME, clock=clock, lifetime_s=config.signed_url_ttl_s

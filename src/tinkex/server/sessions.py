@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tinkex._clock import Clock
+    from tinkex.engine.graph_loss import GraphLoss
     from tinkex.server.timers import Timer, Timers
 
 SESSION_ID_BYTES = 16
@@ -42,6 +43,10 @@ class Session:
     """Training runs by the client's model_seq_id."""
     sampler_ids: dict[int, str] = field(default_factory=dict)
     """Sampling sessions by the client's sampling_session_seq_id."""
+    losses: dict[str, GraphLoss] = field(default_factory=dict)
+    """Losses of the session's own, by id."""
+    loss_requests: dict[int, tuple[bytes, str]] = field(default_factory=dict)
+    """By the client's custom_loss_seq_id: the digest of the request, and its future's id."""
     reason: str | None = None
     """Why the client finished it: success, errored or interrupted."""
     detail: str | None = None

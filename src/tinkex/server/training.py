@@ -35,6 +35,7 @@ class Training:
             async def perform() -> Answer:
                 if call.problem is not None:
                     raise call.problem
+                graph = self._s.custom_losses.find(run, call.loss_fn, call.loss_fn_config)
                 output = await run.train(
                     lambda engine: engine.begin_forward_backward(
                         run.model_id,
@@ -42,6 +43,7 @@ class Training:
                         call.loss_fn,
                         call.loss_fn_config,
                         forward_only=call.forward_only,
+                        graph=graph,
                     )
                 )
                 return Answer(output, call.result_bytes)

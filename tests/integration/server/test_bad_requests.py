@@ -116,7 +116,7 @@ async def test_malformed_json_batch_is_refused(api, body):
 
 async def test_unknown_path_is_named(api):
     await refused(await api.get("/no/such/path"), 404, "GET", "/api/v1/no/such/path")
-    await refused(await api.post("/create_custom_loss", {}), 404, "create_custom_loss")
+    await refused(await api.post("/auth/token", {}), 404, "auth/token")
     response = await api.client.get("/elsewhere")
     await refused(response, 404, "/elsewhere")
 

@@ -1,6 +1,9 @@
 """The end of sessions and of the server: memory is freed, and nobody is left waiting."""
 
 import asyncio
+import contextlib
+import socket
+import threading
 
 import pytest
 from server_support import OTHER_KEY, batch_json, sample_json, settle
@@ -215,3 +218,23 @@ async def test_one_key_never_sees_anothers(api):
     assert (await api.get("/sessions", **other)).json() == {"sessions": [mine]}
     untouched = await api.ok("/forward_backward", batch_json(model, 5))
     assert "metrics" in await api.result(untouched)
+
+
+def test_connection_that_came_as_the_server_stopped_is_closed(make_server):
+    with make_server() as server:
+        busy, stopping = threading.Event(), threading.Event()
+
+        def hold_the_loop():
+            busy.set()
+            stopping.wait(5)
+            server._stop.set()
+
+        server.loop.call_soon_threadsafe(hold_the_loop)
+        assert busy.wait(5)
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        late = [socket.create_connection(address, 5) for _ in range(20)]
+        stopping.set()
+    for connection in late:
+        connection.settimeout(5)
+        with connection, contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""

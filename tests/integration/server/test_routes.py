@@ -27,6 +27,21 @@ class Stage:
         urls = (await api.get(f"{export}/external_weights_urls")).json()["urls"]
         self.file = urls["adapter_config.json"].partition("/downloads/")[2]
         self.sampler = await api.sampler(self.session)
+        given = {"args": [], "kwargs": {}}
+        output = {"tuple": [{"ref": "x"}, {"dict": {}}]}
+        nodes = [
+            {"op": "placeholder", "name": "logprobs", "target": "logprobs", **given},
+            {"op": "call_method", "name": "x", "target": "sum", "args": [{"ref": "logprobs"}]},
+            {"op": "output", "name": "output", "target": "output", "args": [output]},
+        ]
+        graph = {"format": 1, "nodes": nodes}
+        self.loss = {
+            "session_id": self.session,
+            "custom_loss_seq_id": 0,
+            "name": "x",
+            "inputs": [{"name": "logprobs", "rank": 1}],
+            "graph": graph,
+        }
         self.future = await api.ok("/optim_step", {"model_id": self.model, "seq_id": 3})
         return self
 
@@ -64,6 +79,7 @@ class Stage:
             (post, "/unload_model"): ({}, model, {}, {}),
             (post, "/forward_backward"): ({}, batch, {}, {"model_id": self.model}),
             (post, "/forward"): ({}, forward, {}, {"model_id": self.model}),
+            (post, "/create_custom_loss"): ({}, self.loss, {}, {**self.loss, "graph": {}}),
             (post, "/optim_step"): ({}, {**model, "seq_id": 4}, {}, {**model, "lr": 1}),
             (post, "/save_weights"): ({}, {**model, "seq_id": 4}, {}, {**model, "nam": "a"}),
             (post, "/save_weights_for_sampler"): (

@@ -50,7 +50,7 @@ TRAINING = {
     "eps below 0": (lambda c: c.optim_step(Adam(eps=-1e-9)), "eps"),
     "weight decay": (lambda c: c.optim_step(Adam(weight_decay=NAN)), "weight_decay"),
     "clip below 0": (
-        lambda c: c.optim_step(DimuonParams(learning_rate=1.0, grad_clip_norm=-1)),
+        lambda c: c.optim_step(Adam(grad_clip_norm=-1)),
         "grad_clip_norm",
     ),
     "no parameters": (lambda c: c.optim_step({"learning_rate": 1}), "AdamParams"),
@@ -167,6 +167,7 @@ def test_good_neighbours_of_what_is_refused_pass(peer, client):
     rules.checked_data([example(target_tokens=[[1, 2], [3, 4]], weights=[[1.0, 0], [0, 1.0]])])
     rules.check_loss([example()], "a_loss_of_some_server", {"word": "x", "number": -1})
     rules.check_optimizer(Adam(learning_rate=0.0, beta1=0.0, eps=0.0))
+    rules.check_optimizer(DimuonParams(learning_rate=1.0, grad_clip_norm=-1))  # does not clip
     rules.check_checkpoint("step-1", 1)
     image = tinker.ModelInput([tinker.types.ImageChunk(b"x", "png")])
     rules.checked_data([tinker.Datum(image, {"target_tokens": [1, 2, 3]})])

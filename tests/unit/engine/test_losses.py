@@ -22,6 +22,7 @@ def inputs(seed=0, spread=1.0):
         "advantages": torch.randn(N, 1, generator=g),
     }
     fields["weights"][:7] = 0
+    fields["sequence_ratio_mask"] = (torch.rand(N, 1, generator=g) > 0.4).float()
     return lp, fields
 
 
@@ -38,9 +39,15 @@ def reference(name, lp, fields, config):
         return -torch.min(ratio * adv, ratio.clamp(low, high) * adv) * w
     if name == "cispo":
         return -ratio.clamp(low, high).detach() * lp * adv * w
+    if name == "gspo":
+        chosen = fields["sequence_ratio_mask"] != 0
+        mean = sum(float(one) for one in (lp.detach() - q)[chosen]) / int(chosen.sum())
+        own = math.exp(mean) * lp.exp() / lp.exp().detach()
+        return -torch.min(own * adv, own.clamp(low, high) * adv) * w
     return -(lp * adv - 0.5 * config["beta"] * (lp - q) ** 2) * w
 
 
+THRESHOLDS = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
 CASES = [
     ("cross_entropy", {}),
     ("importance_sampling", {}),
@@ -49,6 +56,8 @@ CASES = [
     ("cispo", {}),
     ("cispo", {"clip_high_threshold": 1.5}),
     ("dro", {"beta": 0.05}),
+    ("gspo", THRESHOLDS),
+    ("gspo", {"clip_low_threshold": 0.0, "clip_high_threshold": 9.0}),
 ]
 
 
@@ -76,25 +85,26 @@ def test_gradcheck(name, config):
     def total(x):
         return call.loss.compute(LossInputs(x, exact, call.config)).elementwise.sum()
 
-    if name == "cispo":  # its gradient is not its value's: the ratio is held fixed
+    if name in {"cispo", "gspo"}:  # their gradient is not their value's: a ratio is held fixed
         return
     assert torch.autograd.gradcheck(total, lp.double().requires_grad_())
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_zero_weight_silences_a_ratio_that_overflows(name):
-    call = loss_call(name, {"beta": 0.1} if name == "dro" else {})
+    call = loss_call(name, {"dro": {"beta": 0.1}, "gspo": THRESHOLDS}.get(name))
     lp = torch.full((2, 1), -1.0).requires_grad_()
     fields = {
         "weights": torch.tensor([[0.0], [1.0]]),
         "logprobs": torch.tensor([[-5000.0], [-1.1]]),
         "advantages": torch.ones(2, 1),
+        "sequence_ratio_mask": torch.tensor([[0.0], [1.0]]),
     }
     loss = call.loss.compute(LossInputs(lp, fields, call.config)).elementwise
     loss.sum().backward()
     assert loss[0].item() == 0
     assert lp.grad[0].item() == 0
-    assert lp.grad[1].item() != 0
+    assert name == "gspo" or lp.grad[1].item() != 0  # gspo clips the ratio of 1.1
 
 
 @pytest.mark.parametrize("name", ["ppo", "cispo"])
@@ -120,10 +130,22 @@ def test_ppo_gives_no_gradient_where_everything_is_clipped():
     assert lp.grad.abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["gspo", "stable_reinforce", "custom"])
-def test_official_loss_that_is_missing_is_refused_by_name(name):
-    with pytest.raises(InputError, match=f"'{name}' is not available"):
-        loss_call(name, None)
+def test_gspo_without_marked_tokens_has_a_ratio_of_one():
+    call = loss_call("gspo", THRESHOLDS)
+    lp, fields = inputs()
+    fields["sequence_ratio_mask"] = torch.zeros_like(lp)
+    found = call.loss.compute(LossInputs(lp, fields, call.config)).elementwise
+    torch.testing.assert_close(found, -fields["advantages"] * fields["weights"])
+
+
+def test_gspo_needs_its_thresholds():
+    with pytest.raises(InputError, match="clip_high_threshold, clip_low_threshold"):
+        loss_call("gspo", None)
+
+
+def test_official_loss_that_is_missing_is_refused_by_name():
+    with pytest.raises(InputError, match="'stable_reinforce' is not available"):
+        loss_call("stable_reinforce", None)
 
 
 def test_unknown_loss_is_refused_with_the_known_ones():

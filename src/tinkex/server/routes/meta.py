@@ -64,6 +64,7 @@ class MetaRoutes:
                 sample_max_concurrent_requests=limits.sample_max_concurrent_requests,
                 sample_use_retrieve_futures=batched,
                 sample_join_sampling_session=batched,
+                custom_loss_server_side=batched,
             )
         )
 

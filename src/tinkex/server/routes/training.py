@@ -1,4 +1,4 @@
-"""Training steps: forward_backward, forward, optim_step."""
+"""Training steps: forward_backward, forward, optim_step, and losses of the client's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from tinkex.server.decoding import read_call, read_oversize_call
 from tinkex.server.routes.messages import message_reply, owner_of, read_json
-from tinkex.types import OptimStepRequest, UntypedAPIFuture
+from tinkex.types import CreateCustomLossRequest, OptimStepRequest, UntypedAPIFuture
 from tinkex.wire.headers import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class TrainingRoutes:
             Route("/forward_backward", self.forward_backward, methods=["POST"]),
             Route("/forward", self.forward, methods=["POST"]),
             Route("/optim_step", self.optim_step, methods=["POST"]),
+            Route("/create_custom_loss", self.create_custom_loss, methods=["POST"]),
         ]
 
     async def forward_backward(self, request: Request) -> Response:
@@ -44,6 +45,12 @@ class TrainingRoutes:
         """Apply the gradients."""
         message, digest = await read_json(request, OptimStepRequest)
         future = self._s.training.optim_step(owner_of(request), message, digest)
+        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+
+    async def create_custom_loss(self, request: Request) -> Response:
+        """Take a loss of the client's own."""
+        message, digest = await read_json(request, CreateCustomLossRequest)
+        future = self._s.custom_losses.create(owner_of(request), message, digest)
         return message_reply(UntypedAPIFuture(request_id=future.request_id))
 
     async def _take_batch(self, request: Request, *, forward_only: bool | None) -> Response:

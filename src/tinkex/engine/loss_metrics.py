@@ -1,0 +1,103 @@
+"""The metrics of a training call: the loss, counts, and what the policy losses are watched by.
+
+The suffix of a name says how the values of several chunks combine (`client.metrics`). Statistics
+are over the tokens that the loss counts: weight and advantage are not zero.
+
+    loss:sum               the loss
+    num_tokens:sum         tokens of the model inputs
+    num_loss_tokens:sum    tokens that the loss counts
+    entropy:mean           -log p of the tokens: of sampled ones an estimate of the entropy, nats
+    ratio:mean, :min, :max exp(lp - q)
+    kl:mean                q - lp: the k1 estimate of KL(sampler, learner) (Schulman 2020), nats
+    clip_fraction:mean     share of tokens whose ratio lies beyond the thresholds
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinkex.engine.losses import HIGH, LOW, WEIGHTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from tinkex.engine.batching import TrainingSequence
+    from tinkex.engine.graph_loss import GraphResult
+    from tinkex.engine.losses import LossCall
+
+
+def call_metrics(
+    call: LossCall,
+    sequences: Sequence[TrainingSequence],
+    logprobs: Mapping[int, NDArray[np.float32]],
+    elementwise: Mapping[int, NDArray[np.float32]],
+    graphs: Mapping[int, GraphResult],
+) -> dict[str, float]:
+    """Compute the metrics of a whole call, by data in their order.
+
+    Args:
+        call: the loss.
+        sequences: the data.
+        logprobs: of each datum, in the shape of its targets.
+        elementwise: losses of each datum, likewise; empty for a user's own loss.
+        graphs: what a user's own loss gave for each datum; empty for the others.
+    """
+    tokens = sum(len(sequence.tokens) for sequence in sequences)
+    metrics = {"loss:sum": 0.0, "num_tokens:sum": float(tokens)}
+    if graphs:
+        found = [graphs[sequence.index] for sequence in sequences]
+        metrics["loss:sum"] = math.fsum(float(one.loss) for one in found)
+        for name in dict.fromkeys(key for one in found for key in one.metrics):
+            values = [one.metrics[name] for one in found if name in one.metrics]
+            total = math.fsum(values)
+            metrics[name] = total / len(values) if name.endswith(":mean") else total
+        return metrics
+    metrics["loss:sum"] = math.fsum(
+        float(elementwise[s.index].sum(dtype=np.float64)) for s in sequences
+    )
+    return metrics | _statistics(call, sequences, logprobs)
+
+
+def _statistics(
+    call: LossCall,
+    sequences: Sequence[TrainingSequence],
+    logprobs: Mapping[int, NDArray[np.float32]],
+) -> dict[str, float]:
+    learner, kept = [], []
+    for sequence in sequences:
+        fields = sequence.fields
+        counted = fields[WEIGHTS] != 0
+        if "advantages" in fields:
+            counted &= fields["advantages"] != 0
+        kept.append(counted)
+        learner.append(logprobs[sequence.index].reshape(counted.shape)[counted])
+    values = np.concatenate(learner).astype(np.float64)
+    found = {"num_loss_tokens:sum": float(sum(counted.any(axis=1).sum() for counted in kept))}
+    if not values.size or "logprobs" not in call.loss.required:
+        return found
+    found["entropy:mean"] = float(-values.mean())
+
+    def chosen(key: str) -> NDArray[np.float64]:
+        rows = [s.fields[key][counted] for s, counted in zip(sequences, kept, strict=True)]
+        return np.concatenate(rows).astype(np.float64)
+
+    gap = values - chosen("logprobs")
+    with np.errstate(over="ignore"):
+        ratio = np.minimum(np.exp(gap), np.finfo(np.float64).max)
+    found |= {
+        "kl:mean": float(-gap.mean()),
+        "ratio:mean": float(ratio.mean()),
+        "ratio:min": float(ratio.min()),
+        "ratio:max": float(ratio.max()),
+    }
+    if LOW in call.config:
+        low, high = (
+            chosen(key) if key in sequences[0].fields else call.config[key] for key in (LOW, HIGH)
+        )
+        found["clip_fraction:mean"] = float(((ratio < low) | (ratio > high)).mean())
+    return found
