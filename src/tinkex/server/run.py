@@ -124,8 +124,8 @@ async def serve_app(
     await server.serve(sockets=[listener])
 
 
-_ARRIVAL_TURNS = 5
-"""Of the event loop, for connections that were accepted as the server began to stop."""
+_ARRIVAL_SECONDS = 0.05
+"""For the requests of connections that were accepted as the server began to stop."""
 
 
 class _Server(uvicorn.Server):
@@ -172,8 +172,7 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             for listening in server.sockets:
                 loop.remove_reader(listening.fileno())
-        for _ in range(_ARRIVAL_TURNS):
-            await asyncio.sleep(0)  # noqa: TID251 - lets the loop turn, waits for nothing
+        await self._app.state.services.clock.sleep(_ARRIVAL_SECONDS)
         await super().shutdown(sockets=sockets)
 
     async def main_loop(self) -> None:
