@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from tinkex.engine.optimizers import AdamState, adam_step, check_adam_params, new_adam_state
+from tinkex.engine.optimizers import ADAMW, OptimizerState, find_optimizer
 from tinkex.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from tinkex.engine.lora import LoraWeights
-    from tinkex.types import AdamParams, LoraConfig
+    from tinkex.types import LoraConfig, OptimParams
 
 T = TypeVar("T")
 
@@ -28,10 +28,12 @@ T = TypeVar("T")
 class Adapter:
     """One adapter in training: weights, accumulated gradient, optimiser state."""
 
-    def __init__(self, lora: LoraConfig, weights: LoraWeights) -> None:
+    def __init__(self, lora: LoraConfig, weights: LoraWeights, optimizer_type: str = ADAMW) -> None:
         self.lora = lora
         self.weights = weights
-        self.optimizer: AdamState | None = None
+        self.optimizer_type = optimizer_type
+        """Name of its optimiser, fixed for its life."""
+        self.optimizer: OptimizerState | None = None
         """None until the first step, or a load with optimiser."""
         self.gradient: Tensor | None = None
         """[P] float32 sum since the last step; None is zero."""
@@ -41,21 +43,31 @@ class Adapter:
         """Add a finished task's gradient [P]; takes the tensor over."""
         self.gradient = gradient if self.gradient is None else self.gradient.add_(gradient)
 
-    def step(self, params: AdamParams) -> dict[str, float]:
+    def state_to_save(self) -> OptimizerState:
+        """Give the optimiser's state; a fresh one before the first step."""
+        return self.optimizer or find_optimizer(self.optimizer_type).new_state(self.weights.flat)
+
+    def step(self, params: OptimParams) -> dict[str, float]:
         """Apply the accumulated gradient and drop it, even when the step is refused.
 
         Without any gradient the step is taken with zeros: momentum and weight decay still act.
 
         Raises:
-            InputError: hyperparameters out of range (the gradient is kept), or a step that would
-                not be finite (the gradient is dropped).
+            InputError: hyperparameters of another optimiser or out of range (the gradient is kept),
+                or a step that would not be finite (the gradient is dropped).
         """
-        check_adam_params(params)
+        optimizer = find_optimizer(self.optimizer_type)
+        if not isinstance(params, optimizer.params):
+            raise InputError(
+                f"this run was made with the optimizer {self.optimizer_type!r}, so optim_step "
+                f"takes {optimizer.params.__name__}, not {type(params).__name__}"
+            )
+        optimizer.check(params)
         flat = self.weights.flat
         gradient = torch.zeros_like(flat) if self.gradient is None else self.gradient
-        state = new_adam_state(flat) if self.optimizer is None else self.optimizer
+        state = self.state_to_save()
         self.gradient = None
-        metrics = adam_step(flat, gradient, state, params)
+        metrics = optimizer.step(self.weights, gradient, state, params)
         self.optimizer = state
         return metrics
 

@@ -2,7 +2,7 @@
 
     adapter_config.json         read by PEFT
     adapter_model.safetensors   read by PEFT
-    optimizer.safetensors       Adam's moments, when saved with the optimiser
+    optimizer.safetensors       the optimiser's moments, when saved with it
     tinkex.json                 manifest: format, configuration, step, sha256 of each file, numerics
 
 Owns the files' form and their integrity: written to a directory beside, synced, renamed; every file
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tinkex.engine.lora import LoraPair, LoraShape, LoraWeights, lora_weights, parameter_count
-from tinkex.engine.optimizers import AdamState
+from tinkex.engine.optimizers import ADAMW, OptimizerState, find_optimizer
 from tinkex.errors import EngineError, InputError
 from tinkex.types import LoraConfig
 
@@ -43,7 +43,6 @@ OPTIMIZER = "optimizer.safetensors"
 MANIFEST = "tinkex.json"
 
 _PREFIX = "base_model.model."
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,8 @@ class CheckpointInfo:
     step: int
     """Optimiser steps taken."""
     alpha: float
+    optimizer_type: str = ADAMW
+    """Name of the optimiser that it was trained with."""
 
 
 def write_checkpoint(
@@ -64,7 +65,8 @@ def write_checkpoint(
     base_model: str,
     lora: LoraConfig,
     weights: LoraWeights,
-    optimizer: AdamState | None,
+    optimizer: OptimizerState | None,
+    optimizer_type: str,
     numerics: Mapping[str, str],
 ) -> None:
     """Write a checkpoint so that `directory` is either complete or as before.
@@ -75,6 +77,7 @@ def write_checkpoint(
         lora: The adapter's configuration.
         weights: Its weights.
         optimizer: Its optimiser state, when that is to be saved.
+        optimizer_type: Name of the optimiser, saved in any case.
         numerics: What the bits of the numbers depend on.
 
     Raises:
@@ -84,7 +87,7 @@ def write_checkpoint(
         directory.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
-            _fill(beside, base_model, lora, weights, optimizer, numerics)
+            _fill(beside, base_model, lora, weights, optimizer, optimizer_type, numerics)
             _replace(beside, directory)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -107,6 +110,7 @@ def checkpoint_lora_config(directory: Path) -> CheckpointInfo:
             has_optimizer=OPTIMIZER in manifest["sha256"],
             step=manifest["step"],
             alpha=manifest["lora_alpha"],
+            optimizer_type=manifest.get("optimizer", ADAMW),  # older ones do not say
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the manifest of checkpoint {directory.name} is damaged") from error
@@ -128,7 +132,7 @@ def read_weights(
     return weights
 
 
-def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) -> AdamState:
+def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) -> OptimizerState:
     """Load the optimiser state that was saved with `weights`.
 
     Raises:
@@ -141,7 +145,8 @@ def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) 
         )
     tensors = _read_tensors(directory, OPTIMIZER)
     moments = []
-    for moment in _MOMENTS:
+    optimizer = find_optimizer(info.optimizer_type)
+    for moment in optimizer.moments:
         flat = torch.zeros_like(weights.flat)
         part = {
             k.removeprefix(f"{moment}."): v
@@ -150,7 +155,7 @@ def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) 
         }
         _copy_into(_named(weights.over(flat).pairs, ""), part, directory)
         moments.append(flat)
-    return AdamState(moments[0], moments[1], info.step)
+    return optimizer.state(*moments, info.step)
 
 
 def _fill(
@@ -158,7 +163,8 @@ def _fill(
     base_model: str,
     lora: LoraConfig,
     weights: LoraWeights,
-    optimizer: AdamState | None,
+    optimizer: OptimizerState | None,
+    optimizer_type: str,
     numerics: Mapping[str, str],
 ) -> None:
     alpha = weights.scale * weights.rank
@@ -166,7 +172,8 @@ def _fill(
     _save_tensors(folder / WEIGHTS, _named(weights.pairs, _PREFIX))
     if optimizer is not None:
         state: dict[str, Tensor] = {}
-        for moment, flat in zip(_MOMENTS, (optimizer.exp_avg, optimizer.exp_avg_sq), strict=True):
+        for moment in find_optimizer(optimizer_type).moments:
+            flat = getattr(optimizer, moment)
             state |= _named(weights.over(flat).pairs, f"{moment}.")
         _save_tensors(folder / OPTIMIZER, state)
     sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
@@ -175,6 +182,7 @@ def _fill(
         "base_model": base_model,
         "lora_config": lora.model_dump(),
         "lora_alpha": alpha,
+        "optimizer": optimizer_type,
         "step": 0 if optimizer is None else optimizer.step,
         "numerics": dict(numerics),
         "sha256": sums,

@@ -31,7 +31,7 @@ from tinkex.engine.lora import initial_weights
 from tinkex.engine.losses import custom_loss_call, loss_call
 from tinkex.engine.model_runner import ModelRunner
 from tinkex.engine.models.loader import BaseModel, load_base_model
-from tinkex.engine.optimizers import new_adam_state
+from tinkex.engine.optimizers import ADAMW, find_optimizer
 from tinkex.engine.sequence import (
     JobState,
     SampleFinished,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from tinkex._clock import Clock
     from tinkex.engine.graph_loss import GraphLoss
-    from tinkex.types import AdamParams, Datum, ForwardBackwardOutput, LoraConfig
+    from tinkex.types import Datum, ForwardBackwardOutput, LoraConfig, OptimParams
 
 __all__ = [
     "BaseModel",
@@ -87,13 +87,20 @@ class Engine:
 
     # --- adapters -------------------------------------------------------------------------------
 
-    def create_adapter(self, adapter_id: str, lora: LoraConfig) -> None:
+    def create_adapter(self, adapter_id: str, lora: LoraConfig, optimizer: str = ADAMW) -> None:
         """Add an adapter with fresh weights; without `lora.seed` they are drawn anew each time.
 
+        Args:
+            adapter_id: its name.
+            lora: rank, seed, and which layers.
+            optimizer: name of its optimiser, `adamw` or `dimuon`.
+
         Raises:
-            InputError: the name is taken, the rank out of bounds, or no layer chosen.
+            InputError: the name is taken, the rank out of bounds, no layer chosen, or the optimiser
+                unknown.
             EngineError: no room for another adapter.
         """
+        find_optimizer(optimizer)
         if self._pool.has_adapter(adapter_id):
             raise InputError(f"adapter {adapter_id!r} exists already; choose another name")
         self._check_rank(lora.rank)
@@ -103,7 +110,7 @@ class Engine:
         weights = initial_weights(
             shapes, lora.rank, self.config.lora_alpha, seed, self._runner.device
         )
-        self._pool.put_adapter(adapter_id, Adapter(lora, weights))
+        self._pool.put_adapter(adapter_id, Adapter(lora, weights, optimizer))
 
     def remove_adapter(self, adapter_id: str) -> None:
         """Forget an adapter, if there; its samplers stay."""
@@ -178,8 +185,8 @@ class Engine:
             pass
         return task.result()
 
-    def optim_step(self, adapter_id: str, params: AdamParams) -> dict[str, float]:
-        """Apply the accumulated gradient with Adam and zero it.
+    def optim_step(self, adapter_id: str, params: OptimParams) -> dict[str, float]:
+        """Apply the accumulated gradient with the adapter's optimiser and zero it.
 
         Without a gradient the step is taken with zeros: momentum and weight decay still act.
 
@@ -187,8 +194,8 @@ class Engine:
             `grad_norm` (global norm before clipping) and `learning_rate`.
 
         Raises:
-            InputError: hyperparameters out of range, or a step that would not be finite; weights
-                and optimiser state are then unchanged.
+            InputError: hyperparameters of another optimiser or out of range, or a step that would
+                not be finite; weights and optimiser state are then unchanged.
         """
         return self._pool.adapter(adapter_id).step(params)
 
@@ -202,27 +209,52 @@ class Engine:
             EngineError: the disk refused.
         """
         adapter = self._pool.adapter(adapter_id)
-        state = adapter.optimizer or new_adam_state(adapter.weights.flat)
         write_checkpoint(
             directory,
             base_model=self.base.name,
             lora=adapter.lora,
             weights=adapter.weights,
-            optimizer=state if optimizer else None,
+            optimizer=adapter.state_to_save() if optimizer else None,
+            optimizer_type=adapter.optimizer_type,
             numerics=self.numerics(),
         )
 
-    def load_adapter(self, adapter_id: str, directory: Path, *, optimizer: bool) -> LoraConfig:
+    def load_adapter(
+        self,
+        adapter_id: str,
+        directory: Path,
+        *,
+        optimizer: bool,
+        optimizer_type: str | None = None,
+    ) -> LoraConfig:
         """Create or replace an adapter from a checkpoint; a gradient not yet applied is dropped.
 
+        Args:
+            adapter_id: its name.
+            directory: the checkpoint.
+            optimizer: whether the optimiser's state is loaded too.
+            optimizer_type: name of the optimiser that it is to have; None keeps that of the adapter
+                it replaces, or else the checkpoint's.
+
         Raises:
-            InputError: no checkpoint there, one of another base model, or without optimiser state.
+            InputError: no checkpoint there, one of another base model, without optimiser state, or
+                with that of another optimiser.
             EngineError: it is damaged, or there is no room.
         """
         info = self._check_checkpoint(directory)
+        if optimizer_type is None and self._pool.has_adapter(adapter_id):
+            optimizer_type = self._pool.adapter(adapter_id).optimizer_type
+        chosen = optimizer_type or info.optimizer_type
+        find_optimizer(chosen)
+        if optimizer and info.has_optimizer and chosen != info.optimizer_type:
+            raise InputError(
+                f"checkpoint {directory.name} has the state of the optimizer "
+                f"{info.optimizer_type!r}, not of {chosen!r}: load it without the optimiser"
+            )
         self._pool.check_room(adapter_id)
         shapes = self._runner.shapes(info.lora)
-        adapter = Adapter(info.lora, read_weights(directory, shapes, info, self._runner.device))
+        weights = read_weights(directory, shapes, info, self._runner.device)
+        adapter = Adapter(info.lora, weights, chosen)
         if optimizer:
             adapter.optimizer = read_optimizer(directory, adapter.weights, info)
         self._pool.put_adapter(adapter_id, adapter)

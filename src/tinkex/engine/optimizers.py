@@ -1,4 +1,4 @@
-"""Adam for one adapter, on its flat buffers.
+"""The optimisers by name, and Adam for one adapter, on its flat buffers.
 
 Adam with decoupled weight decay (Kingma & Ba 2014, arXiv 1412.6980; Loshchilov & Hutter 2017, arXiv
 1711.05101) and clipping by the global norm. All hyperparameters come with each call. Owns the state
@@ -13,15 +13,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tinkex.engine.dimuon import (
+    DimuonState,
+    check_dimuon_params,
+    dimuon_step,
+    new_dimuon_state,
+)
 from tinkex.errors import EngineError, InputError
+from tinkex.types import AdamParams, DimuonParams, OptimParams
 
 if TYPE_CHECKING:
-    from tinkex.types import AdamParams
+    from collections.abc import Callable, Mapping
+
+    from tinkex.engine.lora import LoraWeights
 
 
 @dataclass(slots=True)
@@ -112,3 +122,60 @@ def adam_step(
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divide, with 0 / 0 = 0: a weight that never had a gradient stays put even at eps 0."""
     return torch.where(numerator == 0, 0.0, numerator / denominator)
+
+
+OptimizerState = AdamState | DimuonState
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """One kind of optimiser."""
+
+    params: type[OptimParams]
+    """Class of its hyperparameters."""
+    moments: tuple[str, ...]
+    """Attributes of its state that are flat buffers [P]; their names are those of its files."""
+    new_state: Callable[[Tensor], OptimizerState]
+    check: Callable[[Any], None]
+    step: Callable[[LoraWeights, Tensor, Any, Any], dict[str, float]]
+    """(weights, gradient [P], state, checked hyperparameters) -> metrics; all or nothing."""
+    state: Callable[..., OptimizerState]
+    """(*moments, step) -> state."""
+
+
+ADAMW = "adamw"
+OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
+    {
+        ADAMW: Optimizer(
+            AdamParams,
+            ("exp_avg", "exp_avg_sq"),
+            new_adam_state,
+            check_adam_params,
+            lambda weights, gradient, state, params: adam_step(
+                weights.flat, gradient, state, params
+            ),
+            AdamState,
+        ),
+        "dimuon": Optimizer(
+            DimuonParams,
+            ("momentum",),
+            new_dimuon_state,
+            check_dimuon_params,
+            dimuon_step,
+            DimuonState,
+        ),
+    }
+)
+"""By the name of the wire (`optimizer_config.type`)."""
+
+
+def find_optimizer(name: str) -> Optimizer:
+    """Find an optimiser by its wire name.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    optimizer = OPTIMIZERS.get(name)
+    if optimizer is None:
+        raise InputError(f"unknown optimizer {name!r}; this server has {', '.join(OPTIMIZERS)}")
+    return optimizer

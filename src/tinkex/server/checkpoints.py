@@ -9,11 +9,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tinkex.engine.checkpoint import checkpoint_lora_config
 from tinkex.errors import InputError
 from tinkex.server.blobs import KINDS, CheckpointKey
 from tinkex.server.refusal import not_found
 from tinkex.server.store import CheckpointRow
-from tinkex.types import ParsedCheckpointTinkerPath
+from tinkex.types import (
+    AdamOptimizerConfig,
+    DimuonOptimizerConfig,
+    ParsedCheckpointTinkerPath,
+)
 
 if TYPE_CHECKING:
     from tinkex._clock import Clock
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from tinkex.server.store import RunRow, Store
     from tinkex.server.tasks import Tasks
     from tinkex.server.timers import Timer, Timers
+    from tinkex.types import OptimizerConfig
 
 MAX_SWEEP_WAIT_S = 86_400.0
 
@@ -62,6 +68,18 @@ class Checkpoints:
         run = await self._store.run(row.owner, row.run_id)
         assert run is not None, "the database holds a checkpoint's run as long as the checkpoint"
         return run.base_model
+
+    async def optimizer_config(self, row: CheckpointRow) -> OptimizerConfig:
+        """Say which optimiser a checkpoint was trained with.
+
+        Raises:
+            EngineError: its folder is damaged.
+        """
+        folder = self._blobs.folder(row.key)
+        info = await asyncio.to_thread(checkpoint_lora_config, folder)
+        if info.optimizer_type == DimuonOptimizerConfig().type:
+            return DimuonOptimizerConfig()
+        return AdamOptimizerConfig()
 
     async def record(
         self,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tinkex.server.services import Services
     from tinkex.server.sessions import Session
     from tinkex.server.store import CheckpointRow
-    from tinkex.types import CreateModelRequest, LoadWeightsRequest, LoraConfig
+    from tinkex.types import CreateModelRequest, LoadWeightsRequest, LoraConfig, OptimizerConfig
 
 
 class Creation:
@@ -48,14 +48,15 @@ class Creation:
         if lora is None:
             raise invalid_fields("lora_config is missing: this server trains LoRA adapters only.")
         _check_rank(lora.rank, self._s.config.limits.max_rank)
-        _check_optimizer(request.optimizer_config)
         base = self._s.bases.get(request.base_model)
         run = self._new_run(
             session, request.model_seq_id, base, request.base_model, request.user_metadata
         )
+        run.optimizer_config = request.optimizer_config
+        kind = request.optimizer_config.type
 
         async def perform() -> Answer:
-            await run.call(lambda engine: engine.create_adapter(run.model_id, lora))
+            await run.call(lambda engine: engine.create_adapter(run.model_id, lora, kind))
             await self._record(run, lora)
             return Answer(CreateModelResponse(model_id=run.model_id))
 
@@ -69,7 +70,6 @@ class Creation:
         """
         if request.weights_access_token is not None:
             raise bad_request("weights_access_token is not supported by this server: leave it out.")
-        _check_optimizer(request.optimizer_config)
         by_model, by_session = request.model_id is not None, request.session_id is not None
         if by_model == by_session or (by_session and request.model_seq_id is None):
             raise invalid_fields(
@@ -84,7 +84,8 @@ class Creation:
             async def perform() -> Answer:
                 row = await self._s.checkpoints.resolve(owner, request.path)
                 await self._check_same_base(row, run.base)
-                run.lora = await run.call(self._loader(run.model_id, row, request.optimizer))
+                loader = self._loader(run.model_id, row, request.optimizer, run.optimizer_config)
+                run.lora = await run.call(loader)
                 return Answer(LoadWeightsResponse(path=request.path, model_id=run.model_id))
 
             return perform
@@ -118,7 +119,10 @@ class Creation:
         run = self._new_run(session, request.model_seq_id, base, base_name, request.user_metadata)
 
         async def perform() -> Answer:
-            lora = await run.call(self._loader(run.model_id, row, request.optimizer))
+            saved = await self._s.checkpoints.optimizer_config(row)
+            run.optimizer_config = request.optimizer_config or saved
+            loader = self._loader(run.model_id, row, request.optimizer, run.optimizer_config)
+            lora = await run.call(loader)
             await self._record(run, lora)
             return Answer(LoadWeightsResponse(path=request.path, model_id=run.model_id))
 
@@ -210,7 +214,7 @@ class Creation:
         )
 
     def _loader(
-        self, model_id: str, row: CheckpointRow, optimizer: bool
+        self, model_id: str, row: CheckpointRow, optimizer: bool, config: OptimizerConfig
     ) -> Callable[[Engine], LoraConfig]:
         if optimizer and not row.has_optimizer:
             raise InputError(
@@ -218,7 +222,9 @@ class Creation:
                 "or load one that save_state wrote."
             )
         folder = self._s.blobs.folder(row.key)
-        return lambda engine: engine.load_adapter(model_id, folder, optimizer=optimizer)
+        return lambda engine: engine.load_adapter(
+            model_id, folder, optimizer=optimizer, optimizer_type=config.type
+        )
 
     async def _check_same_base(self, row: CheckpointRow, base: HostedBase) -> None:
         trained_on = await self._s.checkpoints.base_of(row)
@@ -232,13 +238,6 @@ class Creation:
 def _check_rank(rank: int, highest: int) -> None:
     if not 1 <= rank <= highest:
         raise invalid_fields(f"lora_config.rank is {rank}: it must be 1..{highest}.")
-
-
-def _check_optimizer(config: Any) -> None:
-    if config is not None and config.type != "adamw":
-        raise bad_request(
-            f"optimizer_config.type {config.type!r} is not supported by this server: use 'adamw'."
-        )
 
 
 def _as_input(error: TinkerError) -> TinkerError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinkex.errors import InputError, TinkerError
 from tinkex.server.sequencing import Sequencer
+from tinkex.types import AdamOptimizerConfig
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tinkex.server.jobs import SteppedTask
     from tinkex.server.samplers import MutableWeights
     from tinkex.server.timers import Timer, Timers
-    from tinkex.types import ForwardBackwardOutput, LoraConfig
+    from tinkex.types import ForwardBackwardOutput, LoraConfig, OptimizerConfig
 
 R = TypeVar("R")
 
@@ -121,6 +122,8 @@ class TrainingRun:
         self.user_metadata = user_metadata
         self.lora: LoraConfig | None = None
         """Shape of the adapter; None until it is made."""
+        self.optimizer_config: OptimizerConfig = AdamOptimizerConfig()
+        """Kind of its optimiser."""
         self.creation: tuple[bytes, str] = (b"", "")
         """Digest of the request that made the run, and the id of its future."""
         self.inflight: MutableWeights | None = None

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tinkex.errors import InputError
 from tinkex.server.futures import Operation
 from tinkex.server.runs import Answer, TrainingRun
-from tinkex.types import AdamParams, OptimStepResponse, UnloadModelResponse
+from tinkex.types import OptimStepResponse, UnloadModelResponse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -66,10 +65,6 @@ class Training:
 
         def perform_on(run: TrainingRun) -> Callable[[], Awaitable[Answer]]:
             async def perform() -> Answer:
-                if not isinstance(params, AdamParams):
-                    raise InputError(
-                        f"Optimizer {params.type!r} is not supported here: use AdamParams."
-                    )
                 metrics = await run.call(lambda engine: engine.optim_step(run.model_id, params))
                 return Answer(OptimStepResponse(metrics=metrics))
 

@@ -54,7 +54,7 @@ class DimuonOptimizerConfig(WireRequest):
     """DiMuon."""
 
     type: Literal["dimuon"] = "dimuon"
-    version: Int = 1
+    version: Literal[1] = 1
 
 
 OptimizerConfig = Annotated[

@@ -51,8 +51,10 @@ async def test_model_without_lora_is_refused(api):
 
 async def test_other_optimizer_is_refused_by_name(api):
     session = await api.session()
-    body = model_body(session, optimizer_config={"type": "dimuon", "version": 1})
-    await refused(await api.post("/create_model", body), 400, "dimuon")
+    body = model_body(session, optimizer_config={"type": "sgd"})
+    await refused(await api.post("/create_model", body), 422, "optimizer_config", "sgd")
+    body = model_body(session, optimizer_config={"type": "dimuon", "version": 2})
+    await refused(await api.post("/create_model", body), 422, "version")
 
 
 async def test_refused_model_can_be_created_under_the_same_number(api):

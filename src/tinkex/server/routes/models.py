@@ -59,6 +59,7 @@ class ModelRoutes:
                     model_name=run.base_name,
                     tokenizer_id=run.base.tokenizer_id,
                 ),
+                optimizer_config=run.optimizer_config,
                 is_lora=True,
                 lora_rank=run.lora.rank,
                 model_name=run.base_name,

@@ -69,9 +69,11 @@ class WeightsRoutes:
         message, _ = await read_json(request, WeightsInfoRequest)
         owner = owner_of(request)
         run = await self._s.checkpoints.run_of(owner, message.tinker_path)
+        row = await self._s.checkpoints.resolve(owner, message.tinker_path)
         return message_reply(
             WeightsInfoResponse(
                 base_model=run.base_model,
+                optimizer_config=await self._s.checkpoints.optimizer_config(row),
                 is_lora=True,
                 lora_rank=run.lora_rank,
                 train_unembed=run.train_unembed,
