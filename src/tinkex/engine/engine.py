@@ -38,6 +38,7 @@ from tinkex.engine.sequence import (
     SampleJob,
     SamplingRule,
     check_job,
+    check_prompt_targets,
     check_sampling,
     token_limit,
 )
@@ -303,6 +304,7 @@ class Engine:
         params = request.sampling_params
         check_sampling(params)
         prompt = prompt_tokens(request.prompt, self._limits, "prompt")
+        check_prompt_targets(request.target_prompt_logprobs, len(prompt), self.base.vocab_size)
         state = JobState(
             job=request,
             weights=weights,

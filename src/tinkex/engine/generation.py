@@ -19,13 +19,13 @@ from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.head import top_logprobs
 from tinkex.engine.kv_cache import DecodeAttention, KVCache, PrefillWriter
 from tinkex.engine.lora import LoraSegment, LoraWeights
+from tinkex.engine.prompt_scores import score_prompt
 from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
 from tinkex.engine.scheduler import Scheduler
 from tinkex.engine.sequence import JobState, RunningSequence, SampleFinished
 from tinkex.engine.uniform import UniformStream
 from tinkex.errors import EngineError, TinkerError
 from tinkex.types import SampledSequence, SampleResponse, TopkLogprobs
-from tinkex.types.sampling import EMPTY_TOPK_LOGPROB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -130,31 +130,11 @@ class Generator:
         finished = []
         for state, end, length, row in zip(order, ends, lengths, logits, strict=True):
             state.first_logits = row
-            self._keep_prompt_logprobs(state, hidden[end - length : end], ids[end - length : end])
+            at = slice(end - length, end)
+            score_prompt(state, hidden[at], ids[at], self._runner.head)
             if not bool(row.isfinite().all()):
                 finished.append(self._fail(state, EngineError(_NOT_FINITE)))
         return finished
-
-    def _keep_prompt_logprobs(self, state: JobState, hidden: Tensor, ids: Tensor) -> None:
-        """Compute what the job asked for about its prompt; position 0 has no prediction."""
-        job, head, length = state.job, self._runner.head, len(state.prompt)
-        first = 1
-        if job.prompt_logprobs_last_n is not None:
-            first = max(1, length - job.prompt_logprobs_last_n)
-        before = hidden[first - 1 : length - 1]
-        if job.prompt_logprobs:
-            state.prompt_logprobs = np.full(length, np.nan, dtype=np.float32)
-            if before.shape[0]:
-                found = head.logprobs(before, ids[first:, None], state.weights)
-                state.prompt_logprobs[first:] = found[:, 0].cpu().numpy()
-        k = job.topk_prompt_logprobs
-        if k:
-            token_ids = np.zeros((length, k), dtype=np.int32)
-            values = np.full((length, k), EMPTY_TOPK_LOGPROB, dtype=np.float32)
-            if before.shape[0]:
-                top, top_ids = head.topk_logprobs(before, k, state.weights)
-                token_ids[first:], values[first:] = top_ids.cpu().numpy(), top.cpu().numpy()
-            state.topk_prompt = (token_ids, values)
 
     # --- start and decode -----------------------------------------------------------------------
 
@@ -307,6 +287,8 @@ def _response(state: JobState) -> SampleResponse:
         sequences=[_sampled(s, names[s.index]) for s in state.sequences],
         prompt_logprobs_np=state.prompt_logprobs,
         topk_prompt_logprobs_np=_topk_record(state.topk_prompt),
+        target_prompt_logprobs=state.target_prompt,
+        prompt_alt_tokens=state.prompt_alternatives,
     )
 
 

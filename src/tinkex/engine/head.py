@@ -64,6 +64,11 @@ class Head:
             add_lora(z, rows.float(), UNEMBED, segments, self._row_multiple)
         return z[:count]
 
+    @staticmethod
+    def segments_of(rows: Tensor, adapter: LoraWeights | None) -> tuple[LoraSegment, ...]:
+        """Give the segments of rows [n, C] that all belong to one adapter, or to none."""
+        return () if adapter is None else (LoraSegment(0, rows.shape[0], adapter),)
+
     @torch.no_grad()
     def topk_logprobs(
         self, hidden: Tensor, k: int, adapter: LoraWeights | None
@@ -76,7 +81,7 @@ class Head:
         found = []
         for start in range(0, hidden.shape[0], self._chunk):
             rows = hidden[start : start + self._chunk]
-            found.append(top_logprobs(self.logits(rows, _whole(rows, adapter)), k))
+            found.append(top_logprobs(self.logits(rows, self.segments_of(rows, adapter)), k))
         values, ids = zip(*found, strict=True)
         return torch.cat(values), torch.cat(ids)
 
@@ -94,7 +99,9 @@ class Head:
         """
         return torch.cat(
             [
-                _log_softmax_at(self.logits(hidden[rows], _whole(hidden[rows], adapter)), t)[0]
+                _log_softmax_at(
+                    self.logits(hidden[rows], self.segments_of(hidden[rows], adapter)), t
+                )[0]
                 for rows, t in self._chunks(targets)
             ]
         )
@@ -126,7 +133,7 @@ class Head:
             b=None if pair is None else torch.zeros_like(pair.b),
         )
         for rows, chunk_targets in self._chunks(targets):
-            z = self.logits(hidden[rows], _whole(hidden[rows], adapter))
+            z = self.logits(hidden[rows], self.segments_of(hidden[rows], adapter))
             logprobs, exp, total = _log_softmax_at(z, chunk_targets)
             grads.logprobs[rows] = logprobs
             slope = gradient_of(rows, logprobs)
@@ -175,10 +182,6 @@ def top_logprobs(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k likeliest tokens [n, k] of logits [n, V]: log-probabilities and ids."""
     values, ids = logits.topk(k, dim=1)
     return values - logits.logsumexp(dim=1, keepdim=True), ids
-
-
-def _whole(rows: Tensor, adapter: LoraWeights | None) -> tuple[LoraSegment, ...]:
-    return () if adapter is None else (LoraSegment(0, rows.shape[0], adapter),)
 
 
 def _log_softmax_at(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ Owns the checks of what a caller asked for; who runs when is `scheduler`'s.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from tinkex.engine.lora import LoraWeights
     from tinkex.engine.stops import StopRule
     from tinkex.engine.uniform import UniformStream
+    from tinkex.types import PromptAltTokens, TensorData
 
 MAX_TOPK_LOGPROBS = 256
 """Most alternatives given for each token."""
+MAX_TARGET_CELLS = 2**22
+"""Most tokens of one request whose prompt log-probabilities are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,10 @@ class SampleJob:
     """Prompt log-probabilities of the last n tokens only, NaN before."""
     sequence_ids: Sequence[str] = ()
     """A name for each sample; `<job_id>:<n>` when empty."""
-    target_prompt_logprobs: Any = None
-    """Refused."""
+    target_prompt_logprobs: TensorData | None = None
+    """Tokens [T - 1, K] int64 whose log-probabilities at positions 1..T-1 are wanted; -1: none."""
     prompt_alt_tokens_k: int = 0
-    """Refused unless 0."""
+    """Tokens to draw for each prompt position after the first."""
     record_stability_info: bool = False
     """Refused unless false."""
     on_token: Callable[[int, int, float], None] | None = None
@@ -93,6 +97,8 @@ class JobState:
     """[V] after the prompt, as long as `prompt_row`."""
     prompt_logprobs: NDArray[np.float32] | None = None
     topk_prompt: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
+    target_prompt: TensorData | None = None
+    prompt_alternatives: PromptAltTokens | None = None
 
     @property
     def length_limit(self) -> int:
@@ -120,23 +126,48 @@ def check_job(job: SampleJob, max_num_samples: int, vocab_size: int) -> None:
     Raises:
         InputError: naming the argument at fault.
     """
-    refused = {
-        "target_prompt_logprobs": job.target_prompt_logprobs is not None,
-        "prompt_alt_tokens_k": bool(job.prompt_alt_tokens_k),
-        "record_stability_info": bool(job.record_stability_info),
-    }
-    for name, given in refused.items():
-        if given:
-            raise InputError(f"{name} is not available on this server; leave it out")
+    if job.record_stability_info:
+        raise InputError("record_stability_info is not available on this server; leave it out")
     _check_range("num_samples", job.num_samples, 1, max_num_samples)
     most = min(MAX_TOPK_LOGPROBS, vocab_size)
     _check_range("topk_prompt_logprobs", job.topk_prompt_logprobs, 0, most)
     _check_range("topk_sample_logprobs", job.topk_sample_logprobs, 0, most)
+    _check_range("prompt_alt_tokens_k", job.prompt_alt_tokens_k, 0, MAX_TOPK_LOGPROBS)
     if job.prompt_logprobs_last_n is not None and job.prompt_logprobs_last_n < 0:
         raise InputError("prompt_logprobs_last_n must not be negative")
     if job.sequence_ids and len(job.sequence_ids) != job.num_samples:
         raise InputError(
             f"{len(job.sequence_ids)} sequence ids for {job.num_samples} samples; give one each"
+        )
+
+
+def check_prompt_targets(asked: TensorData | None, prompt: int, vocab_size: int) -> None:
+    """Check the tokens whose prompt log-probabilities are wanted, for a prompt of `prompt` tokens.
+
+    Raises:
+        InputError: another dtype or shape, too many cells, or a token outside the vocabulary.
+    """
+    name = "target_prompt_logprobs"
+    if asked is None:
+        return
+    if asked.dtype != "int64" or len(asked.dimensions) != 2 or asked.dimensions[0] != prompt - 1:
+        raise InputError(
+            f"{name} must be int64 of shape [{prompt - 1}, K] for a prompt of {prompt} tokens, got "
+            f"{asked.dtype} of shape {list(asked.dimensions)}"
+        )
+    cells = asked.values.size
+    if asked.sparse_crow_indices is not None:  # computed side by side, as wide as the fullest row
+        crow = asked.sparse_crow_indices
+        fullest = max((b - a for a, b in itertools.pairwise(crow)), default=0)
+        cells = fullest * asked.dimensions[0]
+    if cells > MAX_TARGET_CELLS:
+        raise InputError(
+            f"{name} asks for {cells} tokens; at most {MAX_TARGET_CELLS} in one request (of sparse "
+            "rows the fullest counts for all)"
+        )
+    if asked.values.size and not -1 <= asked.values.min() <= asked.values.max() < vocab_size:
+        raise InputError(
+            f"{name} has a token outside the vocabulary of {vocab_size}; -1 asks for nothing"
         )
 
 

@@ -338,5 +338,8 @@ def _sequence_ids(request: SampleRequest, future: Future) -> list[str]:
 def _result_bytes(request: SampleRequest, response: SampleResponse) -> int:
     arrays = (sequence.tokens_np for sequence in response.sequences)
     sampled = sum(tokens.size for tokens in arrays if tokens is not None)
-    prompt = request.prompt.length * (1 + request.topk_prompt_logprobs)
+    asked = request.target_prompt_logprobs
+    prompt = request.prompt.length * (
+        1 + request.topk_prompt_logprobs + request.prompt_alt_tokens_k
+    ) + (0 if asked is None else asked.values.size)
     return BYTES_PER_TOKEN * (sampled + prompt)

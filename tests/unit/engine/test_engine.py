@@ -22,7 +22,7 @@ from engine_support import (
 from tinkex.engine.engine import Engine
 from tinkex.engine.models.loader import wrap_model
 from tinkex.errors import EngineError, InputError
-from tinkex.types import AdamParams, ImageChunk, LoraConfig, ModelInput
+from tinkex.types import AdamParams, ImageChunk, LoraConfig, ModelInput, TensorData
 
 
 def test_adapter_gives_back_its_configuration():
@@ -153,9 +153,23 @@ IMAGE = ModelInput(chunks=[ImageChunk(data=b"x", format="png", expected_tokens=2
         ({"topk_prompt_logprobs": -1}, "topk_prompt_logprobs"),
         ({"topk_sample_logprobs": VOCAB + 1}, "topk_sample_logprobs"),
         ({"prompt_logprobs_last_n": -1}, "prompt_logprobs_last_n"),
-        ({"prompt_alt_tokens_k": 2}, "prompt_alt_tokens_k is not available"),
+        ({"prompt_alt_tokens_k": -1}, "prompt_alt_tokens_k"),
+        ({"prompt_alt_tokens_k": 257}, "prompt_alt_tokens_k"),
         ({"record_stability_info": True}, "record_stability_info is not available"),
-        ({"target_prompt_logprobs": 1}, "target_prompt_logprobs is not available"),
+        (
+            {"target_prompt_logprobs": TensorData(np.array([[1]] * 4))},
+            r"shape \[3, K\].* of shape \[4, 1\]",
+        ),
+        ({"target_prompt_logprobs": TensorData([1, 2, 3])}, r"shape \[3, K\]"),
+        ({"target_prompt_logprobs": TensorData(np.array([[1.0]] * 3))}, "int64"),
+        (
+            {"target_prompt_logprobs": TensorData(np.array([[VOCAB], [1], [1]]))},
+            "outside the vocabulary",
+        ),
+        (
+            {"target_prompt_logprobs": TensorData(np.array([[-2], [1], [1]]))},
+            "outside the vocabulary",
+        ),
         ({"sequence_ids": ("x", "y")}, "2 sequence ids for 1 samples"),
         ({"sampler_id": "nobody"}, "unknown sampler"),
     ],

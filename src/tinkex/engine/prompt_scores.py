@@ -1,0 +1,107 @@
+"""What a sampling job asks about its prompt: log-probabilities, alternatives, draws.
+
+Position 0 of a prompt has no prediction; the hidden state at position i predicts position i + 1.
+Owns the arithmetic; when a prompt is computed is `generation`'s matter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tinkex.engine.sampler import RowChoice, choose_tokens
+from tinkex.engine.uniform import UniformStream
+from tinkex.types import PromptAltTokens, TensorData
+from tinkex.types.sampling import EMPTY_TOPK_LOGPROB
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinkex.engine.head import Head
+    from tinkex.engine.sequence import JobState
+
+PROMPT_STREAM = 2**64 - 1
+"""The sample number of the uniforms that draw alternatives; no sample has it."""
+_CHUNK_ROWS = 128
+
+
+def score_prompt(state: JobState, hidden: Tensor, ids: Tensor, head: Head) -> None:
+    """Compute everything that a job asked about its prompt, and keep it in `state`.
+
+    Args:
+        state: the job.
+        hidden: [T, C], of the whole prompt.
+        ids: [T], its tokens.
+        head: the unembedding.
+    """
+    job, length = state.job, len(state.prompt)
+    first = 1
+    if job.prompt_logprobs_last_n is not None:
+        first = max(1, length - job.prompt_logprobs_last_n)
+    before = hidden[first - 1 : length - 1]
+    if job.prompt_logprobs:
+        state.prompt_logprobs = np.full(length, np.nan, dtype=np.float32)
+        if before.shape[0]:
+            found = head.logprobs(before, ids[first:, None], state.weights)
+            state.prompt_logprobs[first:] = found[:, 0].cpu().numpy()
+    k = job.topk_prompt_logprobs
+    if k:
+        token_ids = np.zeros((length, k), dtype=np.int32)
+        values = np.full((length, k), EMPTY_TOPK_LOGPROB, dtype=np.float32)
+        if before.shape[0]:
+            top, top_ids = head.topk_logprobs(before, k, state.weights)
+            token_ids[first:], values[first:] = top_ids.cpu().numpy(), top.cpu().numpy()
+        state.topk_prompt = (token_ids, values)
+    if job.target_prompt_logprobs is not None:
+        state.target_prompt = _targets(state, job.target_prompt_logprobs, hidden[:-1], head)
+    if job.prompt_alt_tokens_k:
+        state.prompt_alternatives = _draws(state, job.prompt_alt_tokens_k, hidden[:-1], head)
+
+
+def _targets(state: JobState, asked: TensorData, before: Tensor, head: Head) -> TensorData:
+    """Score the tokens asked for, in the shape and layout of the request; 0 where it has -1."""
+    rows, columns = asked.dimensions
+    sparse = asked.sparse_indices
+    if sparse is None:
+        cells = asked.values.reshape(rows, columns)
+    else:  # side by side, as wide as the fullest row
+        counts = np.diff(sparse[0])
+        at = np.arange(asked.values.size) - np.repeat(sparse[0][:-1], counts)
+        place = (np.repeat(np.arange(rows), counts), at)
+        cells = np.full((rows, int(counts.max(initial=0))), -1, dtype=np.int64)
+        cells[place] = asked.values
+    found = np.zeros(cells.shape, dtype=np.float32)
+    if cells.size and before.shape[0]:
+        targets = torch.tensor(cells.clip(min=0), device=before.device)
+        found = head.logprobs(before, targets, state.weights).cpu().numpy()
+        found = np.where(cells < 0, np.float32(0), found)
+    if sparse is None:
+        return TensorData(found.reshape(-1), "float32", [rows, columns])
+    return TensorData(found[place], "float32", [rows, columns], sparse[0], sparse[1])
+
+
+def _draws(state: JobState, k: int, before: Tensor, head: Head) -> PromptAltTokens:
+    """Draw k tokens for each position, independently and at the job's temperature."""
+    rows = before.shape[0]
+    stream = UniformStream(state.rule.seed, PROMPT_STREAM)
+    uniforms = [[stream.draw() for _ in range(k)] for _ in range(rows)]
+    tokens = torch.zeros(rows, k, dtype=torch.int64)
+    for start in range(0, rows, _CHUNK_ROWS):
+        part = before[start : start + _CHUNK_ROWS]
+        logits = head.logits(part, head.segments_of(part, state.weights))
+        for column in range(k):
+            choices = [
+                RowChoice(state.rule.temperature, 0, 1.0, uniforms[start + row][column])
+                for row in range(part.shape[0])
+            ]
+            tokens[start : start + _CHUNK_ROWS, column] = choose_tokens(logits, choices).cpu()
+    logprobs = np.zeros((rows, k), dtype=np.float32)
+    if rows:
+        found = head.logprobs(before, tokens.to(before.device), state.weights)
+        logprobs = found.cpu().numpy()
+    return PromptAltTokens(
+        tokens=TensorData(tokens.numpy().reshape(-1), "int64", [rows, k]),
+        logprobs=TensorData(logprobs.reshape(-1), "float32", [rows, k]),
+    )
