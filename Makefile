@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test check format lint types imports unit soak bench bench-client docs wheel sprout proto clean
+.PHONY: help demo test check format lint types imports unit soak bench bench-engine bench-client docs wheel sprout proto clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -62,6 +62,9 @@ soak: $(VENV)/.dev ## Repeat unit and integration tests 20 times in random order
 
 bench: $(VENV)/.dev ## Measure training and sampling through the API on the shipped model
 	$(BIN)/python benchmarks/train_sample.py --start-server
+
+bench-engine: $(VENV)/.dev ## Measure the engine beside its floors, and beside transformers with PEFT
+	$(BIN)/python benchmarks/engine.py
 
 bench-client: $(VENV)/.dev ## Measure the client beside the official one, on a server that does nothing
 	$(BIN)/python benchmarks/client.py

@@ -199,7 +199,7 @@ def _copy(source: Future[T], target: asyncio.Future[T]) -> None:
         return
     if source.cancelled():
         target.cancel()
-    elif (error := source.exception()) is not None:
+    elif (error := Future.exception(source)) is not None:  # who awaits the copy marks it read
         target.set_exception(error)
     else:
         target.set_result(source.result())

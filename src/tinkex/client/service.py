@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
 from tinkex.client import loss_handle, operations
@@ -59,7 +60,7 @@ _CLOSE_SECONDS = 10.0
 
 
 def _failed(future: APIFuture[Any]) -> bool:
-    return future.cancelled() or future.exception() is not None
+    return future.cancelled() or Future.exception(future) is not None  # read by nobody
 
 
 class TrainingClientFuture(ClientFuture[TrainingClient]):

@@ -17,6 +17,7 @@ import threading
 import traceback
 import uuid
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,6 @@ from tinkex.wire import endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from concurrent.futures import Future
 
     from tinkex.client.sender import Sender
     from tinkex.types import Severity, TelemetryEvent
@@ -158,7 +158,7 @@ class Telemetry:
         """Report the failure of a call of the client; a done callback."""
         if future.cancelled():
             return
-        error = future.exception()
+        error = Future.exception(future)  # not the override's: an observer has not read it
         if error is not None and not isinstance(error, ClientClosedError | SkippedCallError):
             self.log_exception(error)
 

@@ -48,12 +48,15 @@ class EngineConfig:
     """Logits held at once in training: rows x vocabulary, at least 128 rows."""
     custom_loss_seconds: float = 10.0
     """That a user's own loss may take for one microbatch."""
+    pack_weights: bool = True
+    """Lay float32 weights out for oneDNN on a CPU (`matrix`): half the time, and for training one
+    more copy of the linear layers' weights. Torch's plain products when false, or without it."""
     row_multiple: int = 4
     """Small batches are padded to a multiple of this many rows.
 
     Matrix products in float32 on a CPU give each row the same bits whatever the number of rows, but
-    only from four rows up (measured: MKL, 1 and 2 threads). Padding makes a sequence's tokens
-    independent of its neighbours. 1 turns it off.
+    only from four rows up (measured: MKL and oneDNN, 1 and 2 threads). Padding makes a sequence's
+    tokens independent of its neighbours. 1 turns it off.
     """
 
     def __post_init__(self) -> None:

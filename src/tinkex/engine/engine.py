@@ -342,6 +342,7 @@ class Engine:
             "dtype": self.config.dtype,
             "threads": str(torch.get_num_threads()),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "products": "onednn packed" if self._runner.packed else "torch",
             "row_multiple": str(self.config.row_multiple),
             "microbatch_tokens": str(self.config.microbatch_tokens),
         }

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinkex.engine.lora import UNEMBED, LoraSegment, LoraWeights, add_lora
+
+if TYPE_CHECKING:
+    from tinkex.engine.matrix import Matrix
 
 MIN_CHUNK_ROWS = 128
 """Below this many rows the products with W get slow (measured: 2x at 32 rows)."""
@@ -45,13 +49,10 @@ class HeadGradients:
 class Head:
     """The unembedding of one base model."""
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, chunk_elements: int, row_multiple: int
-    ) -> None:
-        self.weight = weight
-        self.bias = bias
+    def __init__(self, matrix: Matrix, *, chunk_elements: int, row_multiple: int) -> None:
+        self.matrix = matrix
         self._row_multiple = row_multiple
-        self._chunk = max(MIN_CHUNK_ROWS, chunk_elements // weight.shape[0])
+        self._chunk = max(MIN_CHUNK_ROWS, chunk_elements // matrix.shape[0])
 
     @torch.no_grad()
     def logits(self, hidden: Tensor, segments: Sequence[LoraSegment]) -> Tensor:
@@ -59,7 +60,7 @@ class Head:
         count = hidden.shape[0]
         extra = -count % self._row_multiple
         rows = F.pad(hidden, (0, 0, 0, extra)) if extra else hidden
-        z = F.linear(rows, self.weight, self.bias).float()
+        z = self.matrix.rows_times(rows).float()
         if segments:
             add_lora(z, rows.float(), UNEMBED, segments, self._row_multiple)
         return z[:count]
@@ -164,7 +165,7 @@ class Head:
         # d logprob[t] / d logit = onehot(t) - softmax
         d_logits = exp.mul_(slope.sum(dim=1, keepdim=True).neg_().div_(total))
         d_logits.scatter_add_(1, targets, slope)
-        d_hidden = (d_logits.to(self.weight.dtype) @ self.weight).float()
+        d_hidden = self.matrix.times(d_logits.to(self.matrix.dtype)).float()
         pair = adapter.pairs.get(UNEMBED)
         if pair is not None and grads.a is not None and grads.b is not None:
             d_inner = (d_logits @ pair.b).mul_(adapter.scale)

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tinkex.engine.matrix import Matrix
+
 UNEMBED = "lm_head"
 """Name of the unembedding among an adapter's modules (and in PEFT's files)."""
 
@@ -133,17 +135,16 @@ class LoraRouting:
 class LoraLinear(nn.Module):
     """A frozen linear layer plus the LoRA of each row's adapter."""
 
-    def __init__(self, linear: nn.Linear, name: str, routing: LoraRouting) -> None:
+    def __init__(self, matrix: Matrix, name: str, routing: LoraRouting) -> None:
         super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
+        self.matrix = matrix
         self._name = name
         self._routing = routing
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]; leading dimensions hold the batch's rows in order."""
         rows = x.reshape(-1, x.shape[-1])
-        out = F.linear(rows, self.weight, self.bias)
+        out = self.matrix.rows_times(rows)
         if self._routing.segments:
             add_lora(out, rows, self._name, self._routing.segments, self._routing.row_multiple)
         return out.view(*x.shape[:-1], -1)

@@ -9,16 +9,18 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
+from tinkex.engine.matrix import Matrix, can_pack
 from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
 from tinkex.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tinkex.engine.attention import PackedAttention
     from tinkex.engine.config import EngineConfig
@@ -35,17 +37,25 @@ class ModelRunner:
         self._decoder = decoder_of(model)
         self._routing = LoraRouting(config.row_multiple)
         self._linears: dict[str, LoraShape] = {}
+        packed = (
+            config.pack_weights
+            and self.device.type == "cpu"
+            and model.dtype == torch.float32
+            and can_pack()
+        )
+        self.packed = packed
+        """Whether the weights are laid out for oneDNN."""
         if any(isinstance(module, LoraLinear) for module in model.modules()):
             raise EngineError("an engine already drives this model; load it again")
         for name, linear in linear_modules(model).items():
             self._linears[name] = LoraShape(name, linear.in_features, linear.out_features)
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, LoraLinear(linear, name, self._routing))
+            matrix = Matrix(linear.weight.detach(), _bias(linear), packed=packed)
+            setattr(model.get_submodule(parent), leaf, LoraLinear(matrix, name, self._routing))
         unembed = model.get_output_embeddings()
         self._unembed = LoraShape(UNEMBED, unembed.weight.shape[1], unembed.weight.shape[0])
         self.head = Head(
-            unembed.weight.detach(),
-            unembed.bias.detach() if getattr(unembed, "bias", None) is not None else None,
+            Matrix(unembed.weight.detach(), _bias(unembed), packed=packed),
             chunk_elements=config.head_chunk_elements,
             row_multiple=config.row_multiple,
         )
@@ -101,3 +111,7 @@ class ModelRunner:
             yield
         finally:
             self._routing.segments = ()
+
+
+def _bias(linear: nn.Linear) -> Tensor | None:
+    return None if getattr(linear, "bias", None) is None else linear.bias.detach()

@@ -12,6 +12,7 @@ from client_support import settle, status_error
 from recordings import load
 from scripted_tinker import API, ok, scripted_peer, service
 
+from tinkex.client.future import APIFuture
 from tinkex.client.retry import RetryPolicy
 from tinkex.client.telemetry import Telemetry
 from tinkex.errors import APIConnectionError, ClientClosedError, InputError, NotFoundError
@@ -264,6 +265,7 @@ def test_nothing_is_reported_when_it_is_switched_off(monkeypatch):
 
 def test_closing_is_no_failure():
     reporter, _, _ = telemetry()
-    future = SimpleNamespace(cancelled=lambda: False, exception=lambda: ClientClosedError("closed"))
+    future = APIFuture()
+    future.reject(ClientClosedError("closed"))
     reporter.observe(future)
     assert reporter.counts.queued == 0

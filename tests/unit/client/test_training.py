@@ -1,6 +1,7 @@
 """A training client's calls: their order, their chunks, and what a failure leaves behind."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -84,6 +85,19 @@ def test_refused_chunk_does_not_hang_the_next_call(peer, client):
     # the refused number was given back: the server waits for nothing
     assert sequence_ids(peer, "forward_backward") == [1, 2]
     assert sequence_ids(peer, "optim_step") == [2]
+
+
+def test_call_made_after_an_unread_failure_is_skipped_though_telemetry_read_it(peer, client):
+    peer.expect(f"{API}/forward_backward", future(0), ok({"detail": "chunk 2 is odd"}, 400))
+    told = threading.Event()
+    assert client.get_telemetry() is not None  # it hears of every failure first
+    failing = client.forward_backward([datum()] * 4, "cross_entropy")
+    failing.add_done_callback(lambda _: told.set())
+    assert told.wait(10)
+    with pytest.raises(SkippedCallError, match="chunk 2 is odd"):
+        client.optim_step(tinker.AdamParams()).result(10)
+    with pytest.raises(tinker.BadRequestError, match="chunk 2 is odd"):
+        failing.result(10)
 
 
 def test_failed_result_leaves_the_client_usable(peer, client):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from tinkex.engine.head import MIN_CHUNK_ROWS, Head
 from tinkex.engine.lora import UNEMBED, LoraSegment, LoraShape, initial_weights
+from tinkex.engine.matrix import Matrix
 
 N, C, V, R = 300, 16, 53, 4
 
@@ -23,15 +24,14 @@ def head(chunk_elements=1, bias=False, **options):
     torch.manual_seed(0)
     weight = torch.randn(V, C) * 0.3
     return Head(
-        weight,
-        torch.randn(V) if bias else None,
+        Matrix(weight, torch.randn(V) if bias else None, packed=options.get("packed", False)),
         chunk_elements=chunk_elements,
         row_multiple=options.get("row_multiple", 4),
     )
 
 
 def full_logprobs(h, hidden, targets, weights):
-    z = F.linear(hidden, h.weight, h.bias)
+    z = F.linear(hidden, h.matrix.dense(), h.matrix.bias)
     pair = weights.pairs.get(UNEMBED)
     if pair is not None:
         z = z + weights.scale * (hidden @ pair.a.T) @ pair.b.T

@@ -16,6 +16,7 @@ from tinkex.engine.lora import (
     initial_weights,
     parameter_count,
 )
+from tinkex.engine.matrix import Matrix
 
 CPU = torch.device("cpu")
 SHAPE = LoraShape("layer", 24, 40)
@@ -30,12 +31,14 @@ def adapter(seed, rank=8, shapes=(SHAPE,)):
 
 def layer(row_multiple=4, bias=True):
     routing = LoraRouting(row_multiple)
-    return LoraLinear(nn.Linear(24, 40, bias=bias), "layer", routing), routing
+    linear = nn.Linear(24, 40, bias=bias)
+    matrix = Matrix(linear.weight.detach(), linear.bias.detach() if bias else None, packed=False)
+    return LoraLinear(matrix, "layer", routing), routing
 
 
 def reference(linear, x, weights):
     pair = weights.pairs["layer"]
-    base = nn.functional.linear(x, linear.weight, linear.bias)
+    base = nn.functional.linear(x, linear.matrix.dense(), linear.matrix.bias)
     return base + weights.scale * x @ pair.a.T @ pair.b.T
 
 
@@ -78,7 +81,9 @@ def test_frozen_copy_does_not_follow():
 def test_without_segments_the_layer_is_the_frozen_one():
     linear, _ = layer()
     x = torch.randn(1, 5, 24)
-    assert torch.equal(linear(x), nn.functional.linear(x, linear.weight, linear.bias))
+    assert torch.equal(
+        linear(x), nn.functional.linear(x, linear.matrix.dense(), linear.matrix.bias)
+    )
 
 
 def test_each_row_gets_its_own_adapter():
@@ -96,7 +101,7 @@ def test_each_row_gets_its_own_adapter():
     torch.testing.assert_close(y[:7], reference(linear, x[0, :7], a))
     torch.testing.assert_close(y[7:8], reference(linear, x[0, 7:8], b))
     torch.testing.assert_close(y[10:15], reference(linear, x[0, 10:15], b))
-    plain = nn.functional.linear(x[0], linear.weight, linear.bias)
+    plain = linear.matrix.rows_times(x[0])
     torch.testing.assert_close(y[8:10], plain[8:10])
     torch.testing.assert_close(y[15:], plain[15:])
 
@@ -128,11 +133,12 @@ def test_gradients_equal_autograd_over_segments():
 
 
 def test_adapter_stays_float32_over_a_bfloat16_base():
-    linear, routing = layer()
-    linear = linear.to(torch.bfloat16)
+    plain, routing = layer()
+    half = Matrix(plain.matrix.dense().bfloat16(), plain.matrix.bias.bfloat16(), packed=False)
+    linear = LoraLinear(half, "layer", routing)
     a = adapter(0)
     x = torch.randn(8, 24)
     routing.segments = (LoraSegment(0, 8, a),)
     y = linear(x.bfloat16())
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), reference(linear.float(), x, a), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(y.float(), reference(plain, x, a), rtol=0.05, atol=0.05)

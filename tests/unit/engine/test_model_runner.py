@@ -61,5 +61,14 @@ def test_entering_twice_is_refused():
 def test_parameters_stay_frozen():
     engine = trained_engine()
     assert not any(p.requires_grad for p in engine.base.model.parameters())
-    names = {n for n, _ in engine.base.model.named_parameters()}
-    assert names == {n for n, _ in tiny_model().named_parameters()}
+    left = dict(engine.base.model.named_parameters())
+    matrices = {n: m for n, m in engine.base.model.named_modules() if isinstance(m, LoraLinear)}
+    for name, parameter in tiny_model().named_parameters():
+        module = name.removesuffix(".weight").removesuffix(".bias")
+        if module in matrices:  # its weights are the matrix's alone
+            assert name not in left
+            found = matrices[module].matrix
+            kept = found.bias if name.endswith(".bias") else found.dense()
+        else:
+            kept = left[name]
+        assert torch.equal(kept, parameter)
