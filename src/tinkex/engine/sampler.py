@@ -131,11 +131,12 @@ def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     """Give the first index whose cumulated weight passes uniform x total: [n, k], [n] -> [n].
 
     In two levels, sums of blocks and then one block: a running sum over a whole vocabulary costs
-    twenty times a plain one. All sums are float64.
+    twenty times a plain one. Sums are float64 but those of a block's 64 weights, whose rounding is
+    that of the weights themselves.
     """
     count, size = weights.shape
     blocks = F.pad(weights, (0, -size % _BLOCK)).view(count, -1, _BLOCK)
-    sums = blocks.sum(dim=2, dtype=torch.float64)
+    sums = blocks.sum(dim=2).double()
     block, rest = _locate(sums, uniform[:, None] * sums.sum(dim=1, keepdim=True))
     inside = blocks[torch.arange(count, device=weights.device), block[:, 0]].double()
     place, _ = _locate(inside, rest)

@@ -142,3 +142,40 @@ def test_adapter_stays_float32_over_a_bfloat16_base():
     y = linear(x.bfloat16())
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), reference(plain, x, a), rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("counts", [(1, 1, 1), (1, 3, 2, 1), (4, 1, 8), (2, 0, 5)])
+def test_many_small_segments_get_their_own_adapters_with_the_bits_of_a_row_alone(counts):
+    linear, routing = layer()
+    adapters = [adapter(seed, rank=4 + seed) for seed in range(len(counts))]
+    spare = 2  # rows of no adapter, at the end
+    x = torch.randn(sum(counts) + spare, 24)
+    segments, start = [], 0
+    for count, one in zip(counts, adapters, strict=True):
+        if count:
+            segments.append(LoraSegment(start, start + count, one))
+        start += count
+    routing.segments = tuple(segments)
+    found = linear(x)
+    for segment in segments:
+        at = slice(segment.start, segment.end)
+        torch.testing.assert_close(found[at], reference(linear, x[at], segment.weights))
+        for row in range(segment.start, segment.end):
+            routing.segments = (LoraSegment(0, 4, segment.weights),)
+            alone = linear(x[row : row + 1].expand(4, -1).contiguous())
+            assert torch.equal(alone[0], found[row])
+    assert torch.equal(found[-spare:], linear.matrix.rows_times(x)[-spare:])
+
+
+@torch.no_grad()
+def test_adapter_without_the_layer_leaves_its_rows_among_many():
+    linear, routing = layer()
+    other = adapter(2, shapes=(LoraShape("elsewhere", 24, 40),))
+    x = torch.randn(3, 24)
+    ones = (adapter(0), other, adapter(1))
+    routing.segments = tuple(LoraSegment(i, i + 1, one) for i, one in enumerate(ones))
+    found = linear(x)
+    assert torch.equal(found[1], linear.matrix.rows_times(x)[1])
+    for row, one in ((0, ones[0]), (2, ones[2])):
+        torch.testing.assert_close(found[row], reference(linear, x[row : row + 1], one)[0])
