@@ -48,9 +48,10 @@ class EngineConfig:
     """Logits held at once in training: rows x vocabulary, at least 128 rows."""
     custom_loss_seconds: float = 10.0
     """That a user's own loss may take for one microbatch."""
-    pack_weights: bool = True
+    pack_weights: bool | None = None
     """Lay float32 weights out for oneDNN on a CPU (`matrix`): half the time, and for training one
-    more copy of the linear layers' weights. Torch's plain products when false, or without it."""
+    more copy of the linear layers' weights. None does where that leaves half of the memory free;
+    products are torch's own when false, or where torch cannot."""
     row_multiple: int = 4
     """Small batches are padded to a multiple of this many rows.
 

@@ -13,6 +13,7 @@ Owns the products y = x W^T and x = g W of one matrix; knows no adapter.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch.nn import functional as F
 _PACKED_FOR_ROWS = 4
 """Rows that the layout is chosen for; it serves any number."""
 _TOLERANCE = 1e-4
+_SMALL_BYTES = 2**30
+"""A model that is packed even where the size of the memory is not known."""
 
 
 class Matrix:
@@ -116,3 +119,16 @@ def can_pack() -> bool:
     except (AttributeError, RuntimeError, TypeError):
         return False
     return torch.allclose(found, x @ weight.t(), rtol=_TOLERANCE, atol=_TOLERANCE)
+
+
+def room_to_pack(weight_bytes: int) -> bool:
+    """Whether a model with so many bytes of weights may be packed on this machine.
+
+    Training then holds it two and a half times (measured on 110 million parameters); that must
+    leave half of the machine's memory to everything else.
+    """
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # a system that does not say
+        return weight_bytes < _SMALL_BYTES
+    return 2.5 * weight_bytes < 0.5 * memory

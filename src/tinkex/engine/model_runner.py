@@ -13,7 +13,7 @@ import torch
 
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
-from tinkex.engine.matrix import Matrix, can_pack
+from tinkex.engine.matrix import Matrix, can_pack, room_to_pack
 from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
 from tinkex.errors import EngineError
 
@@ -37,13 +37,11 @@ class ModelRunner:
         self._decoder = decoder_of(model)
         self._routing = LoraRouting(config.row_multiple)
         self._linears: dict[str, LoraShape] = {}
-        packed = (
-            config.pack_weights
-            and self.device.type == "cpu"
-            and model.dtype == torch.float32
-            and can_pack()
-        )
-        self.packed = packed
+        wanted = config.pack_weights
+        if wanted is None:
+            wanted = room_to_pack(sum(p.numel() * p.element_size() for p in model.parameters()))
+        may = self.device.type == "cpu" and model.dtype == torch.float32
+        self.packed = packed = bool(wanted and may and can_pack())
         """Whether the weights are laid out for oneDNN."""
         if any(isinstance(module, LoraLinear) for module in model.modules()):
             raise EngineError("an engine already drives this model; load it again")

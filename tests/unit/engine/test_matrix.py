@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine_support import datum, job, sample, tiny_engine, tokens
 
-from tinkex.engine.matrix import Matrix, can_pack
+from tinkex.engine.matrix import Matrix, can_pack, room_to_pack
 from tinkex.types import AdamParams, LoraConfig
 
 needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")
@@ -81,3 +81,22 @@ def test_engine_gives_the_same_with_packed_weights_and_without(family):
     (packed, plain) = results
     assert packed[0] == pytest.approx(plain[0], rel=1e-4)
     assert packed[1] == plain[1]
+
+
+def test_packing_leaves_half_of_the_memory_free(monkeypatch):
+    pages = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    assert room_to_pack(4096 * 199)
+    assert not room_to_pack(4096 * 201)
+
+    def unknown(_):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.sysconf", unknown)
+    assert room_to_pack(2**29)
+    assert not room_to_pack(2**31)
+
+
+@needs_packing
+def test_small_model_is_packed_unless_told_otherwise():
+    assert tiny_engine().numerics()["products"] == "onednn packed"
