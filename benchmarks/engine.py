@@ -174,8 +174,19 @@ def train(report: Report) -> None:
         batches = [data(group, seed) for seed, group in enumerate(groups)]
 
         def run() -> None:
-            for number, batch in enumerate(batches):
-                by.forward_backward(f"a{number}", batch, "cross_entropy")
+            tasks = [
+                by.begin_forward_backward(f"a{number}", batch, "cross_entropy")
+                for number, batch in enumerate(batches)
+            ]
+            budget = by.config.microbatch_tokens
+            while waiting := [task for task in tasks if task.joins]:  # as the server does
+                chosen = [waiting.pop(0)]
+                for task in waiting:
+                    if sum(one.next_tokens for one in chosen) + task.next_tokens <= budget:
+                        chosen.append(task)
+                by.run_together(chosen)
+            for task in tasks:
+                task.result()
 
         return run
 

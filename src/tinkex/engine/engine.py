@@ -43,7 +43,7 @@ from tinkex.engine.sequence import (
     token_limit,
 )
 from tinkex.engine.stops import stop_rule
-from tinkex.engine.trainer import TrainerSettings, TrainingTask
+from tinkex.engine.trainer import TrainerSettings, TrainingTask, run_together
 from tinkex.errors import InputError
 
 if TYPE_CHECKING:
@@ -162,6 +162,14 @@ class Engine:
             ),
             forward_only=forward_only,
         )
+
+    def run_together(self, tasks: Sequence[TrainingTask]) -> None:
+        """Run the next microbatch of several tasks of different adapters in one forward.
+
+        Each must be one that `joins`. What goes wrong with one is raised by its own next
+        `run_microbatch` or `result`; the others do not notice.
+        """
+        run_together(tasks)
 
     def forward_backward(
         self,

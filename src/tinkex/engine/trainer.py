@@ -1,3 +1,4 @@
+# ruff: noqa: SLF001 - the functions below work on several tasks of this module's class
 """forward_backward as a task of microbatches; its gradient is kept all or not at all.
 
 Owns the order of work in one call: forward, head and loss, backward, and the reply. A task touches
@@ -8,6 +9,7 @@ failure or an abandoned task leaves no trace.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,13 +26,14 @@ from tinkex.errors import EngineError, InputError, TinkerError
 from tinkex.types import ForwardBackwardOutput, TensorData
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from tinkex._clock import Clock
     from tinkex.engine.adapters import Adapter
     from tinkex.engine.graph_loss import GraphResult
+    from tinkex.engine.lora import LoraWeights
     from tinkex.engine.model_runner import ModelRunner
 
 
@@ -81,6 +84,16 @@ class TrainingTask:
         """Whether `result` has something to give."""
         return not self._left or self._failure is not None
 
+    @property
+    def next_tokens(self) -> int:
+        """Tokens of the next microbatch; 0 when there is none."""
+        return sum(len(s.tokens) for s in self._left[-1]) if self._left else 0
+
+    @property
+    def joins(self) -> bool:
+        """Whether its next microbatch may share a forward with those of other runs."""
+        return not self.finished and not self._forward_only
+
     def run_microbatch(self) -> bool:
         """Run the next microbatch; commit the gradient after the last.
 
@@ -95,17 +108,26 @@ class TrainingTask:
             raise self._failure
         if not self._left:
             return True
+        if not self._forward_only:
+            run_together([self])
+        else:
+            self._guarded(lambda: self._run_forward(pack(self._left.pop(), self._runner.device)))
+        if self._failure is not None:
+            raise self._failure
+        return not self._left
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Run `work`; whatever goes wrong in it ends this task, and this one alone."""
         try:
-            self._run(pack(self._left.pop(), self._runner.device))
-            if not self._left:
-                self._commit()
+            work()
         except TinkerError as error:
             self._failure = error
-            raise
         except (RuntimeError, MemoryError) as error:
-            self._failure = EngineError(f"training computation failed: {_first_line(error)}")
-            raise self._failure from error
-        return not self._left
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = EngineError(f"training computation failed: {_first_line(error)}")
+        self._failure.__cause__ = error
 
     def result(self) -> ForwardBackwardOutput:
         """Give the reply: log-probabilities and losses in the order and shapes of the data.
@@ -133,29 +155,32 @@ class TrainingTask:
             ),
         )
 
-    def _run(self, batch: PackedBatch) -> None:
-        logprobs, elementwise = (
-            self._forward(batch) if self._forward_only else self._forward_backward(batch)
-        )
-        self._keep(batch, logprobs, elementwise)
-
     @torch.no_grad()
-    def _forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        hidden = self._hidden(batch)
+    def _run_forward(self, batch: PackedBatch) -> None:
+        (part,) = _laid_out([self], [batch])
+        hidden = _hidden(self._runner, [part])[part.start : part.start + part.count]
         logprobs = self._runner.head.logprobs(hidden, batch.targets, self._weights)
         if self._call.loss.by_sequence:
-            return logprobs, self._by_sequence(batch, logprobs)[0]
-        inputs = LossInputs(logprobs, batch.fields, self._call.config)
-        return logprobs, self._call.loss.compute(inputs).elementwise
+            elementwise = self._by_sequence(batch, logprobs)[0]
+        else:
+            inputs = LossInputs(logprobs, batch.fields, self._call.config)
+            elementwise = self._call.loss.compute(inputs).elementwise
+        self._keep(batch, logprobs, elementwise)
 
-    def _forward_backward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            hidden = self._hidden(batch)
-        if self._call.loss.by_sequence:
-            return self._backward_by_sequence(batch, hidden)
+    def _head_backward(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute log-probabilities and losses [N, K], and the loss's gradient by `hidden` [N, C].
+
+        The gradient of the unembedding's LoRA is added on the way.
+        """
+        head = self._runner.head
         elementwise = torch.empty(batch.targets.shape, dtype=torch.float32, device=hidden.device)
+        if self._call.loss.by_sequence:  # the whole sequences first, at one product more
+            found = head.logprobs(hidden, batch.targets, self._weights)
+            elementwise, slopes = self._by_sequence(batch, found)
 
         def gradient_of(rows: slice, logprobs: Tensor) -> Tensor:
+            if self._call.loss.by_sequence:
+                return slopes[rows]
             with torch.enable_grad():
                 leaf = logprobs.detach().clone().requires_grad_()
                 fields = {key: value[rows] for key, value in batch.fields.items()}
@@ -164,24 +189,9 @@ class TrainingTask:
             elementwise[rows] = losses.elementwise.detach()
             return slope
 
-        grads = self._runner.head.logprobs_and_gradients(
-            hidden.detach(), batch.targets, self._weights, gradient_of
-        )
+        grads = head.logprobs_and_gradients(hidden, batch.targets, self._weights, gradient_of)
         self._add_head_gradient(grads.a, grads.b)
-        self._add_decoder_gradient(hidden, grads.hidden)
-        return grads.logprobs, elementwise
-
-    def _backward_by_sequence(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the loss's gradient on whole sequences before the head's, at one product more."""
-        head = self._runner.head
-        logprobs = head.logprobs(hidden.detach(), batch.targets, self._weights)
-        elementwise, slopes = self._by_sequence(batch, logprobs)
-        grads = head.logprobs_and_gradients(
-            hidden.detach(), batch.targets, self._weights, lambda rows, _logprobs: slopes[rows]
-        )
-        self._add_head_gradient(grads.a, grads.b)
-        self._add_decoder_gradient(hidden, grads.hidden)
-        return logprobs, elementwise
+        return grads.logprobs, elementwise, grads.hidden
 
     @torch.enable_grad()
     def _by_sequence(self, batch: PackedBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,19 +239,6 @@ class TrainingTask:
         self._graph_results[sequence.index] = found.detached()
         return found.loss
 
-    def _hidden(self, batch: PackedBatch) -> Tensor:
-        """Run the decoder; filler rows form a sequence of their own at the end."""
-        count = batch.ids.shape[0]
-        extra = -count % self._row_multiple
-        lengths = (*batch.lengths, extra) if extra else batch.lengths
-        hidden = self._runner.hidden(
-            F.pad(batch.ids, (0, extra)),
-            torch.cat([batch.positions, torch.arange(extra, device=batch.positions.device)]),
-            PrefillAttention(lengths),
-            [LoraSegment(0, count + extra, self._weights)],
-        )
-        return hidden[:count]
-
     @torch.no_grad()
     def _add_head_gradient(self, a: Tensor | None, b: Tensor | None) -> None:
         if self._gradient is not None and a is not None and b is not None:
@@ -249,17 +246,16 @@ class TrainingTask:
             pair.a.add_(a)
             pair.b.add_(b)
 
-    def _add_decoder_gradient(self, hidden: Tensor, d_hidden: Tensor) -> None:
-        if self._gradient is None or not hidden.requires_grad:
-            return  # the adapter covers the unembedding alone
-        sums, leaves = (
-            [factor for name, p in w.pairs.items() if name != UNEMBED for factor in (p.a, p.b)]
-            for w in (self._gradient, self._weights)
-        )
-        grads = torch.autograd.grad(hidden, leaves, d_hidden, materialize_grads=True)
-        with torch.no_grad():
-            for total, grad in zip(sums, grads, strict=True):
-                total.add_(grad)
+    @property
+    def _leaves(self) -> list[Tensor]:
+        """The factors of the decoder's layers, in the order of their gradients."""
+        return _decoder_factors(self._weights)
+
+    @torch.no_grad()
+    def _add_decoder_gradient(self, grads: Sequence[Tensor]) -> None:
+        assert self._gradient is not None
+        for total, grad in zip(_decoder_factors(self._gradient), grads, strict=True):
+            total.add_(grad)
 
     def _keep(self, batch: PackedBatch, logprobs: Tensor, elementwise: Tensor) -> None:
         self._check_finite(batch, logprobs, elementwise)
@@ -304,6 +300,114 @@ class TrainingTask:
         if self._adapter.weights is self._weights:
             self._adapter.accumulate(self._gradient.flat)
         self._gradient = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One task's rows in a joint forward: its own, and filler up to a fixed multiple."""
+
+    task: TrainingTask
+    batch: PackedBatch
+    start: int
+    count: int
+    extra: int
+
+
+def run_together(tasks: Sequence[TrainingTask]) -> None:
+    """Run the next microbatch of each task, all in one forward and one backward.
+
+    Small batches of many runs cost little more than one large batch. No task's bits depend on the
+    others: products give each row the same bits in any company, attention stays within a
+    sequence, and the gradient of an adapter is formed from its own rows alone. A task that fails
+    keeps its failure (`run_microbatch` raises it); when the computation itself fails, each task
+    is run again alone.
+
+    Args:
+        tasks: of one engine and of different adapters, none finished or forward only.
+    """
+    batches = [pack(task._left[-1], task._runner.device) for task in tasks]
+    try:
+        kept = _joint_backward(_laid_out(tasks, batches))
+    except (RuntimeError, MemoryError) as error:
+        if len(tasks) > 1:
+            for task in tasks:
+                run_together([task])
+            return
+        tasks[0]._left.pop()
+        tasks[0]._fail(error)
+        return
+    for task, work in zip(tasks, kept, strict=True):
+        task._left.pop()
+        if task._failure is None:
+            task._guarded(work)
+
+
+def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None]]:
+    """Compute everything, and give what is left to be done for each task: to keep its results."""
+    with torch.enable_grad():
+        hidden = _hidden(parts[0].task._runner, parts)
+    slopes = torch.zeros_like(hidden, requires_grad=False)
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for part in parts:
+        at = slice(part.start, part.start + part.count)
+        try:
+            logprobs, elementwise, slopes[at] = part.task._head_backward(
+                part.batch, hidden.detach()[at]
+            )
+            found.append((logprobs, elementwise))
+        except TinkerError as error:
+            part.task._failure = error
+            found.append(None)
+    leaves = [part.task._leaves for part in parts]
+    grads: list[Tensor] = []
+    if hidden.requires_grad:  # not when the adapters cover the unembedding alone
+        flat = [leaf for ones in leaves for leaf in ones]
+        grads = list(torch.autograd.grad(hidden, flat, slopes, materialize_grads=True))
+    works: list[Callable[[], None]] = []
+    for part, ones, results in zip(parts, leaves, found, strict=True):
+        own, grads = grads[: len(ones)], grads[len(ones) :]
+        works.append(partial(_finish, part, own, results))
+    return works
+
+
+def _finish(part: _Part, grads: Sequence[Tensor], results: tuple[Tensor, Tensor] | None) -> None:
+    task = part.task
+    if results is None:
+        return
+    task._add_decoder_gradient(grads)
+    task._keep(part.batch, *results)
+    if not task._left:
+        task._commit()
+
+
+def _laid_out(tasks: Sequence[TrainingTask], batches: Sequence[PackedBatch]) -> list[_Part]:
+    parts = []
+    start = 0
+    for task, batch in zip(tasks, batches, strict=True):
+        count = batch.ids.shape[0]
+        extra = -count % task._row_multiple
+        parts.append(_Part(task, batch, start, count, extra))
+        start += count + extra
+    return parts
+
+
+def _hidden(runner: ModelRunner, parts: Sequence[_Part]) -> Tensor:
+    """Run the decoder; the filler rows of each task form a sequence of their own."""
+    ids, positions, segments = [], [], []
+    lengths: list[int] = []
+    for part in parts:
+        batch = part.batch
+        ids.append(F.pad(batch.ids, (0, part.extra)))
+        filler = torch.arange(part.extra, device=batch.positions.device)
+        positions += [batch.positions, filler]
+        lengths += [*batch.lengths, part.extra] if part.extra else batch.lengths
+        end = part.start + part.count + part.extra
+        segments.append(LoraSegment(part.start, end, part.task._weights))
+    return runner.hidden(torch.cat(ids), torch.cat(positions), PrefillAttention(lengths), segments)
+
+
+def _decoder_factors(weights: LoraWeights) -> list[Tensor]:
+    return [f for name, pair in weights.pairs.items() if name != UNEMBED for f in (pair.a, pair.b)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -39,6 +39,18 @@ class SteppedTask(Protocol):
     def result(self) -> ForwardBackwardOutput:
         """Return the outcome, after the last slice."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether no slice is left, or it has failed."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether its next slice may run together with those of other lanes."""
+
+    @property
+    def next_tokens(self) -> int:
+        """Size of its next slice, in tokens."""
+
 
 @dataclass(slots=True, eq=False)
 class _Work:
@@ -48,6 +60,17 @@ class _Work:
     outcome: asyncio.Future[Any]
     stepped: bool = False
     task: SteppedTask | None = None
+    failed: TinkerError | None = None
+    """Why it cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How a piece of work stands after its turn."""
+
+    finished: bool
+    result: Any = None
+    error: TinkerError | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -200,42 +223,104 @@ class EngineJobs:
         return self._clock.monotonic() - start
 
     def _training_slice(self) -> None:
-        """Run one slice of the lane whose turn it is, and put the lane behind the others."""
-        with self._changed:
-            while self._turns and (self._turns[0].dropped or not self._turns[0].queue):
-                self._turns.popleft()
-            if not self._turns:
-                return
-            lane = self._turns.popleft()
-            work = lane.queue[0]
-        result: Any = None
-        error: TinkerError | None = None
-        finished = True
-        try:
-            result, finished = self._advance(work)
-        except Exception as raised:  # noqa: BLE001 - one request's failure is its own answer
-            error = self._as_answer(raised)
-        with self._changed:
-            if finished:
-                lane.queue.popleft()
-            if lane.dropped:
-                return
-            if lane.queue:
-                self._turns.append(lane)
-            else:
-                del self._lanes[lane.name]
-        if finished:
-            self._post([(work.outcome, result, error)])
+        """Run a slice of the lane whose turn it is, and put the lane behind the others.
 
-    def _advance(self, work: _Work) -> tuple[Any, bool]:
-        """Run one slice of a piece of work: (its outcome, whether it is finished)."""
+        When its next slice is a small one, those of the lanes behind it go along.
+        """
+        with self._changed:
+            lane = self._take_lane()
+        if lane is None:
+            return
+        lanes = [lane]
+        outcome = self._begin(lane.queue[0])
+        if outcome is None:
+            lanes += self._joining(lane)
+            self._run_slices([one.queue[0] for one in lanes])
+            outcomes = [self._outcome(one.queue[0]) for one in lanes]
+        else:
+            outcomes = [outcome]
+        finished = []
+        with self._changed:
+            for one, ended in zip(lanes, outcomes, strict=True):
+                work = one.queue[0]
+                if ended.finished:
+                    one.queue.popleft()
+                    finished.append((work.outcome, ended.result, ended.error))
+                if one.dropped:
+                    continue
+                if one.queue:
+                    self._turns.append(one)
+                else:
+                    del self._lanes[one.name]
+        self._post(finished)
+
+    def _take_lane(self) -> _Lane | None:
+        """Take the lane whose turn it is."""
+        while self._turns:
+            lane = self._turns.popleft()
+            if not lane.dropped and lane.queue:
+                return lane
+        return None
+
+    def _joining(self, first: _Lane) -> list[_Lane]:
+        """Take the lanes whose next slices fit into one with that of `first`, in their order."""
+        task = first.queue[0].task
+        if task is None or not task.joins:
+            return []
+        room = self._engine.config.microbatch_tokens - task.next_tokens
+        taken: list[_Lane] = []
+        with self._changed:
+            waiting = [lane for lane in self._turns if not lane.dropped and lane.queue]
+        for lane in waiting:
+            work = lane.queue[0]
+            if room <= 0 or not work.stepped or self._begin(work) is not None:
+                continue  # what could not begin says so in its own turn
+            assert work.task is not None
+            if work.task.joins and work.task.next_tokens <= room:
+                room -= work.task.next_tokens
+                taken.append(lane)
+        with self._changed:
+            for lane in taken:
+                self._turns.remove(lane)
+        return taken
+
+    def _begin(self, work: _Work) -> _Outcome | None:
+        """Begin a piece of work, if it has not begun; its outcome when that is all there is."""
+        if work.failed is not None:
+            return _Outcome(finished=True, error=work.failed)
+        if work.task is not None:
+            return None
+        try:
+            begun = work.begin(self._engine)
+        except Exception as raised:  # noqa: BLE001 - one request's failure is its own answer
+            work.failed = self._as_answer(raised)
+            return _Outcome(finished=True, error=work.failed)
         if not work.stepped:
-            return work.begin(self._engine), True
-        if work.task is None:
-            work.task = work.begin(self._engine)
-        if not work.task.run_microbatch():
-            return None, False
-        return work.task.result(), True
+            return _Outcome(finished=True, result=begun)
+        work.task = begun
+        return None
+
+    def _run_slices(self, works: list[_Work]) -> None:
+        tasks = [work.task for work in works if work.task is not None]
+        try:
+            if len(tasks) > 1:
+                self._engine.run_together(tasks)  # type: ignore[arg-type]  # these are its own
+            else:
+                tasks[0].run_microbatch()
+        except Exception as raised:  # noqa: BLE001 - as in _begin
+            works[0].failed = self._as_answer(raised)
+
+    def _outcome(self, work: _Work) -> _Outcome:
+        """Say how a slice ended."""
+        assert work.task is not None
+        if work.failed is not None:
+            return _Outcome(finished=True, error=work.failed)
+        if not work.task.finished:
+            return _Outcome(finished=False)
+        try:
+            return _Outcome(finished=True, result=work.task.result())
+        except Exception as raised:  # noqa: BLE001 - as in _begin
+            return _Outcome(finished=True, error=self._as_answer(raised))
 
     def _take_samples(
         self,

@@ -34,8 +34,6 @@ class PrecisionWarning(UserWarning):
     """A tensor lost more than rounding on its way into float32 or int64."""
 
 
-_EXACT_INTEGERS = 2.0**24
-"""Up to here float32 holds every whole number."""
 _INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -103,10 +101,7 @@ def _warn_of_loss(given: npt.NDArray[Any], kept: npt.NDArray[Any]) -> None:
         return
     changed = given != kept
     if given.dtype.kind == "f":
-        changed &= np.isfinite(given)
-        vanished = np.isinf(kept) | (kept == 0)
-        whole = (np.abs(given) >= _EXACT_INTEGERS) & (np.floor(given) == given)
-        changed &= vanished | whole
+        changed &= np.isfinite(given) & (np.isinf(kept) | (kept == 0))
     if changed.any():
         _warn(f"float32 cannot hold {given[changed][0]}, which becomes", kept[changed])
 

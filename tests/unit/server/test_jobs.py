@@ -15,8 +15,13 @@ from tinkex.testing.clock import VirtualClock
 
 
 class ScriptedTask:
-    def __init__(self, engine, name, slices):
+    def __init__(self, engine, name, slices, tokens=0):
         self.engine, self.name, self.left = engine, name, slices
+        self.next_tokens, self.joins = tokens, bool(tokens)
+
+    @property
+    def finished(self):
+        return self.left == 0
 
     def run_microbatch(self):
         self.engine.work(self.name, self.engine.training_cost)
@@ -34,6 +39,7 @@ class ScriptedEngine:
         self.clock = clock
         self.training_cost, self.sampling_cost = training_cost, sampling_cost
         self.log, self.samples, self.cancelled = [], {}, []
+        self.config = SimpleNamespace(microbatch_tokens=100)
         self.gate = threading.Event()
         self.gate.set()
         self.broken_step = None
@@ -42,6 +48,11 @@ class ScriptedEngine:
         assert self.gate.wait(10)
         self.log.append(name)
         self.clock.advance(cost)
+
+    def run_together(self, tasks):
+        self.work("+".join(task.name for task in tasks), self.training_cost)
+        for task in tasks:
+            task.left -= 1
 
     def add_sample(self, job):
         if job.length < 0:
@@ -255,3 +266,35 @@ async def test_stop_ends_the_thread_and_fails_what_is_left(make_jobs):
 async def test_stop_without_start_is_harmless():
     engine = ScriptedEngine(VirtualClock())
     await EngineJobs(engine, name="x", clock=VirtualClock(), on_fault=print).stop()
+
+
+async def test_small_slices_of_several_lanes_run_together(rig):
+    rig.engine.gate.clear()
+    held = call(rig, "x", "first")
+
+    def small(lane, slices, tokens):
+        return rig.jobs.train(lane, lambda engine: ScriptedTask(engine, lane, slices, tokens))
+
+    work = [small("a", 2, 40), small("b", 1, 40), small("c", 1, 40), train(rig, "d", 1)]
+    rig.engine.gate.set()
+    done = await asyncio.gather(held, *work)
+    assert done[1:] == ["a done", "b done", "c done", "d done"]
+    # 100 tokens hold two of them; one that joins nobody has its own turn
+    assert rig.engine.log == ["first", "a+b", "c+a", "d"]
+
+
+async def test_lane_that_cannot_begin_says_so_alone(rig):
+    rig.engine.gate.clear()
+    held = call(rig, "x", "first")
+
+    def broken(_engine):
+        raise InputError("datum 0 is odd")
+
+    good = rig.jobs.train("a", lambda engine: ScriptedTask(engine, "a", 1, 10))
+    bad = rig.jobs.train("b", broken)
+    rig.engine.gate.set()
+    assert await good == "a done"
+    with pytest.raises(InputError, match="datum 0 is odd"):
+        await bad
+    await held
+    assert rig.engine.log == ["first", "a"]

@@ -247,6 +247,7 @@ def test_rounding_alone_is_not_told(array):
 
 def test_special_values_and_widening_are_not_told():
     TensorData(np.array([np.nan, np.inf, -0.0]))
+    TensorData(np.array([1e38, 2.0**24 + 1]))  # of floats this is rounding
     TensorData(np.array([65504.0], np.float16))
     TensorData(np.array([1.0, 2.0]), "int64")
     TensorData(np.array([3], ">i8"))
