@@ -49,7 +49,7 @@ def test_clones_of_a_process_share_one_connection_and_end_with_it(sampler):
     thread = clones[0]._connection._loop._state._thread
     del clones
     gc.collect()
-    thread.join(5)
+    thread.join(30)
     assert thread not in threading.enumerate()
 
 

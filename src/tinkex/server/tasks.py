@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 
+_GRACE_SECONDS = 1.0
+
+
 class Tasks:
     """The tasks of one server.
 
@@ -37,7 +40,12 @@ class Tasks:
             await asyncio.wait(self._running)
 
     async def stop(self) -> None:
-        """Cancel what still runs, and wait for its end."""
+        """Let what runs come to its end, cancel what does not within a second, and wait for it.
+
+        A task that is cancelled within the database leaves its thread with an answer for nobody.
+        """
+        if self._running:
+            await asyncio.wait(self._running, timeout=_GRACE_SECONDS)
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)

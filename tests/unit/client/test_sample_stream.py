@@ -282,13 +282,12 @@ def test_server_that_does_not_stream_is_named(peer, sampler):
 
 def test_refusal_before_the_first_event_is_repeated_as_a_sample_is(peer, sampler):
     statuses = iter([503, 429, 200])
-    peer.status = next(statuses)
     original = peer.handle
 
     def handle(handler):
-        original(handler)
         if handler.path.endswith("/sample_stream"):
-            peer.status = next(statuses)
+            peer.status = next(statuses)  # before the answer: the next request may follow at once
+        original(handler)
 
     peer.handle = handle
     peer.script = lambda send: [send(one) for one in (started(), finished())]
