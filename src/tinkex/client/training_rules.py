@@ -18,7 +18,9 @@ from tinkex.types.tinker_path import SCHEME, check_part
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tinkex.types import OptimParams, TensorData
+    import numpy.typing as npt
+
+    from tinkex.types import OptimParams
 
 REQUIRED_INPUTS: Mapping[str, tuple[str, ...]] = {
     "cross_entropy": ("target_tokens",),
@@ -122,29 +124,37 @@ def check_state_path(path: object) -> None:
 
 
 def _check_datum(datum: Datum) -> None:
-    chunks = datum.model_input.chunks
-    texts = [chunk.tokens_np for chunk in chunks if isinstance(chunk, EncodedTextChunk)]
-    if len(texts) == len(chunks):
-        length = sum(map(len, texts))
-        if not length:
-            raise InputError("the model input is empty: give the model at least one token.")
-        for name in PER_TOKEN & datum.loss_fn_inputs.keys():
-            rows = datum.loss_fn_inputs[name].dimensions
-            if not rows or rows[0] != length:
-                raise InputError(
-                    f"loss_fn_inputs[{name!r}] has shape {list(rows)}, and the model input has "
-                    f"{length} tokens: one row for each token is needed."
-                )
-    if any(len(tokens) and tokens.min() < 0 for tokens in texts):
-        raise InputError("a token of the model input is negative.")
+    """Check one datum; written for speed, as a batch has many."""
+    length, text_only = 0, True
+    for chunk in datum.model_input.chunks:
+        if isinstance(chunk, EncodedTextChunk):
+            tokens = chunk.tokens_np
+            length += tokens.size
+            if tokens.size and tokens.min() < 0:
+                raise InputError("a token of the model input is negative.")
+        else:
+            text_only = False
+    if text_only and not length:
+        raise InputError("the model input is empty: give the model at least one token.")
     for name, tensor in datum.loss_fn_inputs.items():
-        _check_finite(name, tensor)
+        values, shape = tensor.values, tensor.shape
+        if text_only and name in PER_TOKEN:
+            rows = values.size if shape is None else shape[0] if shape else None
+            if rows != length:
+                raise InputError(
+                    f"loss_fn_inputs[{name!r}] has shape {list(tensor.dimensions)}, and the model "
+                    f"input has {length} tokens: one row for each token is needed."
+                )
+        # the sum of squares is finite wherever all values are, unless they are huge
+        if tensor.dtype == "float32" and not math.isfinite(values.dot(values)):
+            _check_finite(name, values)
 
 
-def _check_finite(name: str, tensor: TensorData) -> None:
-    if tensor.dtype == "float32" and not np.isfinite(tensor.values).all():
-        where = int(np.flatnonzero(~np.isfinite(tensor.values))[0])
-        raise InputError(f"loss_fn_inputs[{name!r}] is {tensor.values[where]} at position {where}.")
+def _check_finite(name: str, values: npt.NDArray[Any]) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        where = int(bad[0])
+        raise InputError(f"loss_fn_inputs[{name!r}] is {values[where]} at position {where}.")
 
 
 def _check_number(name: str, value: Any, least: float) -> None:
