@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tinkex._clock import Clock
     from tinkex.engine.adapters import Adapter
     from tinkex.engine.graph_loss import GraphResult
+    from tinkex.engine.head import HeadGradients
     from tinkex.engine.lora import LoraWeights
     from tinkex.engine.model_runner import ModelRunner
 
@@ -167,11 +168,8 @@ class TrainingTask:
             elementwise = self._call.loss.compute(inputs).elementwise
         self._keep(batch, logprobs, elementwise)
 
-    def _head_backward(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute log-probabilities and losses [N, K], and the loss's gradient by `hidden` [N, C].
-
-        The gradient of the unembedding's LoRA is added on the way.
-        """
+    def _head_backward(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, HeadGradients]:
+        """Compute the losses [N, K] and what the head gives; add nothing to the gradient yet."""
         head = self._runner.head
         elementwise = torch.empty(batch.targets.shape, dtype=torch.float32, device=hidden.device)
         if self._call.loss.by_sequence:  # the whole sequences first, at one product more
@@ -190,8 +188,7 @@ class TrainingTask:
             return slope
 
         grads = head.logprobs_and_gradients(hidden, batch.targets, self._weights, gradient_of)
-        self._add_head_gradient(grads.a, grads.b)
-        return grads.logprobs, elementwise, grads.hidden
+        return elementwise, grads
 
     @torch.enable_grad()
     def _by_sequence(self, batch: PackedBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,6 +310,15 @@ class _Part:
     extra: int
 
 
+class _HeadResult(NamedTuple):
+    """What is kept of one task's pass of the head until the decoder's backward has been run."""
+
+    logprobs: Tensor
+    elementwise: Tensor
+    a: Tensor | None
+    b: Tensor | None
+
+
 def run_together(tasks: Sequence[TrainingTask]) -> None:
     """Run the next microbatch of each task, all in one forward and one backward.
 
@@ -331,7 +337,10 @@ def run_together(tasks: Sequence[TrainingTask]) -> None:
     except (RuntimeError, MemoryError) as error:
         if len(tasks) > 1:
             for task in tasks:
-                run_together([task])
+                if task._failure is None:
+                    run_together([task])
+                else:
+                    task._left.pop()
             return
         tasks[0]._left.pop()
         tasks[0]._fail(error)
@@ -347,14 +356,13 @@ def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None]]:
     with torch.enable_grad():
         hidden = _hidden(parts[0].task._runner, parts)
     slopes = torch.zeros_like(hidden, requires_grad=False)
-    found: list[tuple[Tensor, Tensor] | None] = []
+    found: list[_HeadResult | None] = []
     for part in parts:
         at = slice(part.start, part.start + part.count)
         try:
-            logprobs, elementwise, slopes[at] = part.task._head_backward(
-                part.batch, hidden.detach()[at]
-            )
-            found.append((logprobs, elementwise))
+            elementwise, head = part.task._head_backward(part.batch, hidden.detach()[at])
+            slopes[at] = head.hidden
+            found.append(_HeadResult(head.logprobs, elementwise, head.a, head.b))
         except TinkerError as error:
             part.task._failure = error
             found.append(None)
@@ -370,12 +378,13 @@ def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None]]:
     return works
 
 
-def _finish(part: _Part, grads: Sequence[Tensor], results: tuple[Tensor, Tensor] | None) -> None:
+def _finish(part: _Part, grads: Sequence[Tensor], head: _HeadResult | None) -> None:
     task = part.task
-    if results is None:
+    if head is None:
         return
+    task._add_head_gradient(head.a, head.b)
     task._add_decoder_gradient(grads)
-    task._keep(part.batch, *results)
+    task._keep(part.batch, head.logprobs, head.elementwise)
     if not task._left:
         task._commit()
 

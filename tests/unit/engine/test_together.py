@@ -112,3 +112,24 @@ def test_what_does_not_join():
     task.run_microbatch()
     assert not task.joins
     assert task.next_tokens == 0
+
+
+def test_computation_that_fails_half_way_adds_no_gradient_twice(monkeypatch):
+    alone, together = engine_of(), engine_of()
+    whole = together._runner.head.logprobs_and_gradients
+    calls = []
+
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == 3:  # the first two runs have their unembedding's gradient by then
+            raise RuntimeError("not enough memory")
+        return whole(*args)
+
+    monkeypatch.setattr(together._runner.head, "logprobs_and_gradients", fails_once)
+    tasks = begin(together, batches())
+    together.run_together(tasks)
+    assert len(calls) == 3 + len(NAMES)
+    for task, name in zip(tasks, NAMES, strict=True):
+        expected = alone.forward_backward(name, batches()[name], "cross_entropy")
+        assert task.result().loss_fn_outputs == expected.loss_fn_outputs
+        assert torch.equal(gradient(together, name), gradient(alone, name))
