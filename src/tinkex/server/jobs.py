@@ -109,6 +109,9 @@ class EngineJobs:
         self._inbox: deque[tuple[SampleJob, asyncio.Future[SampleResponse]]] = deque()
         self._cancels: deque[str] = deque()
         self._stopping = False
+        self._failure: TinkerError | None = None
+        # The event loop's own:
+        self._open: set[asyncio.Future[Any]] = set()
         # The thread's own:
         self._samples: dict[str, asyncio.Future[SampleResponse]] = {}
         self._training_s = 0.0
@@ -128,12 +131,14 @@ class EngineJobs:
             self._changed.notify()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
-        error = EngineError("The server is stopping. Send the request again once it is back.")
-        for lane in list(self._lanes.values()):
-            for work in lane.queue:
-                _settle(work.outcome, None, error)
-        for outcome in [*self._samples.values(), *(outcome for _, outcome in self._inbox)]:
-            _settle(outcome, None, error)
+        self._fail_open(
+            EngineError("The server is stopping. Send the request again once it is back.")
+        )
+
+    @property
+    def failure(self) -> TinkerError | None:
+        """Why nothing runs any more and every submission fails; None while all is well."""
+        return self._failure
 
     # called on the event loop
 
@@ -149,10 +154,13 @@ class EngineJobs:
 
     def sample(self, job: SampleJob) -> asyncio.Future[SampleResponse]:
         """Sample, along with whatever else is being sampled."""
-        outcome: asyncio.Future[SampleResponse] = asyncio.get_running_loop().create_future()
+        outcome = self._new_outcome()
         with self._changed:
-            self._inbox.append((job, outcome))
-            self._changed.notify()
+            if self._failure is None:
+                self._inbox.append((job, outcome))
+                self._changed.notify()
+                return outcome
+        outcome.set_exception(self._failure)
         return outcome
 
     def cancel_sample(self, job_id: str) -> None:
@@ -174,19 +182,51 @@ class EngineJobs:
     def _submit(
         self, lane_name: str, begin: Callable[[Engine], Any], *, stepped: bool
     ) -> asyncio.Future[Any]:
-        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        outcome = self._new_outcome()
         with self._changed:
-            lane = self._lanes.get(lane_name)
-            if lane is None:
-                lane = self._lanes[lane_name] = _Lane(lane_name)
-                self._turns.append(lane)
-            lane.queue.append(_Work(begin, outcome, stepped))
-            self._changed.notify()
+            if self._failure is None:
+                lane = self._lanes.get(lane_name)
+                if lane is None:
+                    lane = self._lanes[lane_name] = _Lane(lane_name)
+                    self._turns.append(lane)
+                lane.queue.append(_Work(begin, outcome, stepped))
+                self._changed.notify()
+                return outcome
+        outcome.set_exception(self._failure)
         return outcome
+
+    def _new_outcome(self) -> asyncio.Future[Any]:
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._open.add(outcome)
+        outcome.add_done_callback(self._open.discard)
+        return outcome
+
+    def _fail_open(self, error: TinkerError) -> None:
+        for outcome in list(self._open):
+            _settle(outcome, None, error)
 
     # called in the thread
 
     def _run(self) -> None:
+        try:
+            self._take_turns()
+        except BaseException as raised:  # noqa: BLE001 - nobody else would hear of it, and wait for ever
+            self._break_down(raised)
+
+    def _break_down(self, raised: BaseException) -> None:
+        """Fail everything, now and from now on: whose turn it is cannot be trusted any more."""
+        error = EngineError(
+            f"The server's engine broke down ({type(raised).__name__}) and runs nothing any more; "
+            "the server's log has the details. Restart the server, and go on from a checkpoint."
+        )
+        with self._changed:
+            self._failure = error
+        try:
+            self._on_fault(raised)
+        finally:
+            self._on_loop(lambda: self._fail_open(error))
+
+    def _take_turns(self) -> None:
         while True:
             with self._changed:
                 while not self._stopping and not self._has_work():
@@ -376,15 +416,20 @@ class EngineJobs:
 
     def _post(self, outcomes: list[tuple[asyncio.Future[Any], Any, TinkerError | None]]) -> None:
         """Hand outcomes to the event loop, all with one wake-up."""
-        if not outcomes or self._loop is None:
+        if not outcomes:
             return
 
         def deliver() -> None:
             for outcome, result, error in outcomes:
                 _settle(outcome, result, error)
 
+        self._on_loop(deliver)
+
+    def _on_loop(self, act: Callable[[], None]) -> None:
+        if self._loop is None:
+            return
         try:
-            self._loop.call_soon_threadsafe(deliver)
+            self._loop.call_soon_threadsafe(act)
         except RuntimeError:
             # The loop is closed: the server ended without stop(), and nobody waits any more.
             return

@@ -238,3 +238,28 @@ def test_connection_that_came_as_the_server_stopped_is_closed(make_server):
         connection.settimeout(5)
         with connection, contextlib.suppress(ConnectionResetError):
             assert connection.recv(1) == b""
+
+
+async def test_server_whose_engine_broke_down_says_so_everywhere(api):
+    model = await api.model()
+    (base,) = api.services.bases
+    faults = []
+    base.jobs._on_fault = faults.append
+
+    def broken():
+        raise RuntimeError("a bug in the turn-taking")
+
+    base.jobs._engine.has_sampling_work = broken
+    first = await api.ok("/forward_backward", batch_json(model, 1))
+    second = await api.ok("/forward_backward", batch_json(model, 2))
+    for future in (first, second):
+        error, category = await api.failure(future)
+        assert "broke down (RuntimeError)" in error
+        assert category == "server"
+    health = await api.get("/healthz", key=None)
+    assert health.status_code == 503
+    assert health.json()["status"] == "failed"
+    later, category = await api.failure(await api.ok("/forward_backward", batch_json(model, 3)))
+    assert "Restart the server" in later
+    assert category == "server"
+    assert [str(fault) for fault in faults] == ["a bug in the turn-taking"]

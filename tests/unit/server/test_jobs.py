@@ -43,6 +43,7 @@ class ScriptedEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.broken_step = None
+        self.broken_turns = None
 
     def work(self, name, cost):
         assert self.gate.wait(10)
@@ -64,6 +65,8 @@ class ScriptedEngine:
         self.samples.pop(job_id, None)
 
     def has_sampling_work(self):
+        if self.broken_turns is not None:
+            raise self.broken_turns
         return bool(self.samples)
 
     def step(self):
@@ -298,3 +301,37 @@ async def test_lane_that_cannot_begin_says_so_alone(rig):
         await bad
     await held
     assert rig.engine.log == ["first", "a"]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("bug"), MemoryError(), SystemExit(1)])
+async def test_fault_in_the_turn_taking_fails_everything_at_once_and_for_good(make_jobs, fault):
+    rig = await make_jobs()
+    rig.engine.gate.clear()
+    running = call(rig, "a", "first")
+    work = [
+        train(rig, "a", 1),
+        train(rig, "b", 50),
+        call(rig, "c", "c"),
+        rig.jobs.sample(sample_job("s", 50)),
+    ]
+    rig.engine.broken_turns = fault
+    rig.engine.gate.set()
+    for outcome in [running, *work]:
+        with pytest.raises(EngineError, match=type(fault).__name__) as caught:
+            await asyncio.wait_for(outcome, 10)
+        assert caught.value.category == "server"
+    later = [train(rig, "a", 1), call(rig, "new", "d"), rig.jobs.sample(sample_job("t"))]
+    for outcome in later:
+        assert outcome.done()
+        with pytest.raises(EngineError, match="Restart the server"):
+            await outcome
+    assert rig.faults == [fault]
+    assert isinstance(rig.jobs.failure, EngineError)
+    rig.jobs.cancel_sample("s")
+    rig.jobs.drop_lane("b", InputError("session over"))
+    await rig.jobs.stop()
+
+
+async def test_engine_without_a_fault_has_no_failure(rig):
+    assert await train(rig, "a", 1) == "a done"
+    assert rig.jobs.failure is None

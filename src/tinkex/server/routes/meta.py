@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 from starlette.routing import Route
 
-from tinkex.server.routes.messages import message_reply
+from tinkex.server.routes.messages import json_reply, message_reply
 from tinkex.types import (
     ClientConfigResponse,
     ClientDynamicConfigResponse,
@@ -46,7 +46,10 @@ class MetaRoutes:
         ]
 
     async def health(self, _request: Request) -> Response:
-        """Say that requests are served. The one route that needs no key."""
+        """Say that requests are served, or with a 503 why not. The one route that needs no key."""
+        for base in self._s.bases:
+            if base.jobs.failure is not None:
+                return json_reply({"status": "failed", "detail": str(base.jobs.failure)}, 503)
         return message_reply(HealthResponse(status="ok"))
 
     async def client_config(self, request: Request) -> Response:
