@@ -39,6 +39,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16},
     "phi3": {"tie_word_embeddings": True},
     "phi": {"partial_rotary_factor": 0.5},
+    "gpt_oss": {
+        "head_dim": 8,
+        "sliding_window": 6,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": 32,
+            "truncate": False,
+        },
+    },
 }
 
 
@@ -49,9 +64,11 @@ def tiny_model(family: str = "qwen3", *, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2:
                 parameter.normal_(0, 0.2)
+            elif name.endswith(".sinks"):
+                parameter.normal_()
     return model.eval()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from tinkex.engine.attention_sinks import attend_with_sinks
 from tinkex.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,7 +35,15 @@ class PackedAttention(Protocol):
     """How one forward attends; made afresh for each forward."""
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attend in one layer.
 
@@ -45,6 +54,7 @@ class PackedAttention(Protocol):
             value: [N, kv_heads, value_dim].
             scaling: Factor on the scores.
             window: Positions that a token sees, itself included; 0 means all before it.
+            sinks: [heads] scores of the attention sinks, where the model has them.
 
         Returns:
             [N, heads, value_dim].
@@ -71,13 +81,21 @@ class PrefillAttention:
         self._writer = writer
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See `PackedAttention.attend`."""
         if self._writer is not None:
             self._writer.write(layer, key, value)
         outputs = [
-            _attend_block(query[a:b], key[a:b], value[a:b], length, scaling, window)
+            _attend_block(query[a:b], key[a:b], value[a:b], length, scaling, window, sinks)
             for a, b, length in _equal_runs(self._lengths)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -93,7 +111,13 @@ def _equal_runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _attend_block(
-    query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float, window: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    length: int,
+    scaling: float,
+    window: int,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Attend within [B * length, heads, dim] tokens of B sequences."""
 
@@ -105,10 +129,12 @@ def _attend_block(
         position = torch.arange(length, device=query.device)
         distance = position[:, None] - position
         mask = (distance >= 0) & (distance < window)
+    folded = by_sequence(query), by_sequence(key), by_sequence(value)
+    if sinks is not None:
+        out = attend_with_sinks(*folded, sinks, mask=mask, scaling=scaling)
+        return out.transpose(1, 2).flatten(0, 1)
     out = F.scaled_dot_product_attention(
-        by_sequence(query),
-        by_sequence(key),
-        by_sequence(value),
+        *folded,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
@@ -126,6 +152,7 @@ def packed_attention_forward(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     packed_attention: PackedAttention | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
@@ -139,6 +166,7 @@ def packed_attention_forward(
         attention_mask: Always None, see the module's docstring.
         scaling: Factor on the scores, 1 / sqrt(head_dim) when absent.
         sliding_window: Positions that a token sees, or None for all.
+        s_aux: [heads] scores of attention sinks.
         packed_attention: The forward's context, carried by the model's keyword arguments.
         extra: Other arguments; those that would change the result are refused by name.
 
@@ -166,6 +194,7 @@ def packed_attention_forward(
         value[0].transpose(0, 1),
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window or 0,
+        sinks=s_aux,
     )
     return out.unsqueeze(0), None
 

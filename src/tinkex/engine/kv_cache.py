@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tinkex.engine.attention_sinks import decode_with_sinks
 from tinkex.engine.scheduler import row_capacity
 
 if TYPE_CHECKING:
@@ -176,13 +177,21 @@ class DecodeAttention:
             row.length += 1
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See `PackedAttention.attend`."""
         out = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
         for group in self._groups:
             part = [t[group.places] for t in (query, key, value)]
-            out[group.places] = group.attend(layer, part[0], part[1], part[2], scaling, window)
+            out[group.places] = group.attend(layer, part, scaling, window, sinks)
         return out
 
 
@@ -200,9 +209,14 @@ class _DecodeGroup:
         self._masks: dict[int, Tensor] = {}
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int
+        self, layer: int, part: list[Tensor], scaling: float, window: int, sinks: Tensor | None
     ) -> Tensor:
-        """Store the new keys and values [n, kv_heads, dim], then attend: [n, heads, dim]."""
+        """Store new keys and values [n, kv_heads, dim], then attend with [n, heads, dim] queries.
+
+        Returns:
+            [n, heads, dim].
+        """
+        query, key, value = part
         keys, values = self._slab.layer(layer, key, value)
         keys[self._at, :, self._position] = key
         values[self._at, :, self._position] = value
@@ -212,13 +226,12 @@ class _DecodeGroup:
         # Rows of the slab that wait (prompts held for later samples) attend too, for nothing.
         full = folded.new_zeros(self._open, *folded.shape[1:])
         full[self._at] = folded
-        out = F.scaled_dot_product_attention(
-            full,
-            keys[: self._open],
-            values[: self._open],
-            attn_mask=self._mask(window),
-            scale=scaling,
-        )
+        stored = keys[: self._open], values[: self._open]
+        mask = self._mask(window)
+        if sinks is not None:
+            out = decode_with_sinks(full, *stored, sinks, mask=mask, scaling=scaling)
+        else:
+            out = F.scaled_dot_product_attention(full, *stored, attn_mask=mask, scale=scaling)
         return out[self._at].reshape(count, heads, -1)
 
     def _mask(self, window: int) -> Tensor:

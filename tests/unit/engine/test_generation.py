@@ -37,7 +37,7 @@ def free_of_stop(**options):
     return {"stop": [], "max_tokens": 20, **options}
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "mistral", "gemma3_text", "gpt_oss"])
 def test_greedy_equals_generate(family):
     prompt = tokens(9)
     model = tiny_model(family)

@@ -2,9 +2,9 @@
 
 The engine runs transformers' own modelling code on packed tokens, so most decoder-only models work;
 those of `TESTED` are compared with plain transformers in our tests. Any other is compared once, at
-load, on a few tokens, and refused when the logits differ. Refused by name: attention sinks,
-softcapping and masks of their own (in `attention`), layers that are neither full nor sliding
-attention, final softcapping, and fused expert weights when an adapter wants them.
+load, on a few tokens, and refused when the logits differ. Refused by name: softcapping and masks of
+their own (in `attention`), layers that are neither full nor sliding attention, final softcapping,
+and fused expert weights when an adapter wants them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tinkex.errors import ConfigurationError, InputError
 if TYPE_CHECKING:
     from tinkex.engine.lora import LoraShape
 
-TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3"})
+TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "gpt_oss"})
 """Values of `model_type` whose logits our tests compare with plain transformers."""
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})

@@ -69,14 +69,6 @@ def test_softcapping_is_refused_by_name():
         wrap_model(tiny_model("gemma2", head_dim=16), name="tiny")
 
 
-def test_attention_sinks_are_refused_by_name():
-    model = tiny_model(
-        "gpt_oss", head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=8
-    )
-    with pytest.raises(ConfigurationError, match="s_aux"):
-        wrap_model(model, name="tiny")
-
-
 def test_layers_of_another_kind_are_refused_by_name():
     model = tiny_model()
     model.config.layer_types = ["full_attention", "linear_attention"]
