@@ -29,7 +29,7 @@ REQUIRED_INPUTS: Mapping[str, tuple[str, ...]] = {
     "cispo": ("target_tokens", "logprobs", "advantages"),
     "dro": ("target_tokens", "logprobs", "advantages"),
     "gspo": ("target_tokens", "logprobs", "advantages"),
-    "stable_reinforce": ("target_tokens", "logprobs", "advantages"),
+    "stable_reinforce": ("target_tokens", "advantages"),
 }
 """What each loss of the API reads; a loss that is not here is the server's to know."""
 

@@ -95,9 +95,10 @@ def _statistics(
         "ratio:min": float(ratio.min()),
         "ratio:max": float(ratio.max()),
     }
-    if LOW in call.config:
+    if HIGH in call.config:
         low, high = (
-            chosen(key) if key in sequences[0].fields else call.config[key] for key in (LOW, HIGH)
+            chosen(key) if key in sequences[0].fields else call.config.get(key, 0.0)
+            for key in (LOW, HIGH)
         )
         found["clip_fraction:mean"] = float(((ratio < low) | (ratio > high)).mean())
     return found

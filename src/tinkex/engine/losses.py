@@ -10,11 +10,21 @@ target, q the sampling one, A the advantage, w the weight, r = exp(lp - q):
     dro                  L = -sum(lp A - beta/2 (lp - q)^2)               beta must be given
     gspo                 L = -sum(min(s_t A, clamp(s_t, lo, hi) A))       lo, hi must be given
                          s_t = stop_gradient(s / p_t) p_t,  s = exp(mean of lp - q, marked tokens)
+    stable_reinforce     L = -sum(rho (lp A - kl/2 (lp - q)^2))           hi, kl = 2.0, 0.0
+                         rho = stop_gradient(min(r, hi)),  q as the server recorded it
     custom               a user's own: a traced graph (`graph_loss`), summed over data
 
 (The Tinker documentation's losses page; thresholds are absolute ratios. It names no default for
 `beta` nor for gspo's thresholds, so neither do we.) PPO: arXiv 1707.06347; CISPO: arXiv 2506.13585;
 DRO: arXiv 2405.19107; GSPO, its token-level variant: arXiv 2507.18071, equation 13.
+
+The official `stable_reinforce` is described, its formula is not public: this one is ours, behind
+the same interface. It is REINFORCE (Williams 1992) on samples of another policy: each token's
+gradient is weighted by its importance ratio, truncated at `clip_high_threshold` (as V-trace does,
+arXiv 1802.01561), so that no token counts for much more than it did when sampled. `kl_coeff` is the
+name of the official one's setting; here it holds the learner near the sampler: -kl (lp - q) is
+added to the advantage, whose mean under the learner is -kl times the gradient of
+KL(learner, sampler).
 
 Choices of ours, where the documentation is silent: `weights` absent means 1 everywhere; the
 reinforcement losses take an optional `weights` too, a factor on each token's loss (its one general
@@ -46,6 +56,7 @@ HIGH = "clip_high_threshold"
 TARGETS = "target_tokens"
 WEIGHTS = "weights"
 MASK = "sequence_ratio_mask"
+KL = "kl_coeff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +141,17 @@ def gspo(inputs: LossInputs) -> LossOutput:
     return LossOutput(_weighted(-torch.minimum(ratio * advantages, clipped * advantages), inputs))
 
 
+def stable_reinforce(inputs: LossInputs) -> LossOutput:
+    """L = -sum(rho (lp A - kl/2 (lp - q)^2)), rho = stop_gradient(min(r, hi)): ours, see above."""
+    high = inputs.fields.get(HIGH, inputs.logprobs.new_tensor(inputs.config[HIGH]))
+    gap, coefficient = _gap(inputs), inputs.config[KL]
+    truncated = torch.minimum(torch.exp(gap.detach()), high)
+    gain = inputs.logprobs * inputs.fields["advantages"]
+    if coefficient:
+        gain = gain - 0.5 * coefficient * gap.square()
+    return LossOutput(_weighted(-truncated * gain, inputs))
+
+
 def _no_formula(_inputs: LossInputs) -> LossOutput:
     raise EngineError("a custom loss is computed by its graph")
 
@@ -177,10 +199,11 @@ LOSSES: Mapping[str, LossFunction] = MappingProxyType(
             ((LOW, None), (HIGH, None)),
             by_sequence=True,
         ),
+        "stable_reinforce": LossFunction(
+            stable_reinforce, _REINFORCEMENT, (WEIGHTS, HIGH), ((HIGH, 2.0), (KL, 0.0))
+        ),
     }
 )
-
-_NOT_YET = frozenset({"stable_reinforce"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,19 +230,16 @@ def loss_call(name: str, config: Mapping[str, float | str] | None) -> LossCall:
     """Find a loss by its wire name and check its configuration.
 
     Raises:
-        InputError: no such loss, one of the official service that this engine does not have, or a
-            configuration that does not fit.
+        InputError: no such loss, or a configuration that does not fit.
     """
     loss = LOSSES.get(name)
     if loss is not None:
         return LossCall(name, loss, _checked_config(name, loss, config or {}))
     have = ", ".join(LOSSES)
-    if name in _NOT_YET:
-        raise InputError(
-            f"loss_fn {name!r} is not available on this server; use one of {have}, or "
-            "forward_backward_custom, which computes any loss on the client"
-        )
-    raise InputError(f"unknown loss_fn {name!r}; this server has {have}")
+    raise InputError(
+        f"unknown loss_fn {name!r}; this server has {have}, and forward_backward_custom computes "
+        "any other on the client"
+    )
 
 
 def _checked_config(

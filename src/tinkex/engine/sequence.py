@@ -52,8 +52,6 @@ class SampleJob:
     """Tokens [T - 1, K] int64 whose log-probabilities at positions 1..T-1 are wanted; -1: none."""
     prompt_alt_tokens_k: int = 0
     """Tokens to draw for each prompt position after the first."""
-    record_stability_info: bool = False
-    """Refused unless false."""
     on_token: Callable[[int, int, float], None] | None = None
     """Called with (sequence, token, logprob) as each is sampled; it must not raise, nor wait."""
 
@@ -126,8 +124,6 @@ def check_job(job: SampleJob, max_num_samples: int, vocab_size: int) -> None:
     Raises:
         InputError: naming the argument at fault.
     """
-    if job.record_stability_info:
-        raise InputError("record_stability_info is not available on this server; leave it out")
     _check_range("num_samples", job.num_samples, 1, max_num_samples)
     most = min(MAX_TOPK_LOGPROBS, vocab_size)
     _check_range("topk_prompt_logprobs", job.topk_prompt_logprobs, 0, most)

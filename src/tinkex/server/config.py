@@ -63,6 +63,10 @@ class Limits:
     max_result_bytes: int = 2**30
     """Results kept for collection; above it the oldest are dropped, delivered ones first."""
 
+    max_recorded_bytes: int = 128 * 2**20
+    """Sampled sequences of one key kept for training (`record_stability_info`); above it those used
+    least recently are dropped."""
+
     max_held_requests: int = 4096
     """Requests of one training run that wait for an earlier sequence id."""
 
@@ -129,6 +133,9 @@ class ServerConfig:
     undelivered_ttl_s: float = 3600.0
     """Seconds that a result nobody collected stays."""
 
+    recording_ttl_s: float = 86_400.0
+    """Seconds that a recorded sequence stays after it was sampled or last trained on."""
+
     signed_url_ttl_s: float = 3600.0
     """Seconds that the signed address of a file works."""
 
@@ -145,7 +152,7 @@ class ServerConfig:
             *self._key_problems(),
             *_not_positive(self, ("long_poll_s", "sequence_gap_timeout_s", "session_ttl_s")),
             *_not_positive(self, ("delivered_ttl_s", "undelivered_ttl_s", "shutdown_grace_s")),
-            *_not_positive(self, ("signed_url_ttl_s",)),
+            *_not_positive(self, ("signed_url_ttl_s", "recording_ttl_s")),
             *_not_positive(self.limits, tuple(self.limits.__slots__), prefix="limits."),
         ]
         if self.log_level not in LOG_LEVELS:

@@ -145,6 +145,8 @@ def _weigh(envelope: ForwardBackwardEnvelope, data: Sequence[Datum]) -> tuple[by
             values = chunk.tokens_np.tobytes() if isinstance(chunk, EncodedTextChunk) else b""
             digest.update(values or repr(chunk).encode())
             size += len(values)
+        if datum.model_input_spans or datum.loss_fn_input_spans:
+            digest.update(repr((datum.model_input_spans, datum.loss_fn_input_spans)).encode())
         for key in sorted(datum.loss_fn_inputs):
             tensor = datum.loss_fn_inputs[key]
             columns = tensor.sparse_col_indices, tensor.sparse_crow_indices

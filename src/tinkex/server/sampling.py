@@ -234,6 +234,11 @@ class Sampling:
         limit = self._s.config.limits.max_num_samples
         if not 1 <= request.num_samples <= limit:
             raise invalid_fields(f"num_samples is {request.num_samples}: it must be 1..{limit}.")
+        if request.record_stability_info and request.sampling_session_id is None:
+            raise invalid_fields(
+                "record_stability_info needs a sampling_session_id: what is recorded belongs to "
+                "its session."
+            )
         if request.sampling_session_id is not None and (
             request.base_model is not None or request.model_path is not None
         ):
@@ -287,7 +292,6 @@ class Sampling:
                 sequence_ids=sequence_ids,
                 target_prompt_logprobs=request.target_prompt_logprobs,
                 prompt_alt_tokens_k=request.prompt_alt_tokens_k,
-                record_stability_info=bool(request.record_stability_info),
                 on_token=on_token,
             )
         )
@@ -306,6 +310,10 @@ class Sampling:
                 return
             error = outcome.exception()
             if error is None:
+                if session is not None and request.record_stability_info:
+                    self._s.recordings.add(
+                        session.owner, session.session_id, request.prompt, outcome.result()
+                    )
                 future.complete(outcome.result(), size=_result_bytes(request, outcome.result()))
             else:
                 future.fail(error if isinstance(error, TinkerError) else EngineError(str(error)))

@@ -14,6 +14,7 @@ from tinkex.server.checkpoints import Checkpoints
 from tinkex.server.creation import Creation
 from tinkex.server.custom_losses import CustomLosses
 from tinkex.server.futures import FutureStore
+from tinkex.server.recordings import Recordings
 from tinkex.server.runs import Runs
 from tinkex.server.samplers import Samplers
 from tinkex.server.sampling import Sampling
@@ -80,6 +81,12 @@ class Services:
         )
         self.runs = Runs(session_ttl_s=config.session_ttl_s)
         self.samplers = Samplers()
+        self.recordings = Recordings(
+            clock,
+            self.timers,
+            ttl_s=config.recording_ttl_s,
+            max_bytes=limits.max_recorded_bytes,
+        )
         self.checkpoints = Checkpoints(
             self.store, self.blobs, clock=clock, timers=self.timers, tasks=self.tasks
         )
@@ -167,6 +174,7 @@ class Services:
             run = self.runs.find(session.owner, model_id)
             if run is not None:
                 self.end_run(run, self.runs.missing(model_id))
+        self.recordings.end_session(session.session_id)
         self.tasks.spawn(
             self.store.end_session(
                 session.session_id,

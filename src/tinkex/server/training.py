@@ -6,9 +6,11 @@ Owns what each of these means to the engine. How they come in is `submissions`, 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tinkex.server.futures import Operation
+from tinkex.server.provenance import STABLE_REINFORCE, with_recorded_logprobs
 from tinkex.server.runs import Answer, TrainingRun
 from tinkex.types import OptimStepResponse, UnloadModelResponse
 
@@ -34,11 +36,15 @@ class Training:
             async def perform() -> Answer:
                 if call.problem is not None:
                     raise call.problem
+                data = call.data
+                if call.loss_fn == STABLE_REINFORCE:
+                    find = partial(self._s.recordings.find, run.session_id)
+                    data = with_recorded_logprobs(data, find)
                 graph = self._s.custom_losses.find(run, call.loss_fn, call.loss_fn_config)
                 output = await run.train(
                     lambda engine: engine.begin_forward_backward(
                         run.model_id,
-                        call.data,
+                        data,
                         call.loss_fn,
                         call.loss_fn_config,
                         forward_only=call.forward_only,

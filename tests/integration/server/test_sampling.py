@@ -210,7 +210,6 @@ async def test_empty_stop_differs_from_absent(api):
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [5] * 200}]}}, "128"),
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [999]}]}}, "vocab"),
         ({"prompt_alt_tokens_k": -3}, "prompt_alt_tokens_k"),
-        ({"record_stability_info": True}, "record_stability_info"),
         (
             {"target_prompt_logprobs": {"data": [1, 2], "dtype": "int64", "shape": [1, 2]}},
             "target_prompt_logprobs",

@@ -155,7 +155,6 @@ IMAGE = ModelInput(chunks=[ImageChunk(data=b"x", format="png", expected_tokens=2
         ({"prompt_logprobs_last_n": -1}, "prompt_logprobs_last_n"),
         ({"prompt_alt_tokens_k": -1}, "prompt_alt_tokens_k"),
         ({"prompt_alt_tokens_k": 257}, "prompt_alt_tokens_k"),
-        ({"record_stability_info": True}, "record_stability_info is not available"),
         (
             {"target_prompt_logprobs": TensorData(np.array([[1]] * 4))},
             r"shape \[3, K\].* of shape \[4, 1\]",

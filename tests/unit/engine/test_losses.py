@@ -44,6 +44,9 @@ def reference(name, lp, fields, config):
         mean = sum(float(one) for one in (lp.detach() - q)[chosen]) / int(chosen.sum())
         own = math.exp(mean) * lp.exp() / lp.exp().detach()
         return -torch.min(own * adv, own.clamp(low, high) * adv) * w
+    if name == "stable_reinforce":
+        rho = ratio.clamp(max=high).detach()
+        return -rho * (lp * adv - config["kl_coeff"] / 2 * (lp - q) ** 2) * w
     return -(lp * adv - 0.5 * config["beta"] * (lp - q) ** 2) * w
 
 
@@ -56,6 +59,8 @@ CASES = [
     ("cispo", {}),
     ("cispo", {"clip_high_threshold": 1.5}),
     ("dro", {"beta": 0.05}),
+    ("stable_reinforce", {}),
+    ("stable_reinforce", {"clip_high_threshold": 1.0, "kl_coeff": 0.3}),
     ("gspo", THRESHOLDS),
     ("gspo", {"clip_low_threshold": 0.0, "clip_high_threshold": 9.0}),
 ]
@@ -85,7 +90,11 @@ def test_gradcheck(name, config):
     def total(x):
         return call.loss.compute(LossInputs(x, exact, call.config)).elementwise.sum()
 
-    if name in {"cispo", "gspo"}:  # their gradient is not their value's: a ratio is held fixed
+    if name in {
+        "cispo",
+        "gspo",
+        "stable_reinforce",
+    }:  # their gradient is not their value's: a ratio is held fixed
         return
     assert torch.autograd.gradcheck(total, lp.double().requires_grad_())
 
@@ -141,11 +150,6 @@ def test_gspo_without_marked_tokens_has_a_ratio_of_one():
 def test_gspo_needs_its_thresholds():
     with pytest.raises(InputError, match="clip_high_threshold, clip_low_threshold"):
         loss_call("gspo", None)
-
-
-def test_official_loss_that_is_missing_is_refused_by_name():
-    with pytest.raises(InputError, match="'stable_reinforce' is not available"):
-        loss_call("stable_reinforce", None)
 
 
 def test_unknown_loss_is_refused_with_the_known_ones():

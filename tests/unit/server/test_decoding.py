@@ -10,7 +10,13 @@ from server_support import batch_json
 
 from tinkex.errors import APIStatusError, InputError
 from tinkex.server.decoding import read_call, read_oversize_call
-from tinkex.types import Datum, ForwardBackwardInput, ForwardBackwardRequest, ModelInput
+from tinkex.types import (
+    Datum,
+    ForwardBackwardInput,
+    ForwardBackwardRequest,
+    ModelInput,
+    SampledProvenanceSpan,
+)
 from tinkex.wire import tinkex_public_pb2 as pb
 from tinkex.wire.proto import encode_forward_backward_request
 
@@ -79,6 +85,17 @@ async def test_same_content_has_the_same_digest_in_whatever_order_it_was_written
 )
 async def test_other_content_has_another_digest(other):
     assert await digest(other) != await digest(request())
+
+
+async def test_other_provenance_has_another_digest():
+    def named(name):
+        spans = [SampledProvenanceSpan(sequence_id=name, length=1)]
+        datum = Datum(ModelInput.from_ints([5]), {"target_tokens": [6]}, spans, spans)
+        inner = ForwardBackwardInput([datum], "stable_reinforce", None)
+        return encode_forward_backward_request(ForwardBackwardRequest(inner, "run", 1))
+
+    assert await digest(named("a")) == await digest(named("a"))
+    assert await digest(named("a")) != await digest(named("b"))
 
 
 async def test_bad_datum_is_kept_for_the_future():
