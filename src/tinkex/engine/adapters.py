@@ -1,28 +1,26 @@
-"""Adapters being trained and frozen samplers, by name.
+"""One adapter being trained, and one frozen sampler.
 
-Owns which exist and how many may; the arithmetic is `lora`'s, the step `optimizers`'. A removed
-adapter lives on for whoever still holds it (a running task, a running sample), so removal is safe
-at any time.
+Owns what belongs to each, and how it is taken apart into tensors and put together again. Which
+exist and where they live is `adapter_pool`'s; the arithmetic is `lora`'s, the step `optimizers`'.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tinkex.engine.lora import lora_weights
 from tinkex.engine.optimizers import ADAMW, OptimizerState, find_optimizer
-from tinkex.errors import EngineError, InputError
+from tinkex.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Mapping
 
     from tinkex.engine.lora import LoraWeights
     from tinkex.types import LoraConfig, OptimParams
-
-T = TypeVar("T")
 
 
 class Adapter:
@@ -37,6 +35,38 @@ class Adapter:
         """None until the first step, or a load with optimiser."""
         self.gradient: Tensor | None = None
         """[P] float32 sum since the last step; None is zero."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes at most."""
+        return adapter_bytes(self.weights.flat.numel(), self.optimizer_type)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give everything that must survive a move, by name."""
+        found = {_WEIGHTS: self.weights.flat.detach()}
+        if self.gradient is not None:
+            found[_GRADIENT] = self.gradient
+        if self.optimizer is not None:
+            for moment in find_optimizer(self.optimizer_type).moments:
+                found[moment] = getattr(self.optimizer, moment)
+        return found
+
+    def plan(self) -> Callable[[Mapping[str, Tensor]], Adapter]:
+        """Say how to make it again from its tensors; holds none itself."""
+        lora, kind = self.lora, self.optimizer_type
+        step = None if self.optimizer is None else self.optimizer.step
+        layout = _layout(self.weights, trainable=True)
+
+        def make(tensors: Mapping[str, Tensor]) -> Adapter:
+            adapter = Adapter(lora, layout(tensors[_WEIGHTS]), kind)
+            adapter.gradient = tensors.get(_GRADIENT)
+            if step is not None:
+                optimizer = find_optimizer(kind)
+                moments = [tensors[moment] for moment in optimizer.moments]
+                adapter.optimizer = optimizer.state(*moments, step)
+            return adapter
+
+        return make
 
     @torch.no_grad()
     def accumulate(self, gradient: Tensor) -> None:
@@ -72,82 +102,44 @@ class Adapter:
         return metrics
 
 
-@dataclass(slots=True)
-class AdapterPool:
-    """Everything by name, within bounds."""
+class Sampler:
+    """Frozen weights to sample from."""
 
-    max_adapters: int
-    max_samplers: int
-    _adapters: dict[str, Adapter]
-    _samplers: dict[str, LoraWeights]
+    def __init__(self, weights: LoraWeights) -> None:
+        self.weights = weights
 
-    @classmethod
-    def empty(cls, max_adapters: int, max_samplers: int) -> AdapterPool:
-        """Make a pool that holds nothing."""
-        return cls(max_adapters, max_samplers, {}, {})
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.weights.flat.nbytes
 
-    def adapter(self, adapter_id: str) -> Adapter:
-        """Find an adapter.
+    def tensors(self) -> dict[str, Tensor]:
+        """Give everything that must survive a move, by name."""
+        return {_WEIGHTS: self.weights.flat.detach()}
 
-        Raises:
-            InputError: there is none of this name.
-        """
-        return _find(self._adapters, adapter_id, "adapter", "create it first")
-
-    def sampler(self, sampler_id: str) -> LoraWeights:
-        """Find a sampler's weights.
-
-        Raises:
-            InputError: there is none of this name.
-        """
-        return _find(self._samplers, sampler_id, "sampler", "save weights for sampling first")
-
-    def check_room(self, adapter_id: str) -> None:
-        """Make sure that `put_adapter` will find room, before the work of making one.
-
-        Raises:
-            EngineError: the pool is full.
-        """
-        _check_room(self._adapters, adapter_id, self.max_adapters, "adapters in training")
-
-    def put_adapter(self, adapter_id: str, adapter: Adapter) -> None:
-        """Add or replace an adapter.
-
-        Raises:
-            EngineError: the pool is full.
-        """
-        self.check_room(adapter_id)
-        self._adapters[adapter_id] = adapter
-
-    def put_sampler(self, sampler_id: str, weights: LoraWeights) -> None:
-        """Add or replace a sampler.
-
-        Raises:
-            EngineError: the pool is full.
-        """
-        _check_room(self._samplers, sampler_id, self.max_samplers, "samplers")
-        self._samplers[sampler_id] = weights
-
-    def remove_adapter(self, adapter_id: str) -> None:
-        """Forget an adapter, if there."""
-        self._adapters.pop(adapter_id, None)
-
-    def remove_sampler(self, sampler_id: str) -> None:
-        """Forget a sampler, if there."""
-        self._samplers.pop(sampler_id, None)
-
-    def has_adapter(self, adapter_id: str) -> bool:
-        """Say whether an adapter of this name exists."""
-        return adapter_id in self._adapters
+    def plan(self) -> Callable[[Mapping[str, Tensor]], Sampler]:
+        """Say how to make it again from its tensors; holds none itself."""
+        layout = _layout(self.weights, trainable=False)
+        return lambda tensors: Sampler(layout(tensors[_WEIGHTS]))
 
 
-def _find(held: dict[str, T], name: str, kind: str, advice: str) -> T:
-    try:
-        return held[name]
-    except KeyError:
-        raise InputError(f"unknown {kind} {name!r}; {advice}") from None
+def adapter_bytes(parameters: int, optimizer_type: str) -> int:
+    """Give the bytes of an adapter in training: weights, gradient and the optimiser's moments.
+
+    All are counted from the start, though gradient and moments come with the first use, so that an
+    adapter that found room keeps it.
+    """
+    return 4 * parameters * (2 + len(find_optimizer(optimizer_type).moments))
 
 
-def _check_room(held: Collection[str], name: str, limit: int, what: str) -> None:
-    if name not in held and len(held) >= limit:
-        raise EngineError(f"this server holds at most {limit} {what}; close one and try again")
+_WEIGHTS, _GRADIENT = "weights", "gradient"
+
+
+def _layout(weights: LoraWeights, *, trainable: bool) -> Callable[[Tensor], LoraWeights]:
+    return partial(
+        lora_weights,
+        shapes=weights.shapes,
+        rank=weights.rank,
+        scale=weights.scale,
+        trainable=trainable,
+    )

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tinkex.engine.lora import LoraPair, LoraShape, LoraWeights, lora_weights, parameter_count
 from tinkex.engine.optimizers import ADAMW, OptimizerState, find_optimizer
+from tinkex.engine.tensor_files import DamagedFileError, load_tensors, save_tensors, sync
 from tinkex.errors import EngineError, InputError
 from tinkex.types import LoraConfig
 
@@ -169,13 +168,13 @@ def _fill(
 ) -> None:
     alpha = weights.scale * weights.rank
     _write_json(folder / CONFIG, _peft_config(base_model, lora, weights, alpha))
-    _save_tensors(folder / WEIGHTS, _named(weights.pairs, _PREFIX))
+    save_tensors(folder / WEIGHTS, _named(weights.pairs, _PREFIX))
     if optimizer is not None:
         state: dict[str, Tensor] = {}
         for moment in find_optimizer(optimizer_type).moments:
             flat = getattr(optimizer, moment)
             state |= _named(weights.over(flat).pairs, f"{moment}.")
-        _save_tensors(folder / OPTIMIZER, state)
+        save_tensors(folder / OPTIMIZER, state)
     sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -189,8 +188,8 @@ def _fill(
     }
     _write_json(folder / MANIFEST, manifest)
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def _replace(beside: Path, directory: Path) -> None:
@@ -199,7 +198,7 @@ def _replace(beside: Path, directory: Path) -> None:
     if directory.exists():
         directory.rename(old)
     beside.rename(directory)
-    _sync(directory.parent)
+    sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -267,19 +266,13 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 def _read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
     """Load one file after checking its sum."""
-    path = directory / name
     expected = _read_manifest(directory)["sha256"].get(name)
     try:
-        if _sha256(path) != expected:
-            raise EngineError(f"checkpoint {directory.name} is damaged: {name} has another sha256")
-        tensors: dict[str, Tensor] = load_file(path)
+        return load_tensors(directory / name, expected)
+    except DamagedFileError as error:
+        raise EngineError(f"checkpoint {directory.name} is damaged: {error}") from error
     except OSError as error:
         raise EngineError(f"checkpoint {directory.name} is damaged: no {name}") from error
-    return tensors
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, path, {"format": "pt"})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -289,11 +282,3 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,8 +6,12 @@ Checked when made, with every fault reported at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tinkex.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _DTYPES = frozenset({"float32", "bfloat16", "float16"})
 
@@ -27,9 +31,19 @@ class EngineConfig:
     lora_alpha: float = 32.0
     """LoRA scale is `lora_alpha / rank`."""
     max_adapters: int = 64
-    """Trainable adapters held at once."""
+    """Trainable adapters held at once; with a `spill_directory` there is no such bound."""
     max_samplers: int = 256
-    """Frozen sampler snapshots held at once."""
+    """Frozen sampler snapshots held at once; as above."""
+    device_adapter_bytes: int | None = None
+    """Adapters and samplers in the device's memory; None is a quarter of it. On a CPU there is only
+    the host's memory, and this has no meaning."""
+    host_adapter_bytes: int | None = None
+    """Adapters and samplers in the host's memory; None is a quarter of it."""
+    spill_directory: Path | None = None
+    """Folder on a disk for adapters and samplers that memory has no room for (`spill`); what an
+    earlier engine left there is erased. None: when memory is full, the next one is refused."""
+    spill_bytes: int | None = None
+    """What may lie in `spill_directory`; None is what the disk has."""
     max_context_length: int | None = None
     """Tokens in a sequence; None takes the model's own limit, which also bounds this."""
     max_request_tokens: int = 1_048_576
@@ -79,6 +93,9 @@ _LOWEST = {
     "max_rank": 1,
     "max_adapters": 1,
     "max_samplers": 1,
+    "device_adapter_bytes": 1,
+    "host_adapter_bytes": 1,
+    "spill_bytes": 1,
     "max_context_length": 2,
     "max_request_tokens": 1,
     "microbatch_tokens": 1,

@@ -1,6 +1,8 @@
-"""Which device and number format `auto` stands for on this machine."""
+"""Which device and number format `auto` stands for on this machine, and how much memory it has."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -37,3 +39,13 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if dtype not in DTYPES:
         raise ConfigurationError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
     return dtype
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Give the size of a device's memory; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import secrets
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 
 from tinkex._clock import SystemClock
-from tinkex.engine.adapters import Adapter, AdapterPool
+from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel, PoolBusyError
+from tinkex.engine.adapters import Adapter, adapter_bytes
 from tinkex.engine.batching import BatchLimits, prompt_tokens, training_sequences
 from tinkex.engine.checkpoint import (
     CheckpointInfo,
@@ -26,8 +28,9 @@ from tinkex.engine.checkpoint import (
     write_checkpoint,
 )
 from tinkex.engine.config import EngineConfig
+from tinkex.engine.device import memory_bytes
 from tinkex.engine.generation import Generator
-from tinkex.engine.lora import initial_weights
+from tinkex.engine.lora import initial_weights, parameter_count
 from tinkex.engine.losses import custom_loss_call, loss_call
 from tinkex.engine.model_runner import ModelRunner
 from tinkex.engine.models.loader import BaseModel, load_base_model
@@ -42,6 +45,7 @@ from tinkex.engine.sequence import (
     check_sampling,
     token_limit,
 )
+from tinkex.engine.spill import SpillFolder
 from tinkex.engine.stops import stop_rule
 from tinkex.engine.trainer import TrainerSettings, TrainingTask, run_together
 from tinkex.errors import InputError
@@ -59,6 +63,7 @@ __all__ = [
     "CheckpointInfo",
     "Engine",
     "EngineConfig",
+    "PoolBusyError",
     "SampleFinished",
     "SampleJob",
     "TrainingTask",
@@ -83,8 +88,21 @@ class Engine:
         )
         self._limits = BatchLimits(base.vocab_size, self.context_length, config.max_request_tokens)
         self._runner = ModelRunner(base, config)
-        self._pool = AdapterPool.empty(config.max_adapters, config.max_samplers)
         self._generator = Generator(self._runner, config)
+        self._tasks: WeakSet[TrainingTask] = WeakSet()
+        """Those that somebody still means to run; an abandoned one goes by itself."""
+        folder = config.spill_directory
+        self._pool = AdapterPool(
+            _memory_levels(self._runner.device, config),
+            None if folder is None else SpillFolder(folder, config.spill_bytes),
+            max_adapters=config.max_adapters,
+            max_samplers=config.max_samplers,
+            in_use=self._weights_in_use,
+        )
+
+    def _weights_in_use(self) -> set[int]:
+        training = {id(task.weights) for task in self._tasks if not task.finished}
+        return training | self._generator.weights_in_use()
 
     # --- adapters -------------------------------------------------------------------------------
 
@@ -102,11 +120,12 @@ class Engine:
             EngineError: no room for another adapter.
         """
         find_optimizer(optimizer)
-        if self._pool.has_adapter(adapter_id):
+        if self._pool.optimizer_type(adapter_id) is not None:
             raise InputError(f"adapter {adapter_id!r} exists already; choose another name")
         self._check_rank(lora.rank)
         shapes = self._runner.shapes(lora)
-        self._pool.check_room(adapter_id)
+        parameters = parameter_count(shapes, lora.rank)
+        self._pool.make_room_for_adapter(adapter_id, adapter_bytes(parameters, optimizer))
         seed = secrets.randbits(63) if lora.seed is None else lora.seed
         weights = initial_weights(
             shapes, lora.rank, self.config.lora_alpha, seed, self._runner.device
@@ -123,7 +142,7 @@ class Engine:
         Raises:
             InputError: there is none of this name.
         """
-        return self._pool.adapter(adapter_id).lora
+        return self._pool.adapter_config(adapter_id)
 
     # --- training -------------------------------------------------------------------------------
 
@@ -149,7 +168,7 @@ class Engine:
         """
         adapter = self._pool.adapter(adapter_id)
         call = loss_call(loss_fn, loss_fn_config) if graph is None else custom_loss_call(graph)
-        return TrainingTask(
+        task = TrainingTask(
             self._runner,
             adapter,
             training_sequences(data, call, self._limits),
@@ -162,6 +181,8 @@ class Engine:
             ),
             forward_only=forward_only,
         )
+        self._tasks.add(task)
+        return task
 
     def run_together(self, tasks: Sequence[TrainingTask]) -> None:
         """Run the next microbatch of several tasks of different adapters in one forward.
@@ -251,17 +272,16 @@ class Engine:
             EngineError: it is damaged, or there is no room.
         """
         info = self._check_checkpoint(directory)
-        if optimizer_type is None and self._pool.has_adapter(adapter_id):
-            optimizer_type = self._pool.adapter(adapter_id).optimizer_type
-        chosen = optimizer_type or info.optimizer_type
+        chosen = optimizer_type or self._pool.optimizer_type(adapter_id) or info.optimizer_type
         find_optimizer(chosen)
         if optimizer and info.has_optimizer and chosen != info.optimizer_type:
             raise InputError(
                 f"checkpoint {directory.name} has the state of the optimizer "
                 f"{info.optimizer_type!r}, not of {chosen!r}: load it without the optimiser"
             )
-        self._pool.check_room(adapter_id)
         shapes = self._runner.shapes(info.lora)
+        parameters = parameter_count(shapes, info.lora.rank)
+        self._pool.make_room_for_adapter(adapter_id, adapter_bytes(parameters, chosen))
         weights = read_weights(directory, shapes, info, self._runner.device)
         adapter = Adapter(info.lora, weights, chosen)
         if optimizer:
@@ -289,6 +309,8 @@ class Engine:
         """
         info = self._check_checkpoint(directory)
         shapes = self._runner.shapes(info.lora)
+        parameters = parameter_count(shapes, info.lora.rank)
+        self._pool.make_room_for_sampler(sampler_id, 4 * parameters)
         weights = read_weights(directory, shapes, info, self._runner.device)
         self._pool.put_sampler(sampler_id, weights)
 
@@ -368,3 +390,23 @@ class Engine:
             )
         self._check_rank(info.lora.rank)
         return info
+
+
+def _memory_levels(device: torch.device, config: EngineConfig) -> list[MemoryLevel]:
+    host = torch.device("cpu")
+    levels = [MemoryLevel("host", host, _bound(config.host_adapter_bytes, host))]
+    if device.type != "cpu":
+        bound = _bound(config.device_adapter_bytes, device)
+        levels.insert(0, MemoryLevel("device", device, bound))
+    return levels
+
+
+def _bound(wanted: int | None, device: torch.device) -> int:
+    """Give what adapters may take of a memory: what is wanted, or a quarter of it."""
+    if wanted is not None:
+        return wanted
+    return (memory_bytes(device) or _UNKNOWN_MEMORY) // 4
+
+
+_UNKNOWN_MEMORY = 16 * 2**30
+"""Of a device that does not say."""

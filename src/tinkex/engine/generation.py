@@ -64,6 +64,10 @@ class Generator:
         """Say whether a job of this name is not finished."""
         return job_id in self._jobs
 
+    def weights_in_use(self) -> set[int]:
+        """Give the ids of the weights that unfinished jobs sample from."""
+        return {id(state.weights) for state in self._jobs.values()}
+
     def add(self, state: JobState) -> None:
         """Let a checked job in."""
         self._jobs[state.job.job_id] = state

@@ -13,13 +13,14 @@ Owns the products y = x W^T and x = g W of one matrix; knows no adapter.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tinkex.engine.device import memory_bytes
 
 _PACKED_FOR_ROWS = 4
 """Rows that the layout is chosen for; it serves any number."""
@@ -127,8 +128,7 @@ def room_to_pack(weight_bytes: int) -> bool:
     Training then holds it two and a half times (measured on 110 million parameters); that must
     leave half of the machine's memory to everything else.
     """
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # a system that does not say
+    memory = memory_bytes(torch.device("cpu"))
+    if memory is None:
         return weight_bytes < _SMALL_BYTES
     return 2.5 * weight_bytes < 0.5 * memory

@@ -81,6 +81,11 @@ class TrainingTask:
         self._failure: TinkerError | None = None
 
     @property
+    def weights(self) -> LoraWeights:
+        """The weights that it reads: its adapter's when it began."""
+        return self._weights
+
+    @property
     def finished(self) -> bool:
         """Whether `result` has something to give."""
         return not self._left or self._failure is not None

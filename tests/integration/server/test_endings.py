@@ -34,7 +34,7 @@ async def furnished(api):
 async def assert_gone(api, session, model, samplers):
     await api.quiet()
     assert api.pool._adapters == {}
-    assert api.pool._samplers == {}
+    assert api.pool.sampler_ids == frozenset()
     assert len(api.services.runs) == 0
     assert len(api.services.samplers) == 0
     beat = await api.post("/session_heartbeat", {"session_id": session})
@@ -59,7 +59,7 @@ async def assert_gone(api, session, model, samplers):
 async def test_finished_session_frees_everything(api):
     session, model, samplers = await furnished(api)
     assert len(api.pool._adapters) == 1
-    assert len(api.pool._samplers) == 2
+    assert len(api.pool.sampler_ids) == 2
     assert (await finish(api, session)).status_code == 200
     await assert_gone(api, session, model, samplers)
 
@@ -131,7 +131,7 @@ async def test_no_engine_memory_is_left_by_many_clients(api):
         await finish(api, session)
     await api.quiet()
     assert api.pool._adapters == {}
-    assert api.pool._samplers == {}
+    assert api.pool.sampler_ids == frozenset()
     assert len(api.services.sessions) == 0
     assert api.services.futures.open_count == 0
     assert api.services.futures.open_bytes == 0

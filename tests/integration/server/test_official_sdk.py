@@ -292,7 +292,7 @@ def test_closed_client_leaves_nothing_in_the_server(tinker, server):
     asyncio.run_coroutine_threadsafe(quiet(), server.loop).result(10)
     assert len(server.services.runs) == 0
     assert base.jobs._engine._pool._adapters == {}
-    assert base.jobs._engine._pool._samplers == {}
+    assert base.jobs._engine._pool.sampler_ids == frozenset()
 
 
 def test_key_is_in_no_reply_and_no_log(tinker, service, capfd):

@@ -107,7 +107,7 @@ async def test_inflight_samplers_follow_every_later_save(api):
     logprobs = [result["sequences"][0]["logprobs"] for result in results]
     assert logprobs[0] == logprobs[1]
     await api.quiet()
-    assert len(api.pool._samplers) == 1
+    assert len(api.pool.sampler_ids) == 1
 
 
 async def test_named_sampler_samples_what_was_saved(api):
@@ -130,12 +130,12 @@ async def test_samplers_of_one_checkpoint_share_its_weights_and_free_them_togeth
     path = (await api.result(await api.ok("/save_weights_for_sampler", body)))["path"]
     sessions = [await api.session() for _ in range(3)]
     await asyncio.gather(*(api.sampler(session, 0, model_path=path) for session in sessions))
-    assert len(api.pool._samplers) == 1
+    assert len(api.pool.sampler_ids) == 1
     for session in sessions:
-        assert len(api.pool._samplers) == 1
+        assert len(api.pool.sampler_ids) == 1
         await api.ok(f"/sessions/{session}/finish", {"reason": {"type": "success"}})
         await api.quiet()
-    assert len(api.pool._samplers) == 0
+    assert len(api.pool.sampler_ids) == 0
     again = await api.sampler(model_path=path)
     assert len(await tokens(api, again)) == 1
 
@@ -175,7 +175,7 @@ async def test_older_clients_sample_without_a_session(api):
         assert len(future["sample_sequence_ids"]) == 1
         assert len((await api.result(future))["sequences"]) == 1
     await api.quiet()
-    assert len(api.pool._samplers) == 0
+    assert len(api.pool.sampler_ids) == 0
 
 
 async def test_prompt_logprobs_come_when_asked_for(api):

@@ -1,19 +1,20 @@
-"""Adapters and samplers by name."""
+"""One adapter, one sampler: what a step does, and how they are taken apart."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tinkex.engine.adapters import Adapter, AdapterPool
+from tinkex.engine.adapters import Adapter, Sampler
 from tinkex.engine.lora import LoraShape, initial_weights
-from tinkex.errors import EngineError, InputError
+from tinkex.engine.optimizers import find_optimizer
+from tinkex.errors import InputError
 from tinkex.types import AdamParams, LoraConfig
 
 
-def adapter():
+def adapter(kind="adamw"):
     weights = initial_weights([LoraShape("layer", 4, 6)], 2, 32.0, 0, torch.device("cpu"))
-    return Adapter(LoraConfig(rank=2), weights)
+    return Adapter(LoraConfig(rank=2), weights, kind)
 
 
 def test_step_applies_and_drops_the_sum_of_gradients():
@@ -56,29 +57,38 @@ def test_step_that_is_not_finite_drops_the_gradient():
     assert torch.equal(a.weights.flat, before)
 
 
-def test_pool_holds_so_many_adapters():
-    pool = AdapterPool.empty(1, 1)
-    pool.put_adapter("a", adapter())
-    pool.put_adapter("a", adapter())
-    with pytest.raises(EngineError, match="at most 1 adapters"):
-        pool.put_adapter("b", adapter())
-    pool.remove_adapter("a")
-    pool.remove_adapter("a")
-    pool.put_adapter("b", adapter())
+@pytest.mark.parametrize("kind", ["adamw", "dimuon"])
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("summed", [False, True])
+def test_adapter_made_again_from_its_tensors_is_the_same(kind, steps, summed):
+    a = adapter(kind)
+    for _ in range(steps):
+        a.accumulate(torch.randn(a.weights.flat.shape))
+        a.step(find_optimizer(kind).params(learning_rate=0.1))
+    if summed:
+        a.accumulate(torch.randn(a.weights.flat.shape))
+    again = a.plan()({name: tensor.clone() for name, tensor in a.tensors().items()})
+    assert again.tensors().keys() == a.tensors().keys()
+    for name, tensor in a.tensors().items():
+        assert torch.equal(again.tensors()[name], tensor)
+    assert (again.lora, again.optimizer_type, again.nbytes) == (a.lora, a.optimizer_type, a.nbytes)
+    assert (again.optimizer and again.optimizer.step) == (a.optimizer and a.optimizer.step)
+    assert again.weights.scale == a.weights.scale
+    assert all(factor.requires_grad for factor in again.weights.parameters)
 
 
-def test_pool_holds_so_many_samplers():
-    pool = AdapterPool.empty(1, 1)
-    pool.put_sampler("a", adapter().weights)
-    with pytest.raises(EngineError, match="at most 1 samplers"):
-        pool.put_sampler("b", adapter().weights)
-    pool.remove_sampler("a")
-    pool.remove_sampler("a")
+@pytest.mark.parametrize("kind", ["adamw", "dimuon"])
+def test_adapter_never_takes_more_than_it_says(kind):
+    a = adapter(kind)
+    a.accumulate(torch.randn(a.weights.flat.shape))
+    a.step(find_optimizer(kind).params(learning_rate=0.1))
+    a.accumulate(torch.randn(a.weights.flat.shape))
+    assert sum(tensor.nbytes for tensor in a.tensors().values()) == a.nbytes
 
 
-def test_unknown_names_are_refused():
-    pool = AdapterPool.empty(1, 1)
-    with pytest.raises(InputError, match="unknown adapter 'x'"):
-        pool.adapter("x")
-    with pytest.raises(InputError, match="unknown sampler 'x'"):
-        pool.sampler("x")
+def test_sampler_made_again_from_its_tensors_is_the_same():
+    one = Sampler(adapter().weights.frozen_copy())
+    again = one.plan()({name: tensor.clone() for name, tensor in one.tensors().items()})
+    assert torch.equal(again.weights.flat, one.weights.flat)
+    assert again.weights.pairs.keys() == one.weights.pairs.keys()
+    assert again.nbytes == one.nbytes == one.weights.flat.nbytes

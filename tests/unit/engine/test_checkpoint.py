@@ -134,7 +134,7 @@ def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     def no_space(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("tinkex.engine.checkpoint.save_file", no_space)
+    monkeypatch.setattr("tinkex.engine.checkpoint.save_tensors", no_space)
     for name in ("c", "d"):
         with pytest.raises(EngineError, match="no space left"):
             engine.save_adapter("b", tmp_path / name, optimizer=False)
