@@ -33,7 +33,7 @@ async def furnished(api):
 
 async def assert_gone(api, session, model, samplers):
     await api.quiet()
-    assert api.pool._adapters == {}
+    assert api.pool.adapter_ids == frozenset()
     assert api.pool.sampler_ids == frozenset()
     assert len(api.services.runs) == 0
     assert len(api.services.samplers) == 0
@@ -58,7 +58,7 @@ async def assert_gone(api, session, model, samplers):
 
 async def test_finished_session_frees_everything(api):
     session, model, samplers = await furnished(api)
-    assert len(api.pool._adapters) == 1
+    assert len(api.pool.adapter_ids) == 1
     assert len(api.pool.sampler_ids) == 2
     assert (await finish(api, session)).status_code == 200
     await assert_gone(api, session, model, samplers)
@@ -70,7 +70,7 @@ async def test_silent_session_frees_everything(virtual, advance):
     for _ in range(30):
         await advance(10)
         await api.ok("/session_heartbeat", {"session_id": session})
-    assert len(api.pool._adapters) == 1
+    assert len(api.pool.adapter_ids) == 1
     await advance(151)
     await assert_gone(api, session, model, samplers)
 
@@ -120,7 +120,7 @@ async def test_unloaded_run_is_freed_after_its_earlier_requests(api):
     assert "metrics" in await api.result(batch)
     assert await api.result(future) == {"model_id": model}
     await api.quiet()
-    assert api.pool._adapters == {}
+    assert api.pool.adapter_ids == frozenset()
     assert (await api.failure(await api.ok("/optim_step", {"model_id": model})))[1] == "user"
     assert (await api.ok("/session_heartbeat", {"session_id": session}))["type"]
 
@@ -130,7 +130,7 @@ async def test_no_engine_memory_is_left_by_many_clients(api):
         session, _, _ = await furnished(api)
         await finish(api, session)
     await api.quiet()
-    assert api.pool._adapters == {}
+    assert api.pool.adapter_ids == frozenset()
     assert api.pool.sampler_ids == frozenset()
     assert len(api.services.sessions) == 0
     assert api.services.futures.open_count == 0

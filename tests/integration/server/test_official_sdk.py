@@ -291,7 +291,7 @@ def test_closed_client_leaves_nothing_in_the_server(tinker, server):
 
     asyncio.run_coroutine_threadsafe(quiet(), server.loop).result(10)
     assert len(server.services.runs) == 0
-    assert base.jobs._engine._pool._adapters == {}
+    assert base.jobs._engine._pool.adapter_ids == frozenset()
     assert base.jobs._engine._pool.sampler_ids == frozenset()
 
 

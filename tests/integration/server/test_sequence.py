@@ -60,7 +60,7 @@ async def test_repeated_creation_gets_the_same_future(api):
     assert await api.ok("/create_model", body) == first
     await api.result(first)
     assert await api.ok("/create_model", body) == first
-    assert len(api.pool._adapters) == 1
+    assert len(api.pool.adapter_ids) == 1
     other = await api.post("/create_model", {**body, "lora_config": {"rank": 2}})
     assert other.status_code == 400
     assert "model_seq_id 0" in other.json()["detail"]

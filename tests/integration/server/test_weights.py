@@ -113,7 +113,7 @@ async def test_repeated_load_makes_one_run(api):
     first = await api.ok("/load_weights", body)
     assert await api.ok("/load_weights", body) == first
     await api.result(first)
-    assert len(api.pool._adapters) == 2
+    assert len(api.pool.adapter_ids) == 2
 
 
 async def test_existing_name_is_kept_unless_told_otherwise(api):
