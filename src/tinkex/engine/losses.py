@@ -103,19 +103,21 @@ def cross_entropy(inputs: LossInputs) -> LossOutput:
 
 def importance_sampling(inputs: LossInputs) -> LossOutput:
     """L = -sum(r A)."""
-    return LossOutput(_weighted(-_ratio(inputs) * inputs.fields["advantages"], inputs))
+    advantages = inputs.fields["advantages"]
+    gap = _gap(inputs)
+    # no advantage, no loss: lest 0 x inf give NaN where the ratio overflows
+    ratio = torch.exp(torch.where(advantages == 0, torch.zeros_like(gap), gap))
+    return LossOutput(_weighted(-ratio * advantages, inputs))
 
 
 def ppo(inputs: LossInputs) -> LossOutput:
     """L = -sum(min(r A, clamp(r, lo, hi) A))."""
-    ratio, advantages = _ratio(inputs), inputs.fields["advantages"]
-    clipped = _clip(ratio, inputs)
-    return LossOutput(_weighted(-torch.minimum(ratio * advantages, clipped * advantages), inputs))
+    return LossOutput(_weighted(_pessimistic(_gap(inputs), inputs), inputs))
 
 
 def cispo(inputs: LossInputs) -> LossOutput:
     """L = -sum(stop_gradient(clamp(r, lo, hi)) lp A)."""
-    clipped = _clip(_ratio(inputs).detach(), inputs)
+    clipped = _clip(torch.exp(_gap(inputs).detach()), inputs)
     return LossOutput(_weighted(-clipped * inputs.logprobs * inputs.fields["advantages"], inputs))
 
 
@@ -133,12 +135,11 @@ def gspo(inputs: LossInputs) -> LossOutput:
     has that ratio's value and the gradient of its own log-probability.
     """
     marked = inputs.fields[MASK] != 0
-    gap = (inputs.logprobs.detach() - inputs.fields["logprobs"])[marked]
-    log_ratio = gap.mean() if gap.numel() else inputs.logprobs.new_zeros(())
-    ratio = torch.exp(log_ratio + inputs.logprobs - inputs.logprobs.detach())
-    advantages = inputs.fields["advantages"]
-    clipped = _clip(ratio, inputs)
-    return LossOutput(_weighted(-torch.minimum(ratio * advantages, clipped * advantages), inputs))
+    learner = inputs.logprobs.detach()
+    gap = (learner - inputs.fields["logprobs"])[marked]
+    of_sequence = gap.mean() if gap.numel() else learner.new_zeros(())
+    log_ratio = _silenced(of_sequence + inputs.logprobs - learner, inputs)
+    return LossOutput(_weighted(_pessimistic(log_ratio, inputs), inputs))
 
 
 def stable_reinforce(inputs: LossInputs) -> LossOutput:
@@ -156,15 +157,31 @@ def _no_formula(_inputs: LossInputs) -> LossOutput:
     raise EngineError("a custom loss is computed by its graph")
 
 
-def _ratio(inputs: LossInputs) -> Tensor:
-    return torch.exp(_gap(inputs))
+def _pessimistic(log_ratio: Tensor, inputs: LossInputs) -> Tensor:
+    """Compute -min(r A, clamp(r, lo, hi) A).
+
+    What is clipped is chosen before r is computed with a gradient: a ratio that overflows there
+    would give 0 x inf, though its loss and gradient are plain numbers.
+    """
+    advantages = inputs.fields["advantages"]
+    ratio = torch.exp(log_ratio.detach())
+    clipped = _clip(ratio, inputs) * advantages
+    kept = ratio * advantages <= clipped  # false for 0 x inf as well
+    kept_ratio = torch.exp(torch.where(kept, log_ratio, torch.zeros_like(log_ratio)))
+    return -torch.where(kept, kept_ratio * advantages, clipped)
 
 
 def _gap(inputs: LossInputs) -> Tensor:
-    """Compute lp - q; 0 without gradient where the weight is 0, lest 0 x inf give NaN later."""
-    gap = inputs.logprobs - inputs.fields["logprobs"]
+    """Compute lp - q, silenced."""
+    return _silenced(inputs.logprobs - inputs.fields["logprobs"], inputs)
+
+
+def _silenced(log_ratio: Tensor, inputs: LossInputs) -> Tensor:
+    """Give 0 without gradient where the weight is 0, lest 0 x inf give NaN later."""
     weights = inputs.fields.get(WEIGHTS)
-    return gap if weights is None else torch.where(weights == 0, torch.zeros_like(gap), gap)
+    if weights is None:
+        return log_ratio
+    return torch.where(weights == 0, torch.zeros_like(log_ratio), log_ratio)
 
 
 def _clip(ratio: Tensor, inputs: LossInputs) -> Tensor:

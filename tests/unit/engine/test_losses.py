@@ -6,97 +6,102 @@ import math
 
 import pytest
 import torch
+from loss_reference import CASES, CLIPPED, EDGES, THRESHOLDS, random_inputs, reference
 
 from tinkex.engine.losses import LOSSES, LossInputs, loss_call
 from tinkex.errors import InputError
 
-N = 60
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
-def inputs(seed=0, spread=1.0):
-    g = torch.Generator().manual_seed(seed)
-    lp = -3 + spread * torch.randn(N, 1, generator=g)
-    fields = {
-        "weights": torch.randn(N, 1, generator=g),
-        "logprobs": -3 + spread * torch.randn(N, 1, generator=g),
-        "advantages": torch.randn(N, 1, generator=g),
-    }
-    fields["weights"][:7] = 0
-    fields["sequence_ratio_mask"] = (torch.rand(N, 1, generator=g) > 0.4).float()
-    return lp, fields
-
-
-def reference(name, lp, fields, config):
-    """The formulas of the module's docstring; a second writing of them on purpose."""
-    w, q, adv = fields["weights"], fields["logprobs"], fields["advantages"]
-    ratio = (lp - q).exp()
-    low, high = config.get("clip_low_threshold"), config.get("clip_high_threshold")
-    if name == "cross_entropy":
-        return -lp * w
-    if name == "importance_sampling":
-        return -ratio * adv * w
-    if name == "ppo":
-        return -torch.min(ratio * adv, ratio.clamp(low, high) * adv) * w
-    if name == "cispo":
-        return -ratio.clamp(low, high).detach() * lp * adv * w
-    if name == "gspo":
-        chosen = fields["sequence_ratio_mask"] != 0
-        mean = sum(float(one) for one in (lp.detach() - q)[chosen]) / int(chosen.sum())
-        own = math.exp(mean) * lp.exp() / lp.exp().detach()
-        return -torch.min(own * adv, own.clamp(low, high) * adv) * w
-    if name == "stable_reinforce":
-        rho = ratio.clamp(max=high).detach()
-        return -rho * (lp * adv - config["kl_coeff"] / 2 * (lp - q) ** 2) * w
-    return -(lp * adv - 0.5 * config["beta"] * (lp - q) ** 2) * w
-
-
-THRESHOLDS = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
-CASES = [
-    ("cross_entropy", {}),
-    ("importance_sampling", {}),
-    ("ppo", {}),
-    ("ppo", {"clip_low_threshold": 0.9, "clip_high_threshold": 1.05}),
-    ("cispo", {}),
-    ("cispo", {"clip_high_threshold": 1.5}),
-    ("dro", {"beta": 0.05}),
-    ("stable_reinforce", {}),
-    ("stable_reinforce", {"clip_high_threshold": 1.0, "kl_coeff": 0.3}),
-    ("gspo", THRESHOLDS),
-    ("gspo", {"clip_low_threshold": 0.0, "clip_high_threshold": 9.0}),
-]
-
-
-@pytest.mark.parametrize(("name", "config"), CASES)
-def test_value_and_gradient_equal_the_double_precision_reference(name, config):
+def both(name, config, lp, fields):
+    """The engine's (losses, gradient) in float32, and the reference's in float64."""
     call = loss_call(name, config)
-    lp, fields = inputs()
+    taken = {k: v for k, v in fields.items() if k in {*call.loss.required, *call.loss.optional}}
     leaf = lp.clone().requires_grad_()
-    taken = {k: fields[k] for k in ("weights", *call.loss.required)}
     loss = call.loss.compute(LossInputs(leaf, taken, call.config)).elementwise
     loss.sum().backward()
     exact = lp.double().requires_grad_()
-    expected = reference(name, exact, {k: v.double() for k, v in fields.items()}, dict(call.config))
+    expected = reference(name, exact, {k: v.double() for k, v in taken.items()}, config)
     expected.sum().backward()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+    return (loss.detach().double(), leaf.grad.double()), (expected.detach(), exact.grad)
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("name", "config"), CASES)
+def test_value_and_gradient_equal_the_double_precision_reference(name, config, seed):
+    found, expected = both(name, config, *random_inputs(seed))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_edges_equal_the_double_precision_reference(name, config, edge):
+    found, expected = both(name, config, *EDGES[edge])
+    for one, exact in zip(found, expected, strict=True):
+        fits = exact.abs() < FLOAT32_MAX
+        assert not one[~fits].isfinite().any()  # the engine refuses these by name
+        torch.testing.assert_close(one[fits], exact[fits], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_thresholds_of_each_token_equal_the_reference(name):
+    lp, fields = random_inputs(5)
+    g = torch.Generator().manual_seed(6)
+    fields["clip_high_threshold"] = 1 + torch.rand(lp.shape, generator=g)
+    if name != "stable_reinforce":
+        fields["clip_low_threshold"] = 1 - torch.rand(lp.shape, generator=g)
+    found, expected = both(name, {"gspo": THRESHOLDS}.get(name, {}), lp, fields)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ratio_beyond_double_precision_is_clipped_without_a_gradient():
+    lp, fields = random_inputs(count=3)
+    fields |= {"logprobs": torch.full_like(lp, -1e4), "advantages": torch.ones_like(lp)}
+    for name, config in (("ppo", {}), ("gspo", THRESHOLDS)):
+        call = loss_call(name, config)
+        leaf = lp.clone().requires_grad_()
+        inputs = LossInputs(leaf, fields | {"weights": torch.ones_like(lp)}, call.config)
+        losses = call.loss.compute(inputs).elementwise
+        losses.sum().backward()
+        assert losses.tolist() == [[pytest.approx(-call.config["clip_high_threshold"])]] * 3
+        assert leaf.grad.abs().max() == 0
+
+
+HELD_FIXED = {"cispo", "gspo", "stable_reinforce"}
+"""A ratio in them has no gradient, on purpose: theirs is not that of their value."""
+
+
+@pytest.mark.parametrize(("name", "config"), [one for one in CASES if one[0] not in HELD_FIXED])
 def test_gradcheck(name, config):
     call = loss_call(name, config)
-    lp, fields = inputs(seed=3, spread=0.3)
+    lp, fields = random_inputs(seed=3, spread=0.3)
     exact = {k: v.double() for k, v in fields.items()}
 
     def total(x):
         return call.loss.compute(LossInputs(x, exact, call.config)).elementwise.sum()
 
-    if name in {
-        "cispo",
-        "gspo",
-        "stable_reinforce",
-    }:  # their gradient is not their value's: a ratio is held fixed
-        return
     assert torch.autograd.gradcheck(total, lp.double().requires_grad_())
+
+
+@pytest.mark.parametrize("name", ["cispo", "stable_reinforce"])
+def test_gradcheck_with_the_ratio_as_a_constant(name):
+    """Unclipped, theirs is the gradient of lp A, each token times its ratio."""
+    wide = {"clip_high_threshold": 1e9}
+    call = loss_call(name, wide)
+    lp, fields = random_inputs(seed=3, spread=0.3)
+    exact = {k: v.double() for k, v in fields.items()}
+    leaf = lp.double().requires_grad_()
+    call.loss.compute(LossInputs(leaf, exact, call.config)).elementwise.sum().backward()
+    ratio = (lp.double() - exact["logprobs"]).exp()
+
+    def held(x):
+        return -(ratio * x * exact["advantages"] * exact["weights"]).sum()
+
+    assert torch.autograd.gradcheck(held, lp.double().requires_grad_())
+    x = lp.double().requires_grad_()
+    held(x).backward()
+    torch.testing.assert_close(leaf.grad, x.grad, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -119,7 +124,7 @@ def test_zero_weight_silences_a_ratio_that_overflows(name):
 @pytest.mark.parametrize("name", ["ppo", "cispo"])
 def test_per_token_thresholds_win_over_the_configuration(name):
     call = loss_call(name, None)
-    lp, fields = inputs()
+    lp, fields = random_inputs()
     low, high = torch.full_like(lp, 0.5), torch.full_like(lp, 0.7)
     found = call.loss.compute(
         LossInputs(
@@ -141,7 +146,7 @@ def test_ppo_gives_no_gradient_where_everything_is_clipped():
 
 def test_gspo_without_marked_tokens_has_a_ratio_of_one():
     call = loss_call("gspo", THRESHOLDS)
-    lp, fields = inputs()
+    lp, fields = random_inputs()
     fields["sequence_ratio_mask"] = torch.zeros_like(lp)
     found = call.loss.compute(LossInputs(lp, fields, call.config)).elementwise
     torch.testing.assert_close(found, -fields["advantages"] * fields["weights"])
