@@ -170,7 +170,21 @@ def _sequence(
         if key != TARGETS:
             sent = _field(inputs[key], targets.shape, f"{where}: {key}")
             fields[key] = sent.reshape(column.shape)
+    _check_thresholds(fields, call, where)
     return TrainingSequence(index, tokens, column, fields, targets.shape)
+
+
+def _check_thresholds(
+    fields: Mapping[str, NDArray[np.float32]], call: LossCall, where: str
+) -> None:
+    if LOW not in fields and HIGH not in fields:
+        return  # those of the configuration are checked
+    low, high = (fields.get(key, call.config.get(key)) for key in (LOW, HIGH))
+    if low is None or high is None:
+        return
+    crossed = np.flatnonzero(low > high)
+    if crossed.size:
+        raise InputError(f"{where}: {LOW} is above {HIGH} at {int(crossed[0])}")
 
 
 def _check_keys(inputs: Mapping[str, TensorData], call: LossCall, where: str) -> None:

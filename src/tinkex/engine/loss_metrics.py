@@ -9,7 +9,11 @@ are over the tokens that the loss counts: weight and advantage are not zero.
     entropy:mean           -log p of the tokens: of sampled ones an estimate of the entropy, nats
     ratio:mean, :min, :max exp(lp - q)
     kl:mean                q - lp: the k1 estimate of KL(sampler, learner) (Schulman 2020), nats
-    clip_fraction:mean     share of tokens whose ratio lies beyond the thresholds
+    clip_fraction:mean     share of tokens whose ratio lies beyond the thresholds; of gspo, whose
+                           sequence's ratio does
+
+A call that counts no token has no statistics, and folding its metrics with those of other chunks
+leaves them out: there is nothing that they would be the mean of.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinkex.engine.losses import HIGH, LOW, WEIGHTS
+from tinkex.engine.losses import HIGH, LOW, MASK, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,11 +91,10 @@ def _statistics(
         return np.concatenate(rows).astype(np.float64)
 
     gap = values - chosen("logprobs")
-    with np.errstate(over="ignore"):
-        ratio = np.minimum(np.exp(gap), np.finfo(np.float64).max)
+    ratio = _exp(gap)
     found |= {
         "kl:mean": float(-gap.mean()),
-        "ratio:mean": float(ratio.mean()),
+        "ratio:mean": float((ratio / ratio.size).sum()),  # their sum may overflow
         "ratio:min": float(ratio.min()),
         "ratio:max": float(ratio.max()),
     }
@@ -100,5 +103,28 @@ def _statistics(
             chosen(key) if key in sequences[0].fields else call.config.get(key, 0.0)
             for key in (LOW, HIGH)
         )
+        if MASK in call.loss.required:
+            ratio = _exp(_sequence_gaps(sequences, kept, logprobs))
         found["clip_fraction:mean"] = float(((ratio < low) | (ratio > high)).mean())
     return found
+
+
+def _sequence_gaps(
+    sequences: Sequence[TrainingSequence],
+    kept: Sequence[NDArray[np.bool_]],
+    logprobs: Mapping[int, NDArray[np.float32]],
+) -> NDArray[np.float64]:
+    """Give each counted token the mean of lp - q over the marked tokens of its sequence."""
+    gaps = []
+    for sequence, counted in zip(sequences, kept, strict=True):
+        marked = sequence.fields[MASK] != 0
+        learner = logprobs[sequence.index].reshape(marked.shape)[marked].astype(np.float64)
+        gap = learner - sequence.fields["logprobs"][marked]
+        gaps.append(np.full(int(counted.sum()), gap.mean() if gap.size else 0.0))
+    return np.concatenate(gaps)
+
+
+def _exp(log_ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give ratios; one that overflows is the largest number."""
+    with np.errstate(over="ignore"):
+        return np.minimum(np.exp(log_ratio), np.finfo(np.float64).max)

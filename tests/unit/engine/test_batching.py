@@ -49,6 +49,22 @@ def test_absent_thresholds_of_some_data_take_the_configuration():
     assert "clip_high_threshold" not in first.fields
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"clip_low_threshold": floats(0.1, 1.3)},
+        {"clip_high_threshold": floats(1.3, 0.7)},
+        {"clip_low_threshold": floats(0.5, 1.1), "clip_high_threshold": floats(1.5, 1.0)},
+    ],
+)
+def test_thresholds_that_cross_at_a_token_are_refused(limits):
+    bad = datum(2, loss_fn="ppo", **limits)
+    with pytest.raises(
+        InputError, match="datum 1: clip_low_threshold is above clip_high_threshold at 1"
+    ):
+        check(datum(2, loss_fn="ppo"), bad, loss_fn="ppo")
+
+
 def test_empty_batch_is_refused():
     with pytest.raises(InputError, match="batch is empty"):
         check()
