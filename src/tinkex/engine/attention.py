@@ -1,8 +1,8 @@
 """Attention on packed tokens: what differs between training, prefill and decode, and nothing else.
 
-Owns the function registered with transformers' `AttentionInterface` and the prefill form; the
-decode form lives beside the cache it reads (`kv_cache`). Every other line of the forward is shared
-by trainer and sampler, so their log-probabilities agree.
+Owns the function registered with transformers' `AttentionInterface` and the training form; those
+of the sampler live beside the cache they read (`chunk_attention`, `kv_cache`). Every other line of
+the forward is shared by trainer and sampler, so their log-probabilities agree.
 
 No mask function is registered under our name: transformers then builds no mask at all
 (`masking_utils._preprocess_mask_arguments` leaves early), and causality is ours to keep.
@@ -62,27 +62,18 @@ class PackedAttention(Protocol):
         ...
 
 
-class KeyValueWriter(Protocol):
-    """Takes the keys and values of a prefill."""
-
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keep [N, kv_heads, head_dim] keys and values of the packed tokens of one layer."""
-        ...
-
-
 class PrefillAttention:
-    """Causal attention inside each sequence of a packed batch, for training and prefill.
+    """Causal attention inside each sequence of a packed batch, for training.
 
     One call per run of equal lengths, so a batch sorted by length needs few calls and no padding.
     """
 
-    def __init__(self, lengths: Sequence[int], writer: KeyValueWriter | None = None) -> None:
+    def __init__(self, lengths: Sequence[int]) -> None:
         self._lengths = tuple(lengths)
-        self._writer = writer
 
     def attend(
         self,
-        layer: int,
+        layer: int,  # noqa: ARG002 - of the protocol
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -92,10 +83,8 @@ class PrefillAttention:
         sinks: Tensor | None = None,
     ) -> Tensor:
         """See `PackedAttention.attend`."""
-        if self._writer is not None:
-            self._writer.write(layer, key, value)
         outputs = [
-            _attend_block(query[a:b], key[a:b], value[a:b], length, scaling, window, sinks)
+            attend_sequences(query[a:b], key[a:b], value[a:b], length, scaling, window, sinks)
             for a, b, length in _equal_runs(self._lengths)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -110,7 +99,7 @@ def _equal_runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         start = end
 
 
-def _attend_block(
+def attend_sequences(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -119,28 +108,51 @@ def _attend_block(
     window: int,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attend within [B * length, heads, dim] tokens of B sequences."""
+    """Attend within [B * length, heads, dim] tokens of B whole sequences of `length` tokens."""
 
     def by_sequence(x: Tensor) -> Tensor:
         return x.view(-1, length, *x.shape[1:]).transpose(1, 2)
 
-    mask = None
-    if 0 < window < length:
-        position = torch.arange(length, device=query.device)
-        distance = position[:, None] - position
-        mask = (distance >= 0) & (distance < window)
+    mask = causal_mask(0, length, 0, window, query.device) if 0 < window < length else None
     folded = by_sequence(query), by_sequence(key), by_sequence(value)
+    out = attend_dense(*folded, mask=mask, scaling=scaling, sinks=sinks)
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def causal_mask(start: int, end: int, first: int, window: int, device: torch.device) -> Tensor:
+    """Say which keys at positions first..end queries at start..end see: bool [queries, keys]."""
+    queries = torch.arange(start, end, device=device)
+    distance = queries[:, None] - torch.arange(first, end, device=device)
+    mask = distance >= 0
+    if window:
+        mask &= distance < window
+    return mask
+
+
+def attend_dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None,
+    scaling: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attend with [B, heads, L, dim] queries over [B, kv_heads, M, dim] keys and values.
+
+    Without a mask L = M and attention is causal.
+    """
     if sinks is not None:
-        out = attend_with_sinks(*folded, sinks, mask=mask, scaling=scaling)
-        return out.transpose(1, 2).flatten(0, 1)
-    out = F.scaled_dot_product_attention(
-        *folded,
+        return attend_with_sinks(query, key, value, sinks, mask=mask, scaling=scaling)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return out.transpose(1, 2).flatten(0, 1)
 
 
 def packed_attention_forward(

@@ -51,13 +51,18 @@ class EngineConfig:
     microbatch_tokens: int = 1024
     """Tokens in one training forward; a longer sequence goes alone."""
     prefill_tokens: int = 2048
-    """Prompt tokens in one prefill; a longer prompt goes alone."""
+    """Prompt tokens computed in one step; of a longer prompt, this many at a time."""
+    prefill_block_tokens: int = 64
+    """Prompts are computed in blocks of this many tokens, and reused by whole blocks."""
     max_running: int = 64
     """Sequences decoded at once."""
     max_num_samples: int = 1024
     """Samples of one request."""
     kv_cache_tokens: int = 65_536
     """Tokens that the KV cache may reserve for admitted sequences; one request always runs."""
+    prefix_cache_tokens: int = 32_768
+    """Tokens of ended requests' prompts that are kept for others with the same beginning: at most
+    these, and no more than `kv_cache_tokens` leaves. 0 keeps none, and shares none."""
     head_chunk_elements: int = 4_194_304
     """Logits held at once in training: rows x vocabulary, at least 128 rows."""
     custom_loss_seconds: float = 10.0
@@ -82,6 +87,11 @@ class EngineConfig:
         ]
         if self.dtype not in _DTYPES:
             faults.append(f"dtype must be one of {', '.join(sorted(_DTYPES))}, got {self.dtype!r}")
+        if self.prefill_block_tokens > self.prefill_tokens:
+            faults.append(
+                f"prefill_block_tokens must be at most prefill_tokens ({self.prefill_tokens}), got "
+                f"{self.prefill_block_tokens}"
+            )
         if not self.lora_alpha > 0:
             faults.append(f"lora_alpha must be above 0, got {self.lora_alpha}")
         if faults:
@@ -100,9 +110,11 @@ _LOWEST = {
     "max_request_tokens": 1,
     "microbatch_tokens": 1,
     "prefill_tokens": 1,
+    "prefill_block_tokens": 1,
     "max_running": 1,
     "max_num_samples": 1,
     "kv_cache_tokens": 1,
+    "prefix_cache_tokens": 0,
     "head_chunk_elements": 1,
     "row_multiple": 1,
 }

@@ -317,6 +317,7 @@ class Engine:
     def remove_sampler(self, sampler_id: str) -> None:
         """Forget a sampler, if there; samples that run with it go on."""
         self._pool.remove_sampler(sampler_id)
+        self._generator.sweep()
 
     # --- sampling -------------------------------------------------------------------------------
 
@@ -359,7 +360,7 @@ class Engine:
         return self._generator.has_work
 
     def step(self) -> list[SampleFinished]:
-        """Do one prefill or one decode for everybody; give the jobs that ended."""
+        """Compute chunks of prompts or decode one token each; give the jobs that ended."""
         return self._generator.step()
 
     # --- itself ---------------------------------------------------------------------------------
@@ -375,6 +376,7 @@ class Engine:
             "products": "onednn packed" if self._runner.packed else "torch",
             "row_multiple": str(self.config.row_multiple),
             "microbatch_tokens": str(self.config.microbatch_tokens),
+            "prefill_block_tokens": str(self.config.prefill_block_tokens),
         }
 
     def _check_rank(self, rank: int) -> None:

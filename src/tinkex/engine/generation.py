@@ -1,24 +1,23 @@
 """Sampling, a step at a time: schedule, run, postprocess.
 
-Owns the life of sampling jobs. A step is one prefill of waiting prompts or one decode of all
-running sequences; nothing here waits. A job that fails takes no other with it, unless the
+Owns the life of sampling jobs. A step computes chunks of prompts, or decodes one token for all
+running sequences; while there is both, steps alternate, so that a long prompt holds up no stream
+for longer than one chunk. Nothing here waits. A job that fails takes no other with it, unless the
 computation itself failed for the whole batch.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.head import top_logprobs
-from tinkex.engine.kv_cache import DecodeAttention, KVCache, PrefillWriter
-from tinkex.engine.lora import LoraSegment, LoraWeights
+from tinkex.engine.kv_cache import DecodeAttention, KVCache
+from tinkex.engine.lora import LoraSegment
+from tinkex.engine.prefill import Prefill, segments_of
 from tinkex.engine.prompt_scores import score_prompt
 from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
 from tinkex.engine.scheduler import Scheduler
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from tinkex.engine.config import EngineConfig
     from tinkex.engine.model_runner import ModelRunner
+    from tinkex.engine.prefill import PromptChunk
 
 _NOT_FINITE = (
     "the model gave logits that are not finite; the adapter's weights may have diverged. Load an "
@@ -48,17 +48,31 @@ class Generator:
         self._runner = runner
         self._row_multiple = config.row_multiple
         self._cache = KVCache()
+        self._prefill = Prefill(runner, self._cache, config)
         self._jobs: dict[str, JobState] = {}
         self._scheduler = Scheduler(
-            max_running=config.max_running,
-            prefill_tokens=config.prefill_tokens,
-            cache_tokens=config.kv_cache_tokens,
+            max_running=config.max_running, cache_tokens=config.kv_cache_tokens
         )
+        self._decode_is_due = False
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do something."""
         return self._scheduler.has_work
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens computed since the engine was made."""
+        return self._prefill.prefilled_tokens
+
+    @property
+    def reused_tokens(self) -> int:
+        """Prompt tokens taken from the prefix cache instead of computing them."""
+        return self._prefill.reused_tokens
+
+    def sweep(self) -> None:
+        """Give back what is kept of prompts for weights that are gone."""
+        self._prefill.prefix.sweep()
 
     def has_job(self, job_id: str) -> bool:
         """Say whether a job of this name is not finished."""
@@ -82,14 +96,18 @@ class Generator:
 
     @torch.inference_mode()
     def step(self) -> list[SampleFinished]:
-        """Do one prefill or one decode; give the jobs that ended."""
-        prefill = self._scheduler.take_prefill()
-        if prefill:
-            finished = self._guarded(prefill, lambda: self._prefill(prefill))
-            return finished + self._start_samples()
-        finished = self._start_samples()
+        """Compute chunks of prompts, or decode one token; give the jobs that ended."""
+        self.sweep()
+        finished = self._admit_and_start()
+        waiting = self._scheduler.prefill_order()
+        if waiting and not (self._decode_is_due and self._scheduler.running):
+            self._decode_is_due = True
+            finished += self._guarded(waiting, lambda: self._compute_prompts(waiting))
+            return finished + self._admit_and_start()
+        self._decode_is_due = False
         running = list(self._scheduler.running)
         if running:
+            self._scheduler.charge_decode()
             states = {id(s.state): s.state for s in running}.values()
             finished += self._guarded(states, lambda: self._decode(running))
         return finished
@@ -108,45 +126,72 @@ class Generator:
     def _alive(self, state: JobState) -> bool:
         return self._jobs.get(state.job.job_id) is state
 
-    # --- prefill --------------------------------------------------------------------------------
+    # --- prompts --------------------------------------------------------------------------------
 
-    def _prefill(self, states: Sequence[JobState]) -> list[SampleFinished]:
-        """Compute prompts: their keys and values, log-probabilities asked for, last logits."""
-        order = sorted(states, key=lambda s: (id(s.weights), len(s.prompt)))
-        lengths = [len(s.prompt) for s in order]
-        for state in order:
-            state.prompt_row = self._cache.allocate(len(state.prompt))
-        writer = PrefillWriter([s.prompt_row for s in order if s.prompt_row], lengths)
-        ends = list(itertools.accumulate(lengths))
-        extra = -ends[-1] % self._row_multiple
-        ids = torch.from_numpy(np.concatenate([s.prompt for s in order])).to(self._runner.device)
-        positions = torch.cat([torch.arange(n) for n in (*lengths, extra)]).to(ids.device)
-        hidden = self._runner.hidden(
-            F.pad(ids, (0, extra)),
-            positions,
-            PrefillAttention((*lengths, extra) if extra else lengths, writer),
-            _segments([s.weights for s in order], lengths),
-        )
-        last = hidden[torch.tensor(ends, device=hidden.device) - 1]
+    def _compute_prompts(self, waiting: Sequence[JobState]) -> list[SampleFinished]:
+        """Compute chunks of the prompts that wait, whose turn it is first."""
+        chunks = self._prefill.plan(waiting)
+        for chunk in chunks:
+            self._scheduler.charge_prefill(chunk.state, chunk.tokens)
+        finished = []
+        if chunks:
+            states = [chunk.state for chunk in chunks]
+            finished = self._guarded(states, lambda: self._run_chunks(chunks))
+        computed = [s for s in waiting if self._alive(s) and not s.prompt_left]
+        return finished + self._prompts_done(computed)
+
+    def _run_chunks(self, chunks: Sequence[PromptChunk]) -> list[SampleFinished]:
+        return [self._fail(s, EngineError(_NOT_FINITE)) for s in self._prefill.run(chunks)]
+
+    def _prompts_done(self, states: Sequence[JobState]) -> list[SampleFinished]:
+        """Compute what comes first after whole prompts, and what was asked about them."""
+        if not states:
+            return []
+        return self._guarded(states, lambda: self._score_prompts(states))
+
+    def _score_prompts(self, states: Sequence[JobState]) -> list[SampleFinished]:
+        order = sorted(states, key=lambda s: id(s.weights))
         logits = self._runner.head.logits(
-            last, _segments([s.weights for s in order], [1] * len(order))
+            torch.stack([s.last_hidden for s in order]),
+            segments_of([s.weights for s in order], [1] * len(order)),
         )
         finished = []
-        for state, end, length, row in zip(order, ends, lengths, logits, strict=True):
-            state.first_logits = row
-            at = slice(end - length, end)
-            score_prompt(state, hidden[at], ids[at], self._runner.head)
+        for state, row in zip(order, logits, strict=True):
             if not bool(row.isfinite().all()):
                 finished.append(self._fail(state, EngineError(_NOT_FINITE)))
+                continue
+            hidden = torch.cat(state.hidden) if state.hidden else state.last_hidden[:0, None]
+            score_prompt(state, hidden, state.wanted_from, self._runner.head)
+            state.first_logits, state.last_hidden, state.hidden = row, None, []
+            self._scheduler.prompt_done(state)
         return finished
 
     # --- start and decode -----------------------------------------------------------------------
 
-    def _start_samples(self) -> list[SampleFinished]:
-        """Fork samples from computed prompts and choose their first tokens."""
-        taken = self._scheduler.take_start()
-        if not taken:
+    def _admit_and_start(self) -> list[SampleFinished]:
+        """Let jobs in and start samples, as the scheduler grants."""
+        finished: list[SampleFinished] = []
+        while True:
+            grants = self._scheduler.grant()
+            if not grants.admitted and not grants.starts:
+                return finished
+            for state in grants.admitted:
+                finished += self._open(state)
+            self._prefill.prefix.shrink(self._scheduler.free_tokens)
+            admitted = [s for s in grants.admitted if self._alive(s)]
+            finished += self._prompts_done([s for s in admitted if not s.prompt_left])
+            if grants.starts:
+                finished += self._start_samples(grants.starts)
+
+    def _open(self, state: JobState) -> list[SampleFinished]:
+        def opened() -> list[SampleFinished]:
+            self._prefill.open(state)
             return []
+
+        return self._guarded([state], opened)
+
+    def _start_samples(self, taken: Sequence[tuple[JobState, int]]) -> list[SampleFinished]:
+        """Fork samples from computed prompts and choose their first tokens."""
         started = [RunningSequence(s, i, UniformStream(s.rule.seed, i)) for s, i in taken]
         self._scheduler.run(started)
         for sequence in started:
@@ -176,7 +221,7 @@ class Generator:
         extra = -len(rows) % self._row_multiple
         ids = torch.tensor([s.tokens[-1] for s in running] + [0] * extra, device=device)
         positions = torch.tensor([row.length for row in rows] + [0] * extra, device=device)
-        segments = _segments([s.state.weights for s in running], [1] * len(rows))
+        segments = segments_of([s.state.weights for s in running], [1] * len(rows))
         if len(segments) == 1 and segments[0].end == len(rows):
             # One adapter: filler rows may go along, which spares padding in every layer.
             segments = [LoraSegment(0, len(rows) + extra, segments[0].weights)]
@@ -248,7 +293,9 @@ class Generator:
         if len(done) < state.job.num_samples:
             return []
         del self._jobs[state.job.job_id]
-        return [SampleFinished(state.job.job_id, _response(state), None)]
+        response = _response(state)
+        state.sequences.clear()  # they know the job too: a ring, which would keep weights alive
+        return [SampleFinished(state.job.job_id, response, None)]
 
     def _fail(self, state: JobState, error: TinkerError) -> SampleFinished:
         self._discard(state, scrub=True)
@@ -260,28 +307,14 @@ class Generator:
         for sequence in self._scheduler.drop(state):
             self._free(sequence, scrub=scrub)
         if state.prompt_row is not None:
-            self._cache.free(state.prompt_row, scrub=scrub)
+            self._prefill.close(state.prompt_row, self._scheduler.free_tokens, scrub=scrub)
             state.prompt_row = None
+        state.sequences.clear()
 
     def _free(self, sequence: RunningSequence, *, scrub: bool = False) -> None:
         if sequence.row is not None:
-            self._cache.free(sequence.row, scrub=scrub)
+            self._prefill.close(sequence.row, self._scheduler.free_tokens, scrub=scrub)
             sequence.row = None
-
-
-def _segments(weights: Sequence[LoraWeights | None], counts: Sequence[int]) -> list[LoraSegment]:
-    """Merge neighbours of the same adapter into segments; the base model needs none."""
-    segments: list[LoraSegment] = []
-    start = 0
-    for adapter, count in zip(weights, counts, strict=True):
-        end = start + count
-        if adapter is not None:
-            if segments and segments[-1].weights is adapter and segments[-1].end == start:
-                segments[-1] = LoraSegment(segments[-1].start, end, adapter)
-            else:
-                segments.append(LoraSegment(start, end, adapter))
-        start = end
-    return segments
 
 
 def _response(state: JobState) -> SampleResponse:

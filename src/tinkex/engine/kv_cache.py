@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+KVCopy = dict[int, tuple[Tensor, Tensor]]
+"""For each layer, keys and values [kv_heads, n, dim] of n tokens, outside the slabs."""
+
+
 class KVRow:
-    """One sequence's place in the cache."""
+    """One sequence's place in the cache; the same object for the sequence's whole life."""
 
     __slots__ = ("index", "length", "slab")
 
@@ -84,15 +88,30 @@ class Slab:
                 )
         return self._keys[layer], self._values[layer]
 
-    def copy_row(self, source: KVRow, target: KVRow) -> None:
-        """Copy what `source`, a row of this slab, holds into `target`, of any slab."""
+    def copy_row(self, source: KVRow, target: KVRow, start: int, end: int) -> None:
+        """Copy positions of `source`, a row of this slab, into `target`, of any slab."""
         other = target.slab
         for layer, keys in self._keys.items():
             values = self._values[layer]
             to_keys, to_values = other.layer(layer, keys[:, :, 0], values[:, :, 0])
             for stored, to in ((keys, to_keys), (values, to_values)):
-                to[target.index, :, : source.length] = stored[source.index, :, : source.length]
-        target.length = source.length
+                to[target.index, :, start:end] = stored[source.index, :, start:end]
+
+    def copy_out(self, row: KVRow, start: int, end: int) -> KVCopy:
+        """Copy positions of a row of this slab into memory of its own."""
+        at = row.index, slice(None), slice(start, end)
+        return {
+            layer: (keys[at].clone(), self._values[layer][at].clone())
+            for layer, keys in self._keys.items()
+        }
+
+    def copy_in(self, copy: KVCopy, row: KVRow, start: int) -> None:
+        """Put a copy into a row of this slab, from position `start` on."""
+        for layer, (keys, values) in copy.items():
+            end = start + keys.shape[1]
+            like = keys.transpose(0, 1), values.transpose(0, 1)
+            for to, part in zip(self.layer(layer, *like), (keys, values), strict=True):
+                to[row.index, :, start:end] = part
 
 
 class KVCache:
@@ -113,17 +132,25 @@ class KVCache:
     def fork(self, row: KVRow) -> KVRow:
         """Copy a row, so that a sample may go on from a shared prompt."""
         copy = self.allocate(row.length)
-        row.slab.copy_row(row, copy)
+        row.slab.copy_row(row, copy, 0, row.length)
+        copy.length = row.length
         return copy
 
+    @staticmethod
+    def copy_out(row: KVRow, start: int, end: int) -> KVCopy:
+        """Copy positions of a row into memory of its own."""
+        return row.slab.copy_out(row, start, end)
+
     def make_room(self, row: KVRow) -> KVRow:
-        """Give a row with room for one more token: the same, or its copy in the next class."""
+        """Give the row with room for one more token: moved to the next class when it was full."""
         if row.length < row.slab.capacity:
             return row
         larger = self.allocate(row.length + 1)
-        row.slab.copy_row(row, larger)
-        self.free(row)
-        return larger
+        row.slab.copy_row(row, larger, 0, row.length)
+        row.slab.remove(row, scrub=False)
+        row.slab, row.index = larger.slab, larger.index
+        row.slab.rows[row.index] = row
+        return row
 
     def free(self, row: KVRow, *, scrub: bool = False) -> None:
         """Close a row; `scrub` when it may hold what is not finite."""
@@ -138,25 +165,6 @@ class KVCache:
         for slab in self._slabs.values():
             if not slab.rows:
                 slab.release()
-
-
-class PrefillWriter:
-    """Puts the keys and values of a packed prefill into one row for each sequence."""
-
-    def __init__(self, rows: Sequence[KVRow], lengths: Sequence[int]) -> None:
-        self._rows = tuple(rows)
-        self._lengths = tuple(lengths)
-        for row, length in zip(rows, lengths, strict=True):
-            row.length = length
-
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """See `attention.KeyValueWriter.write`; rows past the sequences are filler."""
-        start = 0
-        for row, length in zip(self._rows, self._lengths, strict=True):
-            keys, values = row.slab.layer(layer, key, value)
-            keys[row.index, :, :length] = key[start : start + length].transpose(0, 1)
-            values[row.index, :, :length] = value[start : start + length].transpose(0, 1)
-            start += length
 
 
 class DecodeAttention:

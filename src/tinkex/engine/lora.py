@@ -47,7 +47,7 @@ class LoraPair:
     b: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class LoraWeights:
     """All weights of one adapter, in one flat float32 buffer with a view for each factor.
 

@@ -20,31 +20,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tinkex.engine.head import Head
-    from tinkex.engine.sequence import JobState
+    from tinkex.engine.sequence import JobState, SampleJob
 
 PROMPT_STREAM = 2**64 - 1
 """The sample number of the uniforms that draw alternatives; no sample has it."""
 _CHUNK_ROWS = 128
 
 
-def score_prompt(state: JobState, hidden: Tensor, ids: Tensor, head: Head) -> None:
+def first_wanted(job: SampleJob, length: int) -> int:
+    """Give the first position of a prompt whose hidden state `score_prompt` needs; length: none."""
+    if job.target_prompt_logprobs is not None or job.prompt_alt_tokens_k:
+        return 0
+    if job.prompt_logprobs or job.topk_prompt_logprobs:
+        first = _first_scored(job, length)
+        return first - 1 if first < length else length
+    return length
+
+
+def score_prompt(state: JobState, hidden: Tensor, start: int, head: Head) -> None:
     """Compute everything that a job asked about its prompt, and keep it in `state`.
 
     Args:
         state: the job.
-        hidden: [T, C], of the whole prompt.
-        ids: [T], its tokens.
+        hidden: [T - start, C], of the prompt's positions from `start` on.
+        start: at most `first_wanted`.
         head: the unembedding.
     """
     job, length = state.job, len(state.prompt)
-    first = 1
-    if job.prompt_logprobs_last_n is not None:
-        first = max(1, length - job.prompt_logprobs_last_n)
-    before = hidden[first - 1 : length - 1]
+    first = _first_scored(job, length)
+    before = hidden[max(first - 1 - start, 0) : max(length - 1 - start, 0)]
+    ids = torch.from_numpy(state.prompt[first:]).to(hidden.device)
     if job.prompt_logprobs:
         state.prompt_logprobs = np.full(length, np.nan, dtype=np.float32)
         if before.shape[0]:
-            found = head.logprobs(before, ids[first:, None], state.weights)
+            found = head.logprobs(before, ids[:, None], state.weights)
             state.prompt_logprobs[first:] = found[:, 0].cpu().numpy()
     k = job.topk_prompt_logprobs
     if k:
@@ -58,6 +67,12 @@ def score_prompt(state: JobState, hidden: Tensor, ids: Tensor, head: Head) -> No
         state.target_prompt = _targets(state, job.target_prompt_logprobs, hidden[:-1], head)
     if job.prompt_alt_tokens_k:
         state.prompt_alternatives = _draws(state, job.prompt_alt_tokens_k, hidden[:-1], head)
+
+
+def _first_scored(job: SampleJob, length: int) -> int:
+    if job.prompt_logprobs_last_n is None:
+        return 1
+    return max(1, length - job.prompt_logprobs_last_n)
 
 
 def _targets(state: JobState, asked: TensorData, before: Tensor, head: Head) -> TensorData:

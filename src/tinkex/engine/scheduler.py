@@ -1,18 +1,27 @@
 """Who prefills, starts and decodes next. Policy only: no tensors, no clock.
 
 Continuous batching: finished sequences leave the batch and waiting ones join it at every step. A
-job's prompt is prefilled once and its samples fork from it. First come, first served; memory is
-reserved for a sequence's longest possible end, so nothing that runs is ever preempted.
+job's prompt is computed once and its samples fork from it. Parties (an owner's jobs on one sampler)
+take turns by tokens served (`fair_share`); the jobs of a party come in the order of their arrival.
+
+Memory and a slot are held for an admitted job's first sample, and memory is reserved for a
+sequence's longest possible end, so nothing that runs is ever preempted and every admitted job comes
+to its end. A job too large for the room there is may be overtaken by smaller ones, but not for
+ever: after `cache_tokens` of them, nothing more is admitted before it.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from tinkex.engine.fair_share import FairShares
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tinkex.engine.fair_share import Party
     from tinkex.engine.sequence import JobState, RunningSequence
 
 _SMALLEST_ROW = 64
@@ -23,90 +32,223 @@ def row_capacity(tokens: int) -> int:
     return max(_SMALLEST_ROW, 1 << (tokens - 1).bit_length())
 
 
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What may begin now."""
+
+    admitted: list[JobState] = field(default_factory=list)
+    """Jobs whose prompts may be computed."""
+    starts: list[tuple[JobState, int]] = field(default_factory=list)
+    """Samples to start: their jobs and indices."""
+
+
 class Scheduler:
     """The queues of one engine."""
 
-    def __init__(self, *, max_running: int, prefill_tokens: int, cache_tokens: int) -> None:
+    def __init__(self, *, max_running: int, cache_tokens: int) -> None:
         self._max_running = max_running
-        self._prefill_tokens = prefill_tokens
         self._cache_tokens = cache_tokens
         self._reserved = 0
-        self.waiting: deque[JobState] = deque()
-        """Jobs whose prompt is not computed yet."""
-        self.starting: deque[JobState] = deque()
+        self._slots = 0
+        """Running sequences, and those held for first samples."""
+        self._shares = FairShares()
+        self._arrivals = 0
+        self._waiting: dict[Party, deque[JobState]] = {}
+        """Jobs not admitted yet."""
+        self._prefilling: list[JobState] = []
+        """Admitted jobs whose prompt is not computed."""
+        self._starting: dict[Party, deque[JobState]] = {}
         """Jobs with a computed prompt and samples left to start."""
+        self._decoding: Counter[Party] = Counter()
+        """Running sequences of each party."""
         self.running: list[RunningSequence] = []
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do something."""
-        return bool(self.waiting or self.starting or self.running)
+        return bool(self._waiting or self._prefilling or self._starting or self.running)
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens of the cache that no admitted job has reserved."""
+        return max(0, self._cache_tokens - self._reserved)
 
     def add(self, state: JobState) -> None:
         """Queue a job."""
-        self.waiting.append(state)
+        state.arrival = self._arrivals
+        self._arrivals += 1
+        self._shares.enter(state.party)
+        self._waiting.setdefault(state.party, deque()).append(state)
 
-    def take_prefill(self) -> list[JobState]:
-        """Take the jobs whose prompts to compute now, in order of arrival."""
-        taken: list[JobState] = []
-        tokens = 0
-        slots = self._max_running - len(self.running) - sum(_left(s) for s in self.starting)
-        promised = sum(row_capacity(s.length_limit) for s in self.starting)
-        while self.waiting:
-            state = self.waiting[0]
-            alone = not (taken or self.running or self.starting)
-            prompt_row = row_capacity(len(state.prompt))
-            promised += row_capacity(state.length_limit)
-            fits = slots > 0 and self._reserved + promised + prompt_row <= self._cache_tokens
-            if not alone and not (fits and tokens + len(state.prompt) <= self._prefill_tokens):
-                break
-            taken.append(self.waiting.popleft())
-            self._reserved += prompt_row
-            tokens += len(state.prompt)
-            slots -= state.job.num_samples
-        self.starting.extend(taken)
-        return taken
+    # --- admission and start --------------------------------------------------------------------
 
-    def take_start(self) -> list[tuple[JobState, int]]:
-        """Take the samples to start now: their jobs and indices. The job leaves after its last."""
-        taken: list[tuple[JobState, int]] = []
-        while self.starting:
-            state = self.starting[0]
-            cost = row_capacity(state.length_limit)
-            room = len(self.running) + len(taken) < self._max_running
-            fits = room and self._reserved + cost <= self._cache_tokens
-            if not fits and (taken or self.running):
+    def grant(self) -> Grants:
+        """Admit jobs and start samples, as far as slots and memory go.
+
+        A slot goes to the party served least; what it is granted here counts as served until the
+        end of the call, so that several free slots are shared out too.
+        """
+        grants = Grants()
+        charged: list[tuple[Party, int]] = []
+        for queue in list(self._starting.values()):
+            for state in [s for s in queue if s.started == 0]:
+                self._start(state, grants)  # its slot and memory are held
+                charged.append((state.party, state.max_tokens))
+                self._shares.charge(*charged[-1])
+        passed: list[JobState] = []
+        while self._slots < self._max_running:
+            chosen = self._next(passed)
+            if chosen is None:
                 break
-            taken.append((state, state.started))
-            state.started += 1
-            self._reserved += cost
-            if not _left(state):
-                self.starting.popleft()
-                self._reserved -= row_capacity(len(state.prompt))
-        return taken
+            if chosen.admitted:
+                self._start(chosen, grants)
+                charged.append((chosen.party, chosen.max_tokens))
+            else:
+                self._admit(chosen, grants)
+                for waits in passed:
+                    waits.overtaken += _row(chosen)
+                charged.append((chosen.party, len(chosen.prompt) + chosen.max_tokens))
+            self._shares.charge(*charged[-1])
+        for party, tokens in charged:
+            self._shares.charge(party, -tokens)
+        return grants
+
+    def _next(self, passed: list[JobState]) -> JobState | None:
+        """Find the job that gets the next slot; those that do not fit go to `passed`."""
+        heads = [queue[0] for party, queue in self._waiting.items() if not self._is_behind(party)]
+        heads += [queue[0] for queue in self._starting.values()]
+        heads.sort(key=self._rank)
+        patience_ends = any(s.overtaken >= self._cache_tokens for s in passed)
+        for state in heads:
+            if state in passed or (patience_ends and not state.admitted):
+                continue
+            if self._fits(state):
+                return state
+            passed.append(state)
+            patience_ends = patience_ends or (
+                not state.admitted and state.overtaken >= self._cache_tokens
+            )
+        return None
+
+    def _is_behind(self, party: Party) -> bool:
+        """Whether the free slots are for samples of a party's earlier jobs."""
+        if party in self._starting:
+            return True
+        owed = sum(_left(s) - 1 for s in self._prefilling if s.party == party)
+        return self._slots + owed >= self._max_running
+
+    def _rank(self, state: JobState) -> tuple[int, int, int]:
+        return *self._shares.rank(state.party), state.arrival
+
+    def _fits(self, state: JobState) -> bool:
+        """Whether there is room to admit a job, or to start an admitted one's next sample."""
+        if state.admitted:
+            cost = 0 if state.promised else _row(state)
+        else:
+            cost = _row(state) + _prompt_row(state)
+        return cost == 0 or self._reserved == 0 or self._reserved + cost <= self._cache_tokens
+
+    def _admit(self, state: JobState, grants: Grants) -> None:
+        _leave_queue(self._waiting, state)
+        self._reserved += _row(state) + _prompt_row(state)
+        self._slots += 1
+        state.admitted = state.promised = True
+        self._prefilling.append(state)
+        grants.admitted.append(state)
+
+    def _start(self, state: JobState, grants: Grants) -> None:
+        grants.starts.append((state, state.started))
+        if not state.promised:
+            self._reserved += _row(state)
+        if state.started:  # a slot was held for the first
+            self._slots += 1
+        state.promised = False
+        state.started += 1
+        state.unfinished += 1
+        self._decoding[state.party] += 1
+        if not _left(state):
+            _leave_queue(self._starting, state)
+            self._reserved -= _prompt_row(state)
+
+    # --- prompts --------------------------------------------------------------------------------
+
+    def prefill_order(self) -> list[JobState]:
+        """Give the jobs whose prompts are to be computed, whose turn it is first."""
+        return sorted(self._prefilling, key=self._rank)
+
+    def charge_prefill(self, state: JobState, tokens: int) -> None:
+        """Count prompt tokens that are being computed."""
+        self._shares.charge(state.party, tokens)
+
+    def prompt_done(self, state: JobState) -> None:
+        """Let the samples of a job start: its prompt is computed."""
+        self._prefilling.remove(state)
+        self._starting.setdefault(state.party, deque()).append(state)
+
+    # --- running --------------------------------------------------------------------------------
 
     def run(self, sequences: Iterable[RunningSequence]) -> None:
         """Add started sequences to the batch, next to others of the same adapter."""
         self.running.extend(sequences)
         self.running.sort(key=lambda s: id(s.state.weights))
 
+    def charge_decode(self) -> None:
+        """Count one token for each running sequence."""
+        for party, count in self._decoding.items():
+            self._shares.charge(party, count)
+
     def finish(self, sequence: RunningSequence) -> None:
         """Take a sequence out of the batch."""
         self.running.remove(sequence)
-        self._reserved -= row_capacity(sequence.state.length_limit)
+        state = sequence.state
+        self._slots -= 1
+        state.unfinished -= 1
+        self._decoding[state.party] -= 1
+        if not self._decoding[state.party]:
+            del self._decoding[state.party]
+        if _left(state) and not state.unfinished:
+            state.promised = True  # so that the next sample is sure to find room
+        else:
+            self._reserved -= _row(state)
+        if not _left(state) and not state.unfinished:
+            self._shares.leave(state.party)
 
     def drop(self, state: JobState) -> list[RunningSequence]:
         """Forget a job wherever it is; gives its sequences that were running."""
-        if state in self.waiting:
-            self.waiting.remove(state)
-        if state in self.starting:
-            self.starting.remove(state)
-            self._reserved -= row_capacity(len(state.prompt))
+        if not state.admitted:
+            _leave_queue(self._waiting, state)
+        elif _left(state):
+            if state in self._prefilling:
+                self._prefilling.remove(state)
+            else:
+                _leave_queue(self._starting, state)
+            self._reserved -= _prompt_row(state) + (_row(state) if state.promised else 0)
+            self._slots -= state.started == 0
         dropped = [s for s in self.running if s.state is state]
+        state.started = state.job.num_samples
         for sequence in dropped:
             self.finish(sequence)
+        if not dropped:
+            self._shares.leave(state.party)
         return dropped
 
 
 def _left(state: JobState) -> int:
     return state.job.num_samples - state.started
+
+
+def _row(state: JobState) -> int:
+    """Tokens reserved for one sequence."""
+    return row_capacity(state.length_limit)
+
+
+def _prompt_row(state: JobState) -> int:
+    """Tokens reserved for the prompt beside its samples: the last sample takes its row over."""
+    return row_capacity(len(state.prompt)) if state.job.num_samples > 1 else 0
+
+
+def _leave_queue(queues: dict[Party, deque[JobState]], state: JobState) -> None:
+    queue = queues[state.party]
+    queue.remove(state)
+    if not queue:
+        del queues[state.party]

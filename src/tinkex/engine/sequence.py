@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tinkex.engine.fair_share import Party
     from tinkex.engine.kv_cache import KVRow
     from tinkex.engine.lora import LoraWeights
+    from tinkex.engine.prefix_cache import PrefixScope
     from tinkex.engine.stops import StopRule
     from tinkex.engine.uniform import UniformStream
     from tinkex.types import PromptAltTokens, TensorData
@@ -52,6 +54,8 @@ class SampleJob:
     """Tokens [T - 1, K] int64 whose log-probabilities at positions 1..T-1 are wanted; -1: none."""
     prompt_alt_tokens_k: int = 0
     """Tokens to draw for each prompt position after the first."""
+    owner: str = ""
+    """Whose it is: owners take turns, and nothing computed for one serves another."""
     on_token: Callable[[int, int, float], None] | None = None
     """Called with (sequence, token, logprob) as each is sampled; it must not raise, nor wait."""
 
@@ -89,14 +93,43 @@ class JobState:
     rule: SamplingRule
     sequences: list[RunningSequence] = field(default_factory=list)
     started: int = 0
+    unfinished: int = 0
+    """Samples started and not ended."""
+    arrival: int = 0
+    admitted: bool = False
+    promised: bool = False
+    """Memory is reserved for a sample that has not started."""
+    overtaken: int = 0
+    """Tokens reserved by others who were let by while this one found no room."""
     prompt_row: KVRow | None = None
     """The prompt's keys and values, until the last sample has started."""
+    computed: int = 0
+    """Tokens of the prompt that are in `prompt_row`."""
+    scope: PrefixScope | None = None
+    """Where its prompt's blocks are kept; None when nothing is."""
+    block_keys: list[bytes] = field(default_factory=list)
+    wanted_from: int = 0
+    """The first position of the prompt whose hidden state is asked about."""
+    hidden: list[Any] = field(default_factory=list)
+    """Hidden states [n, C] from `wanted_from` on, until the prompt is computed."""
+    last_hidden: Any = None
+    """[C] after the prompt, once it is computed."""
     first_logits: Any = None
     """[V] after the prompt, as long as `prompt_row`."""
     prompt_logprobs: NDArray[np.float32] | None = None
     topk_prompt: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
     target_prompt: TensorData | None = None
     prompt_alternatives: PromptAltTokens | None = None
+
+    @property
+    def party(self) -> Party:
+        """With whom it takes turns."""
+        return self.job.owner, self.job.sampler_id
+
+    @property
+    def prompt_left(self) -> int:
+        """Tokens of the prompt not computed yet."""
+        return len(self.prompt) - self.computed
 
     @property
     def length_limit(self) -> int:

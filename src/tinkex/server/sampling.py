@@ -292,6 +292,7 @@ class Sampling:
                 sequence_ids=sequence_ids,
                 target_prompt_logprobs=request.target_prompt_logprobs,
                 prompt_alt_tokens_k=request.prompt_alt_tokens_k,
+                owner=future.owner,
                 on_token=on_token,
             )
         )

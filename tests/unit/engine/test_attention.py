@@ -48,19 +48,6 @@ def test_sequence_has_the_same_bits_alone():
     assert torch.equal(together[7:14], alone)
 
 
-def test_keys_and_values_go_to_the_writer():
-    written = []
-
-    class Writer:
-        def write(self, layer, key, value):
-            written.append((layer, key, value))
-
-    query, key, value = packed(4)
-    PrefillAttention((4,), Writer()).attend(3, query, key, value, scaling=1.0, window=0)
-    assert written[0][0] == 3
-    assert written[0][1] is key
-
-
 class Module(nn.Module):
     layer_idx = 0
 

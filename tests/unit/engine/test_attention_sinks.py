@@ -7,7 +7,8 @@ import torch
 
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.attention_sinks import attend_with_sinks
-from tinkex.engine.kv_cache import DecodeAttention, KVCache, PrefillWriter
+from tinkex.engine.chunk_attention import ChunkAttention, RowSpan
+from tinkex.engine.kv_cache import DecodeAttention, KVCache
 
 HEADS, KV, DIM = 4, 2, 8
 SCALING = 0.3
@@ -81,7 +82,8 @@ def test_values_may_be_narrower_than_keys():
 
 def filled(cache, lengths, tensors):
     rows = [cache.allocate(n) for n in lengths]
-    PrefillWriter(rows, lengths).write(0, tensors[1], tensors[2])
+    spans = [RowSpan(row, 0, n) for row, n in zip(rows, lengths, strict=True)]
+    ChunkAttention(spans, 1024).attend(0, *tensors[:3], scaling=SCALING, window=0)
     return rows
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tinkex.engine.attention import PrefillAttention
-from tinkex.engine.kv_cache import DecodeAttention, KVCache, PrefillWriter
+from tinkex.engine.chunk_attention import ChunkAttention, RowSpan
+from tinkex.engine.kv_cache import DecodeAttention, KVCache
 from tinkex.engine.scheduler import row_capacity
 
 HEADS, KV, DIM, LAYERS = 4, 2, 8, 2
@@ -22,7 +23,8 @@ def prefill(cache, lengths, seed=0):
     """Fill a row for each length; gives the rows and what was written."""
     rows = [cache.allocate(n) for n in lengths]
     query, key, value = packed(sum(lengths), seed)
-    attention = PrefillAttention(lengths, PrefillWriter(rows, lengths))
+    spans = [RowSpan(row, 0, n) for row, n in zip(rows, lengths, strict=True)]
+    attention = ChunkAttention(spans, block_tokens=1024)
     for layer in range(LAYERS):
         attention.attend(layer, query, key, value, scaling=0.3, window=0)
     return rows, list(zip(key.split(lengths), value.split(lengths), strict=True))
@@ -73,9 +75,9 @@ def test_row_has_the_same_bits_alone():
     rows, past = prefill(together_cache, (5, 40, 90, 7))
     together = decode(rows, query, key, value)
     row = alone_cache.allocate(40)
-    writer = PrefillWriter([row], [40])
+    attention = ChunkAttention([RowSpan(row, 0, 40)], block_tokens=1024)
     for layer in range(LAYERS):
-        writer.write(layer, *past[1])
+        attention.attend(layer, packed(40)[0], *past[1], scaling=0.3, window=0)
     alone = decode([row], query[1:2], key[1:2], value[1:2])
     assert torch.equal(alone[0], together[1])
 
