@@ -4,6 +4,7 @@
     ├── InputError (ValueError)         what the caller sent is wrong (category user)
     │   └── TinkerPathError             not of the form tinker://run/kind/name
     ├── EngineError                     the engine failed by itself (category server)
+    │   └── EngineBusyError             memory that is in use would be needed: try again
     ├── RequestFailedError              a future ended in failure
     ├── FutureExpiredError              the server forgot a future: submit the request again
     ├── ResultTimeoutError (TimeoutError)  result(timeout) ran out; the request goes on
@@ -86,6 +87,10 @@ class EngineError(TinkerError):
     """The engine failed through no fault of the caller."""
 
     category = "server"
+
+
+class EngineBusyError(EngineError):
+    """All memory that could make room is in use just now; the request had no effect."""
 
 
 class RequestFailedError(TinkerError):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinkex.engine.adapters import Adapter, Sampler
 from tinkex.engine.tensor_files import DamagedFileError
-from tinkex.errors import EngineError, InputError
+from tinkex.errors import EngineBusyError, EngineError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,10 +39,6 @@ Key = tuple[str, str]
 _ADAPTER, _SAMPLER = "adapter", "sampler"
 _ADVICE = {_ADAPTER: "create it first", _SAMPLER: "save weights for sampling first"}
 _PLURAL = {_ADAPTER: "adapters in training", _SAMPLER: "samplers"}
-
-
-class PoolBusyError(EngineError):
-    """All that could make room is in use just now; the request had no effect."""
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +107,7 @@ class AdapterPool:
 
         Raises:
             InputError: there is none of this name.
-            PoolBusyError: what would have to make room is in use.
+            EngineBusyError: what would have to make room is in use.
             EngineError: no room, or its file is damaged.
         """
         found: Adapter = self._fetch(self._entry(_ADAPTER, adapter_id))
@@ -122,7 +118,7 @@ class AdapterPool:
 
         Raises:
             InputError: there is none of this name.
-            PoolBusyError: what would have to make room is in use.
+            EngineBusyError: what would have to make room is in use.
             EngineError: no room, or their file is damaged.
         """
         found: Sampler = self._fetch(self._entry(_SAMPLER, sampler_id))
@@ -164,7 +160,7 @@ class AdapterPool:
         """Make sure that `put_adapter` will find room, before the work of making one.
 
         Raises:
-            PoolBusyError: what would have to make room is in use.
+            EngineBusyError: what would have to make room is in use.
             EngineError: no room.
         """
         self._make_room_for((_ADAPTER, adapter_id), nbytes)
@@ -293,7 +289,7 @@ class AdapterPool:
                 movable.append(entry)
                 missing -= entry.nbytes
         if missing > 0:
-            raise PoolBusyError(
+            raise EngineBusyError(
                 f"every adapter in the {level.name}'s memory that could make room is in use; try "
                 "again in a moment",
                 retry_after_ms=1000,

@@ -17,7 +17,7 @@ from weakref import WeakSet
 import torch
 
 from tinkex._clock import SystemClock
-from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel, PoolBusyError
+from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel
 from tinkex.engine.adapters import Adapter, adapter_bytes
 from tinkex.engine.batching import BatchLimits, prompt_tokens, training_sequences
 from tinkex.engine.checkpoint import (
@@ -63,7 +63,6 @@ __all__ = [
     "CheckpointInfo",
     "Engine",
     "EngineConfig",
-    "PoolBusyError",
     "SampleFinished",
     "SampleJob",
     "TrainingTask",

@@ -7,6 +7,9 @@ thread alone.
 Whose turn: a lane is one training run, and its work runs in the order it came. Lanes take turns by
 microbatch, so a long batch of one run does not hold up the others. Training and sampling share the
 thread by time spent, so neither starves the other, however long their slices are.
+
+What finds all memory in use (`EngineBusyError`: more adapters are at work than there is room for)
+waits until something that runs has ended, and is then begun again in its turn.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tinkex.errors import EngineError, TinkerError
+from tinkex.errors import EngineBusyError, EngineError, TinkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +74,8 @@ class _Outcome:
     finished: bool
     result: Any = None
     error: TinkerError | None = None
+    busy: bool = False
+    """Not begun, as all memory is in use; `error` says so."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +118,10 @@ class EngineJobs:
         # The event loop's own:
         self._open: set[asyncio.Future[Any]] = set()
         # The thread's own:
+        self._blocked: deque[_Lane] = deque()
+        """Lanes whose next work waits for memory; they are in no turn."""
+        self._arrived: deque[tuple[SampleJob, asyncio.Future[SampleResponse]]] = deque()
+        """Samples not yet in the engine; the first may wait for memory."""
         self._samples: dict[str, asyncio.Future[SampleResponse]] = {}
         self._training_s = 0.0
         self._sampling_s = 0.0
@@ -233,18 +242,34 @@ class EngineJobs:
                     self._changed.wait()
                 if self._stopping:
                     return
-                arrived = list(self._inbox)
+                self._arrived.extend(self._inbox)
                 self._inbox.clear()
                 cancelled = list(self._cancels)
                 self._cancels.clear()
-            self._take_samples(arrived, cancelled)
+            self._cancel_samples(cancelled)
+            self._take_samples()
+            if self._blocked and not self._in_progress():
+                self._unblock()
             if self._training_is_next():
                 self._training_s += self._timed(self._training_slice)
             elif self._engine.has_sampling_work():
                 self._sampling_s += self._timed(self._sampling_slice)
 
     def _has_work(self) -> bool:
-        return bool(self._turns or self._inbox or self._cancels or self._engine.has_sampling_work())
+        waiting = self._turns or self._inbox or self._cancels or self._blocked or self._arrived
+        return bool(waiting or self._engine.has_sampling_work())
+
+    def _in_progress(self) -> bool:
+        """Whether anything holds memory that it will give back."""
+        with self._changed:
+            begun = any(lane.queue and lane.queue[0].task is not None for lane in self._turns)
+        return begun or self._engine.has_sampling_work()
+
+    def _unblock(self) -> None:
+        """Give the lanes that wait for memory their turns again, behind those that have one."""
+        with self._changed:
+            self._turns.extend(self._blocked)
+        self._blocked.clear()
 
     def _training_is_next(self) -> bool:
         """Decide by time spent since both last had work; on a tie, alternate."""
@@ -273,6 +298,11 @@ class EngineJobs:
             return
         lanes = [lane]
         outcome = self._begin(lane.queue[0])
+        if outcome is not None and outcome.busy:
+            if self._in_progress():
+                self._blocked.append(lane)
+                return
+            outcome = _Outcome(finished=True, error=outcome.error)
         if outcome is None:
             lanes += self._joining(lane)
             self._run_slices([one.queue[0] for one in lanes])
@@ -292,6 +322,8 @@ class EngineJobs:
                     self._turns.append(one)
                 else:
                     del self._lanes[one.name]
+        if finished:
+            self._unblock()
         self._post(finished)
 
     def _take_lane(self) -> _Lane | None:
@@ -311,10 +343,15 @@ class EngineJobs:
         taken: list[_Lane] = []
         with self._changed:
             waiting = [lane for lane in self._turns if not lane.dropped and lane.queue]
+        full = False
         for lane in waiting:
             work = lane.queue[0]
-            if room <= 0 or not work.stepped or self._begin(work) is not None:
-                continue  # what could not begin says so in its own turn
+            if room <= 0 or not work.stepped or (full and work.task is None):
+                continue
+            outcome = self._begin(work)
+            if outcome is not None:  # what could not begin says so in its own turn
+                full = full or outcome.busy
+                continue
             assert work.task is not None
             if work.task.joins and work.task.next_tokens <= room:
                 room -= work.task.next_tokens
@@ -332,6 +369,8 @@ class EngineJobs:
             return None
         try:
             begun = work.begin(self._engine)
+        except EngineBusyError as busy:
+            return _Outcome(finished=False, error=busy, busy=True)
         except Exception as raised:  # noqa: BLE001 - one request's failure is its own answer
             work.failed = self._as_answer(raised)
             return _Outcome(finished=True, error=work.failed)
@@ -362,28 +401,39 @@ class EngineJobs:
         except Exception as raised:  # noqa: BLE001 - as in _begin
             return _Outcome(finished=True, error=self._as_answer(raised))
 
-    def _take_samples(
-        self,
-        arrived: list[tuple[SampleJob, asyncio.Future[SampleResponse]]],
-        cancelled: list[str],
-    ) -> None:
-        for job, outcome in arrived:
+    def _take_samples(self) -> None:
+        """Let samples into the engine in their order, until one has to wait for memory."""
+        while self._arrived:
+            job, outcome = self._arrived[0]
             try:
                 self._engine.add_sample(job)
-            except Exception as raised:  # noqa: BLE001 - as in _training_slice
+            except Exception as raised:  # noqa: BLE001 - as in _begin
+                if isinstance(raised, EngineBusyError) and self._in_progress():
+                    return
                 self._post([(outcome, None, self._as_answer(raised))])
             else:
                 self._samples[job.job_id] = outcome
-        for job_id in cancelled:
+            self._arrived.popleft()
+
+    def _cancel_samples(self, job_ids: list[str]) -> None:
+        if not job_ids:
+            return
+        gone = set(job_ids)
+        self._arrived = deque(one for one in self._arrived if one[0].job_id not in gone)
+        for job_id in job_ids:
             if self._samples.pop(job_id, None) is not None:
                 self._cancel_in_engine(job_id)
+        self._unblock()
 
     def _sampling_slice(self) -> None:
         try:
             finished = self._engine.step()
         except Exception as raised:  # noqa: BLE001 - whatever it is, the batch cannot go on
             self._fail_samples(self._as_answer(raised))
+            self._unblock()
             return
+        if finished:
+            self._unblock()
         self._post(
             [
                 (outcome, end.response, end.error)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel, PoolBusyError
+from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel
 from tinkex.engine.adapters import Adapter
 from tinkex.engine.lora import LoraShape, initial_weights
 from tinkex.engine.spill import SpillFolder
-from tinkex.errors import EngineError, InputError
+from tinkex.errors import EngineBusyError, EngineError, InputError
 from tinkex.types import LoraConfig
 
 CPU = torch.device("cpu")
@@ -178,10 +178,10 @@ def test_when_all_is_in_use_the_request_is_told_and_nothing_moves(rig):
     r = rig(2)
     r.put("a", "b", "c")
     r.used = {id(r.pool.adapter(name).weights) for name in "bc"}
-    with pytest.raises(PoolBusyError, match="in use") as caught:
+    with pytest.raises(EngineBusyError, match="in use") as caught:
         r.pool.adapter("a")
     assert caught.value.category == "server"
-    with pytest.raises(PoolBusyError):
+    with pytest.raises(EngineBusyError):
         r.put("d")
     assert r.where("a", "b", "c") == ["disk", "host", "host"]
     r.used = set()

@@ -8,8 +8,7 @@ import torch
 from engine_support import datum, flat, gradient, job, sample, shake, tiny_engine, tokens
 
 from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel
-from tinkex.engine.engine import PoolBusyError
-from tinkex.errors import EngineError, InputError
+from tinkex.errors import EngineBusyError, EngineError, InputError
 from tinkex.types import AdamParams, DimuonParams, LoraConfig
 
 PARAMS = {
@@ -187,7 +186,7 @@ def test_everything_in_use_leaves_no_trace_of_what_finds_no_room(small, tmp_path
         lambda: engine.snapshot_sampler("t", "b"),
     ]
     for refused in requests:
-        with pytest.raises(PoolBusyError):
+        with pytest.raises(EngineBusyError):
             refused()
     assert engine._pool.adapter_ids == {"a", "b"}
     assert engine._pool.sampler_ids == frozenset()

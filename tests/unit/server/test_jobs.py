@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tinkex.errors import EngineError, InputError
+from tinkex.errors import EngineBusyError, EngineError, InputError
 from tinkex.server.jobs import EngineJobs
 from tinkex.testing.clock import VirtualClock
 
@@ -44,6 +44,7 @@ class ScriptedEngine:
         self.gate.set()
         self.broken_step = None
         self.broken_turns = None
+        self.sampling_room = 10**6
 
     def work(self, name, cost):
         assert self.gate.wait(10)
@@ -58,6 +59,8 @@ class ScriptedEngine:
     def add_sample(self, job):
         if job.length < 0:
             raise InputError("bad prompt")
+        if len(self.samples) >= self.sampling_room:
+            raise EngineBusyError("all in use")
         self.samples[job.job_id] = job.length
 
     def cancel_sample(self, job_id):
@@ -241,11 +244,10 @@ async def test_dropped_lane_fails_what_waits_and_abandons_what_runs(rig):
 
 
 async def test_cancelled_sample_leaves_the_engine(rig):
-    rig.engine.gate.clear()
-    outcome = rig.jobs.sample(sample_job("s", 1000))
+    outcome = rig.jobs.sample(sample_job("s", 10**9))
+    await call(rig, "x", "something later")
     rig.jobs.cancel_sample("s")
     rig.jobs.cancel_sample("never-there")
-    rig.engine.gate.set()
     assert await rig.jobs.sample(sample_job("t", 2)) == "t"
     assert rig.engine.cancelled == ["s"]
     assert not outcome.done()
@@ -335,3 +337,101 @@ async def test_fault_in_the_turn_taking_fails_everything_at_once_and_for_good(ma
 async def test_engine_without_a_fault_has_no_failure(rig):
     assert await train(rig, "a", 1) == "a done"
     assert rig.jobs.failure is None
+
+
+class Room:
+    """Memory for so many tasks: what is begun holds a place until it has ended."""
+
+    def __init__(self, places):
+        self.places, self.begun, self.refused = places, [], 0
+
+    def take(self, engine, name, slices, tokens=0):
+        if sum(not task.finished for task in self.begun) >= self.places:
+            self.refused += 1
+            raise EngineBusyError("all in use")
+        self.begun.append(ScriptedTask(engine, name, slices, tokens))
+        return self.begun[-1]
+
+    def train(self, rig, name, slices, tokens=0):
+        return rig.jobs.train(name, lambda engine: self.take(engine, name, slices, tokens))
+
+
+@pytest.mark.parametrize("tokens", [0, 10])
+async def test_work_that_finds_memory_in_use_waits_for_it(rig, tokens):
+    room = Room(2)
+    rig.engine.gate.clear()
+    work = [room.train(rig, f"lane{n}", 3, tokens) for n in range(20)]
+    rig.engine.gate.set()
+    assert await asyncio.gather(*work) == [f"lane{n} done" for n in range(20)]
+    assert room.refused
+    assert [task.name for task in room.begun] == [f"lane{n}" for n in range(20)]
+
+
+async def test_waiting_for_memory_takes_no_turns_from_sampling(make_jobs):
+    rig = await make_jobs()
+    room = Room(0)
+    rig.engine.gate.clear()
+    sample = rig.jobs.sample(sample_job("s", 50))
+    waiting = room.train(rig, "a", 1)
+    rig.engine.gate.set()
+    await sample
+    with pytest.raises(EngineBusyError):  # nothing is left that could make room
+        await waiting
+    assert room.refused <= 3
+    assert rig.faults == []
+    await rig.jobs.stop()
+
+
+async def test_memory_of_a_dropped_lane_goes_to_who_waits(rig):
+    room = Room(1)
+    rig.engine.gate.clear()
+    long = room.train(rig, "long", 10**9)
+    waiting = room.train(rig, "waiting", 1)
+    rig.engine.gate.set()
+    await call(rig, "marker", "marker")
+    assert room.refused
+    room.begun.clear()  # as an engine sees a task that nobody holds
+    rig.jobs.drop_lane("long", InputError("session over"))
+    with pytest.raises(InputError):
+        await long
+    assert await waiting == "waiting done"
+
+
+async def test_waiting_lane_that_is_dropped_is_forgotten(rig):
+    room = Room(1)
+    rig.engine.gate.clear()
+    work = [room.train(rig, name, slices) for name, slices in (("a", 10**9), ("b", 1), ("c", 1))]
+    rig.engine.gate.set()
+    await call(rig, "marker", "marker")
+    assert room.refused
+    for name in "ba":
+        rig.jobs.drop_lane(name, InputError("session over"))
+    room.begun.clear()  # as above
+    assert await work[2] == "c done"
+    for dropped in work[:2]:
+        with pytest.raises(InputError):
+            await dropped
+    assert rig.jobs._lanes == {}
+
+
+async def test_samples_that_find_memory_in_use_wait_in_their_order(rig):
+    rig.engine.sampling_room = 2
+    rig.engine.gate.clear()
+    first = call(rig, "x", "first")
+    samples = [rig.jobs.sample(sample_job(f"s{n}", 3)) for n in range(6)]
+    rig.jobs.cancel_sample("s3")
+    samples[3].cancel()
+    rig.engine.gate.set()
+    kept = samples[:3] + samples[4:]
+    assert await asyncio.gather(*kept) == ["s0", "s1", "s2", "s4", "s5"]
+    await first
+    assert rig.engine.cancelled == []
+    assert rig.faults == []
+
+
+async def test_sample_that_can_never_have_memory_is_told(rig):
+    rig.engine.sampling_room = 0
+    with pytest.raises(EngineBusyError):
+        await rig.jobs.sample(sample_job("s"))
+    rig.engine.sampling_room = 1
+    assert await rig.jobs.sample(sample_job("t")) == "t"
