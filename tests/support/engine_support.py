@@ -39,6 +39,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16},
     "phi3": {"tie_word_embeddings": True},
     "phi": {"partial_rotary_factor": 0.5},
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+    },
     "gpt_oss": {
         "head_dim": 8,
         "sliding_window": 6,

@@ -98,7 +98,9 @@ def dimuon_step(
         weights.over(updated).parameters, weights.over(momentum).parameters, strict=True
     ):
         # in double precision: a rate beyond float32 must become infinite, not an error of torch
-        moved.sub_(polar(factor).double().mul_(params.learning_rate).to(moved.dtype))
+        direction = torch.stack([polar(matrix) for matrix in factor.view(-1, *factor.shape[-2:])])
+        direction = direction.view_as(moved).double().mul_(params.learning_rate)
+        moved.sub_(direction.to(moved.dtype))
     if not bool(updated.isfinite().all()):
         raise InputError(
             "the step would make weights infinite or NaN; it was not taken and the gradient was "

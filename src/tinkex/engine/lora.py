@@ -37,11 +37,26 @@ class LoraShape:
     """Qualified name in the causal LM, e.g. `model.layers.0.self_attn.q_proj`."""
     rows_in: int
     rows_out: int
+    a_experts: int = 0
+    """Experts that have an A of their own; 0 is one A for all, and for a layer without experts."""
+    b_experts: int = 0
+    """The same of B."""
+
+    def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Give the shapes of A [r, in] and B [out, r], with experts before where it has them."""
+        a, b = (rank, self.rows_in), (self.rows_out, rank)
+        return (
+            (self.a_experts, *a) if self.a_experts else a,
+            (self.b_experts, *b) if self.b_experts else b,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """The two factors for one layer: `a` [r, in], `b` [out, r], float32."""
+    """The two factors for one layer: `a` [r, in], `b` [out, r], float32.
+
+    Of a layer of experts one of the two has a first dimension more (`LoraShape.factor_shapes`).
+    """
 
     a: Tensor
     b: Tensor
@@ -82,17 +97,18 @@ def lora_weights(
     offset = 0
     for shape in shapes:
         factors = []
-        for rows, columns in ((rank, shape.rows_in), (shape.rows_out, rank)):
-            view = flat[offset : offset + rows * columns].view(rows, columns).detach()
+        for sizes in shape.factor_shapes(rank):
+            count = math.prod(sizes)
+            view = flat[offset : offset + count].view(sizes).detach()
             factors.append(view.requires_grad_(trainable))
-            offset += rows * columns
+            offset += count
         pairs[shape.name] = LoraPair(*factors)
     return LoraWeights(flat, tuple(shapes), rank, scale, MappingProxyType(pairs))
 
 
 def parameter_count(shapes: Sequence[LoraShape], rank: int) -> int:
     """Count the parameters of an adapter of `rank` over `shapes`."""
-    return sum(rank * (shape.rows_in + shape.rows_out) for shape in shapes)
+    return sum(math.prod(sizes) for shape in shapes for sizes in shape.factor_shapes(rank))
 
 
 def initial_weights(
@@ -106,8 +122,9 @@ def initial_weights(
     with torch.no_grad():
         for shape in shapes:
             bound = 1 / math.sqrt(shape.rows_in)
-            drawn = torch.rand(rank, shape.rows_in, generator=generator)
-            weights.pairs[shape.name].a.copy_(drawn.mul_(2 * bound).sub_(bound))
+            a = weights.pairs[shape.name].a
+            drawn = torch.rand(a.shape, generator=generator)
+            a.copy_(drawn.mul_(2 * bound).sub_(bound))
     return weights
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
 from tinkex.engine.matrix import Matrix, can_pack, room_to_pack
@@ -50,6 +51,11 @@ class ModelRunner:
             parent, _, leaf = name.rpartition(".")
             matrix = Matrix(linear.weight.detach(), _bias(linear), packed=packed)
             setattr(model.get_submodule(parent), leaf, LoraLinear(matrix, name, self._routing))
+        for name, fused in expert_modules(model).items():
+            self._linears |= {shape.name: shape for shape in expert_shapes(name, fused)}
+            parent, _, leaf = name.rpartition(".")
+            experts = LoraExperts(fused, name, self._routing, packed=packed)
+            setattr(model.get_submodule(parent), leaf, experts)
         unembed = model.get_output_embeddings()
         self._unembed = LoraShape(UNEMBED, unembed.weight.shape[1], unembed.weight.shape[0])
         self.head = Head(

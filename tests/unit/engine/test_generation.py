@@ -37,7 +37,9 @@ def free_of_stop(**options):
     return {"stop": [], "max_tokens": 20, **options}
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "mistral", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "llama", "mistral", "gemma3_text", "qwen3_moe", "gpt_oss"]
+)
 def test_greedy_equals_generate(family):
     prompt = tokens(9)
     model = tiny_model(family)
@@ -55,8 +57,9 @@ def test_greedy_equals_generate(family):
     assert completion(found["j"]) == expected.tolist()
 
 
-def test_sampled_logprobs_equal_the_training_forward():
-    engine = trained_engine()
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
+def test_sampled_logprobs_equal_the_training_forward(family):
+    engine = trained_engine(family=family)
     prompt = tokens(11)
     jobs = [
         job(f"j{i}", prompt[: 5 + i], "a", seed=i, **free_of_stop(temperature=0.7, top_p=0.9))
@@ -75,8 +78,9 @@ def test_sampled_logprobs_equal_the_training_forward():
         np.testing.assert_allclose(response.sequences[0].logprobs_np, expected, atol=1e-5)
 
 
-def test_same_seed_gives_the_same_tokens_and_bits_alone_and_in_company():
-    engine = trained_engine(max_running=7)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
+def test_same_seed_gives_the_same_tokens_and_bits_alone_and_in_company(family):
+    engine = trained_engine(family=family, max_running=7)
     jobs = [
         job(
             f"j{i}",

@@ -38,7 +38,9 @@ def begin(engine, data):
     return [engine.begin_forward_backward(n, d, "cross_entropy") for n, d in data.items()]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "mistral"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "llama", "gemma3_text", "mistral", "qwen3_moe", "gpt_oss"]
+)
 @pytest.mark.parametrize("microbatch_tokens", [1024, 8])
 def test_results_and_gradients_have_the_bits_of_a_run_alone(family, microbatch_tokens):
     alone = engine_of(family, microbatch_tokens=microbatch_tokens)

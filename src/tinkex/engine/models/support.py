@@ -4,7 +4,7 @@ The engine runs transformers' own modelling code on packed tokens, so most decod
 those of `TESTED` are compared with plain transformers in our tests. Any other is compared once, at
 load, on a few tokens, and refused when the logits differ. Refused by name: softcapping and masks of
 their own (in `attention`), layers that are neither full nor sliding attention, final softcapping,
-and fused expert weights when an adapter wants them.
+and, when an adapter wants them, fused expert weights of a kind that `experts` does not know.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ from tinkex.errors import ConfigurationError, InputError
 if TYPE_CHECKING:
     from tinkex.engine.lora import LoraShape
 
-TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "gpt_oss"})
+TESTED = frozenset(
+    {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "gemma3_text",
+        "phi",
+        "phi3",
+        "gpt_oss",
+    }
+)
 """Values of `model_type` whose logits our tests compare with plain transformers."""
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -103,8 +115,8 @@ def adapter_shapes(
     for wanted, is_attention, flag in ((attn, True, "train_attn"), (mlp, False, "train_mlp")):
         if wanted and not groups[is_attention]:
             raise InputError(
-                f"{flag}: this base model has no separate linear layers of that kind (fused "
-                f"expert weights are not covered yet); set {flag}=False"
+                f"{flag}: this base model has no linear layers of that kind that tinkex knows; "
+                f"set {flag}=False"
             )
     chosen = [shape for name, shape in linears.items() if (attn if _is_attention(name) else mlp)]
     return (*chosen, unembed) if with_unembed else tuple(chosen)
