@@ -19,6 +19,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,22 +27,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tinkex.engine.lora import LoraPair, LoraShape, LoraWeights, lora_weights, parameter_count
+from tinkex.engine.lora import LoraShape, LoraWeights, lora_weights, parameter_count
 from tinkex.engine.optimizers import ADAMW, OptimizerState, find_optimizer
+from tinkex.engine.peft_format import (
+    check_same,
+    peft_config,
+    peft_tensors,
+    plain_tensors,
+    read_peft_tensors,
+)
 from tinkex.engine.tensor_files import DamagedFileError, load_tensors, save_tensors, sync
 from tinkex.errors import EngineError, InputError
 from tinkex.types import LoraConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FORMAT_VERSION = 1
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 MANIFEST = "tinkex.json"
-
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,8 @@ def read_weights(
     rank = info.lora.rank
     flat = torch.zeros(parameter_count(shapes, rank), device=device)
     weights = lora_weights(flat, shapes, rank, info.alpha / rank, trainable=True)
-    _copy_into(_named(weights.pairs, _PREFIX), tensors, directory)
+    with _fitting(directory):
+        read_peft_tensors(tensors, weights)
     return weights
 
 
@@ -152,7 +159,8 @@ def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) 
             for k, v in tensors.items()
             if k.startswith(f"{moment}.")
         }
-        _copy_into(_named(weights.over(flat).pairs, ""), part, directory)
+        with _fitting(directory):
+            _copy_into(plain_tensors(weights.over(flat).pairs, ""), part)
         moments.append(flat)
     return optimizer.state(*moments, info.step)
 
@@ -167,13 +175,13 @@ def _fill(
     numerics: Mapping[str, str],
 ) -> None:
     alpha = weights.scale * weights.rank
-    _write_json(folder / CONFIG, _peft_config(base_model, lora, weights, alpha))
-    save_tensors(folder / WEIGHTS, _named(weights.pairs, _PREFIX))
+    _write_json(folder / CONFIG, peft_config(base_model, lora, weights))
+    save_tensors(folder / WEIGHTS, peft_tensors(weights))
     if optimizer is not None:
         state: dict[str, Tensor] = {}
         for moment in find_optimizer(optimizer_type).moments:
             flat = getattr(optimizer, moment)
-            state |= _named(weights.over(flat).pairs, f"{moment}.")
+            state |= plain_tensors(weights.over(flat).pairs, f"{moment}.")
         save_tensors(folder / OPTIMIZER, state)
     sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     manifest = {
@@ -202,48 +210,20 @@ def _replace(beside: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _peft_config(
-    base_model: str, lora: LoraConfig, weights: LoraWeights, alpha: float
-) -> dict[str, Any]:
-    """Describe the adapter as PEFT's LoraConfig does."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": lora.rank,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": 0.0,
-        "target_modules": sorted({shape.name.rsplit(".", 1)[-1] for shape in weights.shapes}),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_rslora": False,
-        "use_dora": False,
-    }
-
-
-def _named(pairs: Mapping[str, LoraPair], prefix: str) -> dict[str, Tensor]:
-    """Name each factor as PEFT does."""
-    named = {}
-    for name, pair in pairs.items():
-        named[f"{prefix}{name}.lora_A.weight"] = pair.a.detach()
-        named[f"{prefix}{name}.lora_B.weight"] = pair.b.detach()
-    return named
-
-
 @torch.no_grad()
-def _copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], directory: Path) -> None:
-    differing = sorted(wanted.keys() ^ found.keys()) or [
-        name for name, tensor in wanted.items() if tensor.shape != found[name].shape
-    ]
-    if differing:
-        raise EngineError(
-            f"checkpoint {directory.name} does not fit this base model: {differing[0]} differs"
-        )
+def _copy_into(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    check_same(*({k: v.shape for k, v in one.items()} for one in (wanted, found)))
     for name, tensor in wanted.items():
         tensor.copy_(found[name])
+
+
+@contextmanager
+def _fitting(directory: Path) -> Iterator[None]:
+    """Name the checkpoint in an error about its contents."""
+    try:
+        yield
+    except EngineError as error:
+        raise EngineError(f"checkpoint {directory.name}: {error}") from None
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

@@ -93,7 +93,9 @@ def plan_experts(
     order = keys.argsort(stable=True)
     counts: list[int] = keys.bincount(minlength=experts * kinds).tolist()
     found: list[ExpertRows] = []
-    start, shifts, totals = 0, [], []
+    shifts: list[int] = []
+    totals: list[int] = []
+    start = 0
     for expert in range(experts):
         of_kind = counts[expert * kinds : (expert + 1) * kinds]
         total = sum(of_kind)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tinkex.engine.expert_plan import plan_experts
 from tinkex.engine.expert_products import Down, ExpertAdapter, ExpertBatch, GateUp
-from tinkex.engine.lora import LoraShape
+from tinkex.engine.lora import FusedPart, LoraShape
 from tinkex.engine.matrix import Matrix
 
 if TYPE_CHECKING:
@@ -50,10 +50,13 @@ def expert_shapes(name: str, module: Any) -> tuple[LoraShape, LoraShape, LoraSha
     """
     experts, *sides = module.down_proj.shape
     inner, outer = sides if module.is_transposed else sides[::-1]
+    both, down = f"{name}.gate_up_proj", FusedPart(f"{name}.down_proj", 0, 1)
+    gate = FusedPart(both, 0, 1 if module.is_concatenated else 2)
+    up = FusedPart(both, inner, 1) if module.is_concatenated else FusedPart(both, 1, 2)
     return (
-        LoraShape(f"{name}.{GATE}", outer, inner, b_experts=experts),
-        LoraShape(f"{name}.{UP}", outer, inner, b_experts=experts),
-        LoraShape(f"{name}.{DOWN}", inner, outer, a_experts=experts),
+        LoraShape(f"{name}.{GATE}", outer, inner, b_experts=experts, fused=gate),
+        LoraShape(f"{name}.{UP}", outer, inner, b_experts=experts, fused=up),
+        LoraShape(f"{name}.{DOWN}", inner, outer, a_experts=experts, fused=down),
     )
 
 

@@ -30,6 +30,18 @@ UNEMBED = "lm_head"
 
 
 @dataclass(frozen=True, slots=True)
+class FusedPart:
+    """Where the base model holds a linear map: in one parameter for all experts."""
+
+    parameter: str
+    """Qualified name, e.g. `model.layers.0.mlp.experts.gate_up_proj`."""
+    start: int
+    """First row of the parameter's output that is this map's."""
+    step: int
+    """From one such row to the next."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoraShape:
     """Name and sizes of one linear layer that an adapter covers."""
 
@@ -41,6 +53,8 @@ class LoraShape:
     """Experts that have an A of their own; 0 is one A for all, and for a layer without experts."""
     b_experts: int = 0
     """The same of B."""
+    fused: FusedPart | None = None
+    """Of a map of experts."""
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Give the shapes of A [r, in] and B [out, r], with experts before where it has them."""

@@ -7,6 +7,7 @@ product is added in float32 and rounded once, to the base model's dtype.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,19 +21,17 @@ from transformers import AutoTokenizer
 
 from tinkex.engine.checkpoint import CONFIG, WEIGHTS
 from tinkex.engine.models.loader import load_base_model
+from tinkex.engine.peft_format import PREFIX, WRAPPED
 from tinkex.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_PREFIX = "base_model.model."
 _FACTORS = {".lora_A.weight": "a", ".lora_B.weight": "b"}
 _UNSUPPORTED = (
     "use_dora",
     "use_rslora",
     "alora_invocation_tokens",
-    "rank_pattern",
-    "alpha_pattern",
 )
 
 
@@ -79,9 +78,8 @@ def merge_adapter(
     model = base.model
     _check_copies(model, copies)
     untied = _untie(model, factors)
-    scale = float(config["lora_alpha"]) / int(config["r"])
     for name, (a, b) in factors.items():
-        _add(model, name, scale * (b.float() @ a.float()))
+        _merge_one(model, name, a.float(), b.float(), config)
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -125,9 +123,9 @@ def _pairs(adapter: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tens
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         suffix = next((s for s in _FACTORS if name.endswith(s)), None)
-        if suffix is None or not name.startswith(_PREFIX):
+        if suffix is None or not name.startswith(PREFIX):
             raise InputError(f"{adapter}: {name} is no factor of a LoRA layer.")
-        layer = name.removeprefix(_PREFIX).removesuffix(suffix)
+        layer = name.removeprefix(PREFIX).removesuffix(suffix)
         found.setdefault(layer, {})[_FACTORS[suffix]] = tensor
     halves = sorted(layer for layer, factors in found.items() if len(factors) != 2)
     if halves or not found:
@@ -137,7 +135,7 @@ def _pairs(adapter: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tens
 
 def _check_copies(model: Any, copies: Mapping[str, Tensor]) -> None:
     for name, tensor in copies.items():
-        layer = name.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+        layer = name.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
         weight = model.get_submodule(layer).weight if _has(model, layer) else torch.empty(0)
         if weight.shape != tensor.shape or not torch.equal(weight.float().cpu(), tensor.float()):
             raise InputError(
@@ -166,9 +164,15 @@ def _has(model: Any, name: str) -> bool:
 
 
 @torch.no_grad()
-def _add(model: Any, name: str, change: Tensor) -> None:
-    layer = model.get_submodule(name) if _has(model, name) else None
-    weight = getattr(layer, "weight", None)
+def _merge_one(model: Any, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any]) -> None:
+    """Add one LoRA, of a linear layer or of a parameter, to the model's weights."""
+    parameter, transposed = _target(model, name, config)
+    weight: Tensor | None = model.get_parameter(parameter) if parameter else None
+    if weight is not None and weight.ndim == 3 and not a.shape[0] % len(weight):  # experts
+        a = a.view(len(weight), -1, a.shape[1])
+        b = b.view(b.shape[0], -1, len(weight)).permute(2, 0, 1)
+    change = _scale(config, (parameter or name).removesuffix(".weight")) * (b @ a)
+    change = change.mT if transposed else change
     if weight is None or weight.shape != change.shape:
         raise InputError(
             f"The adapter does not fit this base model: {name} is "
@@ -176,3 +180,36 @@ def _add(model: Any, name: str, change: Tensor) -> None:
             f"{tuple(change.shape)}. Name the base that it was trained on."
         )
     weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+
+
+def _target(model: Any, name: str, config: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Find the parameter that a LoRA is of, and whether it lies as [in, out].
+
+    PEFT wraps a module once for each of its parameters that are targets; how many wrappers are
+    around says which it is, the last parameter being outermost.
+    """
+    module_name = name
+    while module_name.endswith(WRAPPED):
+        module_name = module_name.removesuffix(WRAPPED)
+    if not _has(model, module_name):
+        return None, False
+    module = model.get_submodule(module_name)
+    inside = (len(name) - len(module_name)) // len(WRAPPED)
+    own = [f"{module_name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
+    targets = [f".{target}" for target in config.get("target_parameters") or ()]
+    wrapped = [one for one in own if any(f".{one}".endswith(target) for target in targets)]
+    if wrapped:
+        found = wrapped[::-1][inside] if inside < len(wrapped) else None
+        return found, bool(getattr(module, "is_transposed", False))
+    weight = f"{module_name}.weight"
+    return (weight if weight in own and not inside else None), False
+
+
+def _scale(config: Mapping[str, Any], name: str) -> float:
+    """Compute alpha / r as PEFT does: the first pattern that fits the name wins."""
+    values = []
+    for patterns, default in (("alpha_pattern", "lora_alpha"), ("rank_pattern", "r")):
+        found = (config.get(patterns) or {}).items()
+        fitting = (v for k, v in found if re.match(rf"(.*\.)?({k})$", name))
+        values.append(float(next(fitting, config[default])))
+    return values[0] / values[1]

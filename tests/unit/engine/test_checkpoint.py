@@ -33,13 +33,14 @@ def train(engine, steps, adapter_id="a", start=0):
         engine.optim_step(adapter_id, PARAMS)
 
 
-def test_continuing_from_a_checkpoint_equals_not_stopping(tmp_path):
-    straight = trained_engine()
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
+def test_continuing_from_a_checkpoint_equals_not_stopping(tmp_path, family):
+    straight = trained_engine(family=family)
     train(straight, 6)
-    first = trained_engine()
+    first = trained_engine(family=family)
     train(first, 3)
     first.save_adapter("a", tmp_path / "c", optimizer=True)
-    second = tiny_engine()
+    second = tiny_engine(family)
     second.load_adapter("resumed", tmp_path / "c", optimizer=True)
     train(second, 3, "resumed", start=3)
     assert torch.equal(flat(straight, "a"), flat(second, "resumed"))
