@@ -52,6 +52,10 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: float32 on a CPU, else bfloat16.")
     ] = "auto",
+    weight_dtype: Annotated[
+        str | None,
+        typer.Option(help="int8: keep the frozen weights in a quarter of the memory (CPU only)."),
+    ] = None,
     trust_remote_code: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL", help="Run the Python code that this model brings along."),
@@ -81,6 +85,7 @@ def serve(
         api_key_file=api_key_file,
         device=device,
         dtype=dtype,
+        weight_dtype=weight_dtype,
         trust_remote_code=frozenset(trust_remote_code or []),
         allow_pickle=frozenset(allow_pickle or []),
         log_level=log_level,
@@ -145,7 +150,7 @@ def print_banner(info: ServerInfo, *, aliases: Mapping[str, str], show_key: bool
         f"  API key      {key}",
         f"  base models  {', '.join(info.base_models)}",
         *(f"  alias        {name} = {target}" for name, target in aliases.items()),
-        f"  device       {info.device}",
+        f"  device       {info.device}, weights in {info.weight_dtype}",
         f"  data         {info.data_dir}",
         "",
         "Connect with:",

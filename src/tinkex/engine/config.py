@@ -24,6 +24,9 @@ class EngineConfig:
     """Torch device that holds the base model, the adapters and the KV cache."""
     dtype: str = "float32"
     """Of the base weights and activations; adapters and optimiser state are always float32."""
+    weight_dtype: str | None = None
+    """`int8` keeps the frozen linear layers and the unembedding as int8 with a float32 scale for
+    each output channel (`quantized`), on a CPU in float32; None keeps them as `dtype`."""
     threads: int | None = None
     """CPU threads for torch, set when the engine is built; None leaves torch's own choice."""
     max_rank: int = 256
@@ -92,6 +95,10 @@ class EngineConfig:
                 f"prefill_block_tokens must be at most prefill_tokens ({self.prefill_tokens}), got "
                 f"{self.prefill_block_tokens}"
             )
+        if self.weight_dtype not in {None, "int8"}:
+            faults.append(f"weight_dtype must be int8 or left out, got {self.weight_dtype!r}")
+        if self.weight_dtype is not None and self.pack_weights:
+            faults.append("pack_weights is for float32 weights; leave it out with weight_dtype")
         if not self.lora_alpha > 0:
             faults.append(f"lora_alpha must be above 0, got {self.lora_alpha}")
         if faults:

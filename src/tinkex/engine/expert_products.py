@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tinkex.engine.expert_plan import ExpertPlan
-    from tinkex.engine.matrix import Matrix
+    from tinkex.engine.weight_layout import FrozenMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class GateUp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, batch: ExpertBatch, matrices: Sequence[Matrix], *factors: Tensor
+        ctx: Any, x: Tensor, batch: ExpertBatch, matrices: Sequence[FrozenMatrix], *factors: Tensor
     ) -> Tensor:
         """See the class."""
         plan, four = batch.plan, _grouped(factors, 4)
@@ -149,7 +149,7 @@ class Down(torch.autograd.Function):
         h: Tensor,
         weights: Tensor,
         batch: ExpertBatch,
-        matrices: Sequence[Matrix],
+        matrices: Sequence[FrozenMatrix],
         *factors: Tensor,
     ) -> Tensor:
         """See the class; `weights` [N, k] are the router's."""

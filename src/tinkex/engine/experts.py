@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tinkex.engine.expert_plan import plan_experts
 from tinkex.engine.expert_products import Down, ExpertAdapter, ExpertBatch, GateUp
 from tinkex.engine.lora import FusedPart, LoraShape
-from tinkex.engine.matrix import Matrix
 
 if TYPE_CHECKING:
     from tinkex.engine.lora import LoraRouting
+    from tinkex.engine.weight_layout import FrozenMatrix, WeightLayout
 
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 
@@ -67,16 +67,16 @@ class LoraExperts(nn.Module):
         module: transformers' module; its weights are taken from it.
         name: Its qualified name.
         routing: Which adapter each row uses.
-        packed: Whether to lay the matrices out for oneDNN.
+        layout: The form of the frozen matrices.
     """
 
-    def __init__(self, module: Any, name: str, routing: LoraRouting, *, packed: bool) -> None:
+    def __init__(self, module: Any, name: str, routing: LoraRouting, layout: WeightLayout) -> None:
         super().__init__()
         self._names = tuple(f"{name}.{leaf}" for leaf in (GATE, UP, DOWN))
         self._routing = routing
         self._interleaved = not module.is_concatenated
-        self.gate_up = _matrices(module, "gate_up_proj", packed=packed)
-        self.down = _matrices(module, "down_proj", packed=packed)
+        self.gate_up = _matrices(module, "gate_up_proj", layout)
+        self.down = _matrices(module, "down_proj", layout)
         # The activation stays with its owner, which is kept out of the tree of modules.
         self._activation = module._apply_gate  # noqa: SLF001 - transformers' only name for it
 
@@ -111,12 +111,12 @@ class LoraExperts(nn.Module):
         return out
 
 
-def _matrices(module: Any, name: str, *, packed: bool) -> tuple[Matrix, ...]:
+def _matrices(module: Any, name: str, layout: WeightLayout) -> tuple[FrozenMatrix, ...]:
     """Take a module's fused weights [E, ...] from it, as one matrix for each expert."""
     weights = getattr(module, name).detach()
     biases = getattr(module, f"{name}_bias").detach() if module.has_bias else [None] * len(weights)
     found = tuple(
-        Matrix(weight.t() if module.is_transposed else weight, bias, packed=packed)
+        layout.matrix(weight.t() if module.is_transposed else weight, bias)
         for weight, bias in zip(weights, biases, strict=True)
     )
     delattr(module, name)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tinkex.engine.lora import UNEMBED, LoraSegment, LoraWeights, add_lora
 
 if TYPE_CHECKING:
-    from tinkex.engine.matrix import Matrix
+    from tinkex.engine.weight_layout import FrozenMatrix
 
 MIN_CHUNK_ROWS = 128
 """Below this many rows the products with W get slow (measured: 2x at 32 rows)."""
@@ -49,7 +49,7 @@ class HeadGradients:
 class Head:
     """The unembedding of one base model."""
 
-    def __init__(self, matrix: Matrix, *, chunk_elements: int, row_multiple: int) -> None:
+    def __init__(self, matrix: FrozenMatrix, *, chunk_elements: int, row_multiple: int) -> None:
         self.matrix = matrix
         self._row_multiple = row_multiple
         self._chunk = max(MIN_CHUNK_ROWS, chunk_elements // matrix.shape[0])

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tinkex.engine.matrix import Matrix
+    from tinkex.engine.weight_layout import FrozenMatrix
 
 UNEMBED = "lm_head"
 """Name of the unembedding among an adapter's modules (and in PEFT's files)."""
@@ -178,7 +178,7 @@ class LoraRouting:
 class LoraLinear(nn.Module):
     """A frozen linear layer plus the LoRA of each row's adapter."""
 
-    def __init__(self, matrix: Matrix, name: str, routing: LoraRouting) -> None:
+    def __init__(self, matrix: FrozenMatrix, name: str, routing: LoraRouting) -> None:
         super().__init__()
         self.matrix = matrix
         self._name = name

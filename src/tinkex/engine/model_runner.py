@@ -7,21 +7,22 @@ forward. Knows no sequence, job or loss.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
-from tinkex.engine.matrix import Matrix, can_pack, room_to_pack
 from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
+from tinkex.engine.weight_layout import WeightLayout, choose_layout
 from tinkex.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tinkex.engine.attention import PackedAttention
     from tinkex.engine.config import EngineConfig
@@ -38,31 +39,32 @@ class ModelRunner:
         self._decoder = decoder_of(model)
         self._routing = LoraRouting(config.row_multiple)
         self._linears: dict[str, LoraShape] = {}
-        wanted = config.pack_weights
-        if wanted is None:
-            wanted = room_to_pack(sum(p.numel() * p.element_size() for p in model.parameters()))
-        may = self.device.type == "cpu" and model.dtype == torch.float32
-        self.packed = packed = bool(wanted and may and can_pack())
-        """Whether the weights are laid out for oneDNN."""
+        self.layout = choose_layout(config, model)
+        """The form of the frozen matrices."""
         if any(isinstance(module, LoraLinear) for module in model.modules()):
             raise EngineError("an engine already drives this model; load it again")
-        for name, linear in linear_modules(model).items():
+        linears = linear_modules(model)
+        while linears:  # taken out one by one, so that each float copy goes before the next comes
+            name = next(iter(linears))
+            linear = linears.pop(name)
             self._linears[name] = LoraShape(name, linear.in_features, linear.out_features)
             parent, _, leaf = name.rpartition(".")
-            matrix = Matrix(linear.weight.detach(), _bias(linear), packed=packed)
+            matrix = self.layout.matrix(linear.weight.detach(), _bias(linear))
             setattr(model.get_submodule(parent), leaf, LoraLinear(matrix, name, self._routing))
         for name, fused in expert_modules(model).items():
             self._linears |= {shape.name: shape for shape in expert_shapes(name, fused)}
             parent, _, leaf = name.rpartition(".")
-            experts = LoraExperts(fused, name, self._routing, packed=packed)
+            experts = LoraExperts(fused, name, self._routing, self.layout)
             setattr(model.get_submodule(parent), leaf, experts)
         unembed = model.get_output_embeddings()
         self._unembed = LoraShape(UNEMBED, unembed.weight.shape[1], unembed.weight.shape[0])
         self.head = Head(
-            Matrix(unembed.weight.detach(), _bias(unembed), packed=packed),
+            self.layout.matrix(unembed.weight.detach(), _bias(unembed)),
             chunk_elements=config.head_chunk_elements,
             row_multiple=config.row_multiple,
         )
+        if self.layout is not WeightLayout.PLAIN:
+            _drop_untied(model)
 
     def shapes(self, lora: LoraConfig) -> tuple[LoraShape, ...]:
         """Choose the layers that an adapter of this configuration covers.
@@ -119,3 +121,11 @@ class ModelRunner:
 
 def _bias(linear: nn.Linear) -> Tensor | None:
     return None if getattr(linear, "bias", None) is None else linear.bias.detach()
+
+
+def _drop_untied(model: Any) -> None:
+    """Let go of an unembedding's own weights, which the head has laid out anew."""
+    unembed = model.get_output_embeddings()
+    if unembed.weight is not model.get_input_embeddings().weight:
+        shape = torch.empty_like(unembed.weight, device="meta")
+        unembed.weight = nn.Parameter(shape, requires_grad=False)

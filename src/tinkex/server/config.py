@@ -106,6 +106,9 @@ class ServerConfig:
     dtype: str = "auto"
     """Number format of the base models: float32, bfloat16, or auto (float32 on a CPU)."""
 
+    weight_dtype: str | None = None
+    """`int8` keeps the frozen linear layers and the unembedding in int8, on a CPU in float32."""
+
     threads: int | None = None
     """CPU threads of one engine; None leaves the choice to torch."""
 
@@ -157,6 +160,10 @@ class ServerConfig:
         ]
         if self.log_level not in LOG_LEVELS:
             problems.append(f"log_level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+        if self.weight_dtype not in {None, "int8"}:
+            problems.append(
+                f"weight_dtype {self.weight_dtype!r} is not int8: leave it out or use that"
+            )
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads is {self.threads}: it must be at least 1")
         if self.long_poll_s > 40:

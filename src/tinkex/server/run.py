@@ -53,6 +53,8 @@ class ServerInfo:
     """Names of the loaded base models."""
     device: str
     """Where they run."""
+    weight_dtype: str
+    """Number format of their frozen weights, e.g. float32 or int8."""
     data_dir: Path
     """Where checkpoints and the database are."""
 
@@ -85,7 +87,10 @@ async def serve(
         app = build_app(config, engines, clock=clock, logger=logger, keys=keys)
 
         def ready(url: str) -> None:
-            logger.info("serving", url=url, base_models=list(engines), device=device)
+            weights = next(iter(engines.values())).numerics()["weight_dtype"]
+            logger.info(
+                "serving", url=url, base_models=list(engines), device=device, weight_dtype=weights
+            )
             on_ready(
                 ServerInfo(
                     url=url,
@@ -94,6 +99,7 @@ async def serve(
                     pid=os.getpid(),
                     base_models=tuple(engines),
                     device=device,
+                    weight_dtype=weights,
                     data_dir=config.data_dir,
                 )
             )
@@ -226,6 +232,7 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
             EngineConfig(
                 device=device,
                 dtype=dtype,
+                weight_dtype=config.weight_dtype,
                 threads=config.threads,
                 max_rank=config.limits.max_rank,
                 max_adapters=config.limits.max_adapters,

@@ -126,6 +126,7 @@ async def test_second_server_on_a_data_folder_is_refused(make_config):
         ({"aliases": {"a": "b"}}, "alias 'a'"),
         ({"device": "warp"}, "warp"),
         ({"dtype": "int3"}, "int3"),
+        ({"dtype": "bfloat16", "weight_dtype": "int8"}, "needs dtype float32"),
     ],
 )
 async def test_setting_that_does_not_work_here_is_refused(make_config, settings, message):

@@ -22,6 +22,7 @@ def info(tmp_path):
         pid=4242,
         base_models=("tinkex/sprout",),
         device="cpu",
+        weight_dtype="int8",
         data_dir=tmp_path,
     )
 
@@ -59,7 +60,7 @@ def test_banner_shows_the_key_on_a_terminal(info, capsys):
     assert KEY in out
     assert info.url in out
     assert "tinkex/sprout" in out
-    assert "cpu" in out
+    assert "cpu, weights in int8" in out
 
 
 def test_banner_names_the_key_file_where_output_may_be_recorded(info, capsys):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
 from tinkex.engine.lora import LoraRouting, LoraSegment, lora_weights, parameter_count
+from tinkex.engine.weight_layout import WeightLayout
 from tinkex.types import LoraConfig
 
 EXPERTS, WIDTH, INNER, ROWS, CHOICES = 5, 6, 7, 11, 3
@@ -120,7 +121,7 @@ def test_values_and_gradients_equal_the_formula_in_double_precision(layout, row_
     slope = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, leaves, slope)
     routing = LoraRouting(row_multiple)
-    experts = LoraExperts(fused, NAME, routing, packed=False)
+    experts = LoraExperts(fused, NAME, routing, WeightLayout.PLAIN)
     routing.segments = tuple(segments)
     found = experts(x, chosen, weights)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

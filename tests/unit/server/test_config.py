@@ -27,6 +27,7 @@ def test_all_faults_are_reported_together(tmp_path):
             long_poll_s=50,
             session_ttl_s=0,
             threads=0,
+            weight_dtype="int4",
             limits=Limits(max_rank=0),
         )
     text = str(caught.value)
@@ -41,6 +42,7 @@ def test_all_faults_are_reported_together(tmp_path):
         "45 s",
         "session_ttl_s",
         "threads",
+        "weight_dtype 'int4'",
         "limits.max_rank",
     ):
         assert word in text

@@ -1,0 +1,185 @@
+"""Products of float32 rows with an int8 matrix, exact in the integers and fast on a CPU.
+
+A CPU with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX) multiplies bytes four times as fast as
+float32, and int8 weights are a quarter of the bytes to read. Quantising the rows to one byte as
+well would cost accuracy; instead each row is written as a fixed-point number of three bytes,
+
+    x = (top / limit) * (d2 * 65536 + d1 * 256 + d0),   each d in -128..127, top = max |x|,
+
+which keeps as many bits as float32 has for the row's largest value, and each digit is multiplied
+by itself in whole numbers. (The splitting is Ozaki's idea, Ozaki et al. 2012, Numerical Algorithms
+59, with bytes for the parts.) Sums of whole numbers do not depend on their order, so a row has the
+same bits in any company, with any number of rows and of threads.
+
+Owns the digits and the product; what the numbers of the matrix mean is `quantized`'s matter.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ZERO = 128
+"""What stands for the digit 0 in an unsigned byte: oneDNN is fast with unsigned rows only."""
+_LIMITS = {3: 8_355_000.0, 4: 2_139_000_000.0}
+"""By number of digits: the fixed-point number of a row's largest value. A little below the largest
+that there is, so that no rounding passes it."""
+_WIDE = 16_384
+"""Rows wider than this get four digits. They are gradients of logits: thousands of probabilities,
+each far below the largest, that together count."""
+_MAX_WIDTH = 65_536
+"""Columns of one integer product: 65,536 x 255 x 127 is below 2^31."""
+_SMALLEST = 1e-30
+"""A row whose largest value is below this counts as that large, so that its inverse is finite."""
+_SPLIT_ELEMENTS = 2**18
+"""Split at once; what lies between stays in the cache."""
+_STACKED_ELEMENTS = 2**20
+"""Outputs up to which the digits go through one product, and are summed afterwards."""
+_FEW_ELEMENTS = 2**14
+"""Elements up to which the bytes of the fixed-point numbers are gathered in one operation."""
+
+
+class Int8Product:
+    """x -> (x Q^T) * scales, with Q laid out for oneDNN.
+
+    Args:
+        values: Q [out, in] int8; not kept.
+        scales: [out] float32.
+    """
+
+    def __init__(self, values: Tensor, scales: Tensor) -> None:
+        out, width = values.shape
+        self._scales = scales
+        self._zeros = torch.zeros(out, dtype=torch.int32)
+        self._digits = 4 if width > _WIDE else 3
+        starts = range(0, width, _MAX_WIDTH)
+        self._columns = [slice(start, min(start + _MAX_WIDTH, width)) for start in starts]
+        self._parts = [_pack(values[:, at]) for at in self._columns]
+
+    def values(self) -> Tensor:
+        """Give Q [out, in] int8, a copy."""
+        return torch.cat([part.to_dense() for part in self._parts]).t().contiguous()
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute (x Q^T) * scales: [N, in] -> [N, out] float32.
+
+        A row with a value that is not finite has no finite results.
+        """
+        if not x.shape[0]:
+            return x.new_empty(0, self._scales.shape[0])
+        digits, unit = _split(x, self._digits)
+        found = [
+            self._sum(digits[:, :, at], p) for at, p in zip(self._columns, self._parts, strict=True)
+        ]
+        total = found[0]
+        for part in found[1:]:
+            total.add_(part)
+        return total.mul_(unit)
+
+    def _sum(self, digits: Tensor, packed: Tensor) -> Tensor:
+        """Sum the digits' products, [D, N, K] -> [N, out], lowest first.
+
+        In one product or several, the bits are the same: powers of two multiply exactly.
+        """
+        count, rows, width = digits.shape
+        out = self._scales.shape[0]
+        if rows * out > _STACKED_ELEMENTS:
+            total = self._product(digits[0], packed, 1.0, None)
+            for place in range(1, count):
+                self._product(digits[place], packed, 256.0**place, total)
+            return total
+        stacked = self._product(digits.reshape(count * rows, width), packed, 1.0, None)
+        parts = stacked.view(count, rows, out)
+        total = parts[0]
+        for place in range(1, count):
+            total = torch.add(total, parts[place], alpha=256**place)
+        return total
+
+    def _product(self, digits: Tensor, packed: Tensor, scale: float, onto: Tensor | None) -> Tensor:
+        """Multiply the digits [n, K], scale, and add to `onto` in place if it is given."""
+        rows = (digits.contiguous(), scale, _ZERO, packed, self._scales, self._zeros)
+        last = (None, 1.0, 0, torch.float32)
+        plain: tuple[str, list[float], str] = ("none", [], "")
+        operator: Any = torch.ops.onednn.qlinear_pointwise
+        found: Tensor
+        if onto is None:
+            found = operator(*rows, *last, *plain)
+        else:
+            found = operator.binary(*rows, onto, *last, 1.0, 0, "sum", 1.0, *plain)
+        return found
+
+
+def _pack(values: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(values.contiguous(), None)
+    return packed
+
+
+def _split(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Write rows [N, K] as fixed-point numbers of `count` bytes.
+
+    Returns:
+        Digits [count, N, K] uint8, lowest first, each plus 128; what one unit is worth [N, 1].
+    """
+    rows, width = x.shape
+    limit = _LIMITS[count]
+    offset = sum(_ZERO << 8 * place for place in range(count))
+    digits = torch.empty(count, rows, width, dtype=torch.uint8)
+    tops = torch.empty(rows, 1)
+    step = max(1, _SPLIT_ELEMENTS // width)
+    for start in range(0, rows, step):
+        part = x[start : start + step]
+        top = part.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST)
+        tops[start : start + step] = top
+        fixed = (part * (limit / top)).round_().to(torch.int32)
+        fixed.add_(offset if offset < 2**31 else offset - 2**32)
+        target = digits[:, start : start + step]
+        if part.numel() <= _FEW_ELEMENTS:
+            target.copy_(fixed.view(torch.uint8).view(*part.shape, 4).permute(2, 0, 1)[:count])
+            continue
+        for place in range(count):
+            target[place].copy_(fixed)
+            fixed.__irshift__(8)
+    return digits, tops.div_(limit)
+
+
+@cache
+def can_multiply_int8() -> bool:
+    """Whether this build of torch and this processor multiply int8 exactly.
+
+    The operators are torch's own, but not public; and processors without int8 dot products add
+    pairs in 16 bits, which overflow. So small products are tried, of the largest values too.
+    """
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for values in (
+            torch.randint(-127, 128, (40, 72), generator=generator, dtype=torch.int8),
+            torch.full((40, 72), 127, dtype=torch.int8),
+            torch.full((40, 72), -127, dtype=torch.int8),
+        ):
+            if not _is_exact(values, generator):
+                return False
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _is_exact(values: Tensor, generator: torch.Generator) -> bool:
+    product = Int8Product(values, torch.rand(values.shape[0], generator=generator))
+    packed = product._parts[0]  # noqa: SLF001 - of this module
+    for rows in (1, 6, 40):
+        digits = torch.randint(0, 256, (rows, values.shape[1]), generator=generator)
+        for digit in (digits, torch.full_like(digits, 255), torch.zeros_like(digits)):
+            unsigned = digit.to(torch.uint8)
+            whole = (digit - _ZERO) @ values.long().t()
+            exact = whole.float() * product._scales  # noqa: SLF001
+            found = product._product(unsigned, packed, 1.0, None)  # noqa: SLF001
+            if not torch.equal(found, exact):
+                return False
+            product._product(unsigned, packed, 256.0, found)  # noqa: SLF001
+            if not torch.equal(found, exact + exact * 256):
+                return False
+    return torch.equal(product.values(), values)

@@ -1,0 +1,72 @@
+"""Which form the frozen matrices take: torch's own, packed for oneDNN, or int8.
+
+Owns the choice, by the settings, the device and the memory, and what is refused; the forms
+themselves are `matrix`'s and `quantized`'s.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tinkex.engine.int8_product import can_multiply_int8
+from tinkex.engine.matrix import Matrix, can_pack, room_to_pack
+from tinkex.engine.quantized import QuantizedMatrix
+from tinkex.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinkex.engine.config import EngineConfig
+
+FrozenMatrix = Matrix | QuantizedMatrix
+"""Both have `rows_times`, `times`, `dense`, `shape` and `dtype`."""
+
+
+class WeightLayout(Enum):
+    """How a matrix is kept, and so how its products are formed."""
+
+    PLAIN = "torch"
+    PACKED = "onednn packed"
+    INT8 = "int8, exact"
+    INT8_BLOCKS = "int8, float32 blocks"
+    """Where the processor or torch has no exact product in int8."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights are rounded to int8."""
+        return self in {WeightLayout.INT8, WeightLayout.INT8_BLOCKS}
+
+    def matrix(self, weight: Tensor, bias: Tensor | None = None) -> FrozenMatrix:
+        """Lay W [out, in] out; W itself is kept only when plain."""
+        if self.quantized:
+            return QuantizedMatrix(weight, bias, exact=self is WeightLayout.INT8)
+        return Matrix(weight, bias, packed=self is WeightLayout.PACKED)
+
+
+def choose_layout(config: EngineConfig, model: Any) -> WeightLayout:
+    """Choose the layout for a model that lies on its device.
+
+    Raises:
+        ConfigurationError: int8 on another device than a CPU, or with another dtype than float32.
+    """
+    on_cpu = model.device.type == "cpu"
+    full = model.dtype == torch.float32
+    if config.weight_dtype == "int8":
+        if not on_cpu:
+            raise ConfigurationError(
+                f"weight_dtype int8 works on a CPU only, not on {model.device}; leave it out, and "
+                "use dtype bfloat16 to halve the memory"
+            )
+        if not full:
+            raise ConfigurationError(
+                f"weight_dtype int8 needs dtype float32 for the activations, not {model.dtype}; "
+                "choose one of the two"
+            )
+        return WeightLayout.INT8 if can_multiply_int8() else WeightLayout.INT8_BLOCKS
+    wanted = config.pack_weights
+    if wanted is None:
+        wanted = room_to_pack(sum(p.numel() * p.element_size() for p in model.parameters()))
+    return WeightLayout.PACKED if wanted and on_cpu and full and can_pack() else WeightLayout.PLAIN
