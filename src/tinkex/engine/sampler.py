@@ -94,37 +94,49 @@ def _draw(scaled: Tensor, uniform: Tensor, top_k: int, top_p: float) -> Tensor:
     weights = scaled.exp()
     if (top_k == 0 or top_k >= vocab_size) and top_p >= 1:
         return _inverse_cdf(weights, uniform)
-    kept, ids = _candidates(weights, top_k, top_p)
-    return ids.gather(1, _inverse_cdf(kept, uniform)[:, None])[:, 0]
-
-
-def _candidates(weights: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Find the tokens that pass both filters.
-
-    Args:
-        weights: [n, V] unnormalised probabilities.
-        top_k: 0 means all.
-        top_p: 1 means all.
-
-    Returns:
-        Weights [n, k] float64 in falling order, 0 where top-p cuts, and their ids [n, k].
-    """
-    vocab_size = weights.shape[1]
     if 0 < top_k < vocab_size:
         top, ids = weights.topk(top_k, dim=1)
-        total = top.double().sum(dim=1, keepdim=True)
-    else:
-        total = weights.double().sum(dim=1, keepdim=True)
-        count = min(_FIRST_CANDIDATES, vocab_size)
-        top, ids = weights.topk(count, dim=1)
-        while count < vocab_size and bool(
-            (top.double().sum(1, keepdim=True) < top_p * total).any()
-        ):
-            count = min(4 * count, vocab_size)
-            top, ids = weights.topk(count, dim=1)
-    exact = top.double()
+        exact = top.double()
+        return _draw_candidates(exact, ids, uniform, top_p * exact.sum(dim=1, keepdim=True))
+    return _draw_nucleus(weights, uniform, top_p)
+
+
+def _draw_nucleus(weights: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """Draw under top-p, among as many of the likeliest tokens as each row needs.
+
+    Which of equally likely tokens comes first depends on how many are looked for, so a row that has
+    enough is drawn from those, whatever its neighbours need.
+    """
+    reach = top_p * weights.double().sum(dim=1, keepdim=True)
+    tokens = torch.empty(len(weights), dtype=torch.int64, device=weights.device)
+    left = torch.arange(len(weights), device=weights.device)
+    count = min(_FIRST_CANDIDATES, weights.shape[1])
+    while len(left):
+        top, ids = weights[left].topk(count, dim=1)
+        exact = top.double()
+        done = exact.sum(dim=1) >= reach[left, 0]
+        if count == weights.shape[1]:  # a rounded sum of all may fall short of what they reach
+            done = torch.ones_like(done)
+        ready = left[done]
+        if len(ready):
+            tokens[ready] = _draw_candidates(exact[done], ids[done], uniform[ready], reach[ready])
+        left = left[~done]
+        count = min(4 * count, weights.shape[1])
+    return tokens
+
+
+def _draw_candidates(exact: Tensor, ids: Tensor, uniform: Tensor, reach: Tensor) -> Tensor:
+    """Draw among the fewest likeliest tokens that reach a share.
+
+    Args:
+        exact: [n, k] float64 weights in falling order.
+        ids: [n, k] their tokens.
+        uniform: [n].
+        reach: [n, 1] the weight to be reached.
+    """
     before = exact.cumsum(dim=1) - exact
-    return exact.masked_fill(before >= top_p * total, 0.0), ids
+    kept = exact.masked_fill(before >= reach, 0.0)
+    return ids.gather(1, _inverse_cdf(kept, uniform)[:, None])[:, 0]
 
 
 def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:

@@ -114,6 +114,20 @@ def test_row_does_not_depend_on_its_company():
     assert together.tolist() == alone
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("settings", [{"top_p": 0.7}, {"top_k": 20}, {"top_k": 90, "top_p": 0.8}])
+def test_equally_likely_tokens_are_told_apart_alike_in_any_company(settings, seed):
+    """Logits of bfloat16 have many ties; a flat neighbour needs far more candidates than 64."""
+    size = 5000
+    peaked = (logits(3, size, seed) * 6).round() / 4
+    flat = logits(3, size, seed + 100) * 0.01
+    z = torch.stack([peaked, flat], dim=1).view(6, size)
+    choices = [row(uniform=(i + 0.5) / 6, **settings) for i in range(6)]
+    together = choose_tokens(z, choices)
+    alone = [choose_tokens(z[i : i + 1], [choices[i]]).item() for i in range(6)]
+    assert together.tolist() == alone
+
+
 def test_logprobs_are_those_of_the_plain_softmax():
     z = logits(6)
     chosen = torch.arange(6)
