@@ -54,7 +54,8 @@ types: $(VENV)/.dev ## Check the types
 imports: $(VENV)/.dev ## Check who may import whom
 	$(BIN)/lint-imports
 
-soak: $(VENV)/.dev ## Repeat unit and integration tests 20 times in random order (under an hour)
+soak: $(VENV)/.dev ## The long form of the proofs, then unit and integration tests 20 times (over an hour)
+	$(PYTEST) -q --no-header -m soak tests
 	@for i in $$(seq 1 20); do \
 	  echo "==> round $$i of 20"; \
 	  $(PYTEST) -q --no-header tests/unit tests/integration || exit 1; \
