@@ -19,6 +19,33 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE_MODEL = "tinkex/sprout"
 
+_AdapterMemory = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="MIB", help="Memory for adapters, for each base model. Default: a quarter."
+    ),
+]
+_DeviceAdapterMemory = Annotated[
+    int | None, typer.Option(min=1, metavar="MIB", help="The same, of a GPU's own memory.")
+]
+_Spill = Annotated[
+    bool, typer.Option(help="Move adapters that memory has no room for to the disk and back.")
+]
+_SpillDir = Annotated[
+    Path | None, typer.Option(help="Folder for them, erased at the start. Default: in --data-dir.")
+]
+_SpillLimit = Annotated[
+    int, typer.Option(min=1, metavar="MIB", help="Most on the disk, for each base model.")
+]
+_TrustRemoteCode = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODEL", help="Run the Python code that this model brings along."),
+]
+_AllowPickle = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODEL", help="Load this model though its weights are pickled."),
+]
+
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -56,14 +83,13 @@ def serve(
         str | None,
         typer.Option(help="int8: keep the frozen weights in a quarter of the memory (CPU only)."),
     ] = None,
-    trust_remote_code: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="Run the Python code that this model brings along."),
-    ] = None,
-    allow_pickle: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="Load this model though its weights are pickled."),
-    ] = None,
+    adapter_memory: _AdapterMemory = None,
+    device_adapter_memory: _DeviceAdapterMemory = None,
+    spill: _Spill = True,
+    spill_dir: _SpillDir = None,
+    spill_limit: _SpillLimit = 65_536,
+    trust_remote_code: _TrustRemoteCode = None,
+    allow_pickle: _AllowPickle = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the Tinker API: train LoRA adapters and sample, for many users over one base model."""
@@ -73,9 +99,14 @@ def serve(
     import asyncio
 
     from tinkex._clock import SystemClock
-    from tinkex.server.config import ServerConfig
+    from tinkex.server.config import Limits, ServerConfig
     from tinkex.server.run import serve as run_server
 
+    limits = Limits(
+        device_adapter_bytes=_bytes(device_adapter_memory),
+        host_adapter_bytes=_bytes(adapter_memory),
+        max_spilled_bytes=spill_limit * 2**20,
+    )
     config = ServerConfig(
         host=host,
         port=port,
@@ -89,6 +120,9 @@ def serve(
         trust_remote_code=frozenset(trust_remote_code or []),
         allow_pickle=frozenset(allow_pickle or []),
         log_level=log_level,
+        spill=spill,
+        spill_dir=spill_dir,
+        limits=limits,
     )
 
     def on_ready(info: ServerInfo) -> None:
@@ -97,6 +131,10 @@ def serve(
         print_banner(info, aliases=config.aliases, show_key=sys.stdout.isatty())
 
     asyncio.run(run_server(config, on_ready=on_ready, clock=SystemClock()))
+
+
+def _bytes(mebibytes: int | None) -> int | None:
+    return None if mebibytes is None else mebibytes * 2**20
 
 
 def default_data_dir() -> Path:

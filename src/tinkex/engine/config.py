@@ -38,10 +38,12 @@ class EngineConfig:
     max_samplers: int = 256
     """Frozen sampler snapshots held at once; as above."""
     device_adapter_bytes: int | None = None
-    """Adapters and samplers in the device's memory; None is a quarter of it. On a CPU there is only
-    the host's memory, and this has no meaning."""
+    """Adapters and samplers in the device's memory; None is `adapter_memory_share` of it. On a CPU
+    there is only the host's memory, and this has no meaning."""
     host_adapter_bytes: int | None = None
-    """Adapters and samplers in the host's memory; None is a quarter of it."""
+    """Adapters and samplers in the host's memory; None is `adapter_memory_share` of it."""
+    adapter_memory_share: float = 0.25
+    """Of a memory, for adapters and samplers, where no number of bytes is given."""
     spill_directory: Path | None = None
     """Folder on a disk for adapters and samplers that memory has no room for (`spill`); what an
     earlier engine left there is erased. None: when memory is full, the next one is refused."""
@@ -101,6 +103,10 @@ class EngineConfig:
             faults.append("pack_weights is for float32 weights; leave it out with weight_dtype")
         if not self.lora_alpha > 0:
             faults.append(f"lora_alpha must be above 0, got {self.lora_alpha}")
+        if not 0 < self.adapter_memory_share <= 1:
+            faults.append(
+                f"adapter_memory_share must be in (0, 1], got {self.adapter_memory_share}"
+            )
         if faults:
             raise ConfigurationError(faults)
 

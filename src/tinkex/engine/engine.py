@@ -91,13 +91,19 @@ class Engine:
         self._tasks: WeakSet[TrainingTask] = WeakSet()
         """Those that somebody still means to run; an abandoned one goes by itself."""
         folder = config.spill_directory
+        self._spill = None if folder is None else SpillFolder(folder, config.spill_bytes)
         self._pool = AdapterPool(
             _memory_levels(self._runner.device, config),
-            None if folder is None else SpillFolder(folder, config.spill_bytes),
+            self._spill,
             max_adapters=config.max_adapters,
             max_samplers=config.max_samplers,
             in_use=self._weights_in_use,
         )
+
+    def close(self) -> None:
+        """Erase what was moved to the disk, and let its folder go; the engine is of no use then."""
+        if self._spill is not None:
+            self._spill.close()
 
     def _weights_in_use(self) -> set[int]:
         training = {id(task.weights) for task in self._tasks if not task.finished}
@@ -395,20 +401,16 @@ class Engine:
 
 
 def _memory_levels(device: torch.device, config: EngineConfig) -> list[MemoryLevel]:
+    """Make the memories that hold adapters, the one that computes first; on a CPU it is one."""
     host = torch.device("cpu")
-    levels = [MemoryLevel("host", host, _bound(config.host_adapter_bytes, host))]
-    if device.type != "cpu":
-        bound = _bound(config.device_adapter_bytes, device)
-        levels.insert(0, MemoryLevel("device", device, bound))
-    return levels
-
-
-def _bound(wanted: int | None, device: torch.device) -> int:
-    """Give what adapters may take of a memory: what is wanted, or a quarter of it."""
-    if wanted is not None:
-        return wanted
-    return (memory_bytes(device) or _UNKNOWN_MEMORY) // 4
+    wanted = [("device", device, config.device_adapter_bytes)] if device.type != "cpu" else []
+    wanted.append(("host", host, config.host_adapter_bytes))
+    share = config.adapter_memory_share
+    return [
+        MemoryLevel(name, where, limit or int(share * (memory_bytes(where) or _UNKNOWN_MEMORY)))
+        for name, where, limit in wanted
+    ]
 
 
 _UNKNOWN_MEMORY = 16 * 2**30
-"""Of a device that does not say."""
+"""Bytes of a device that does not say."""

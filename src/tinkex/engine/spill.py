@@ -73,7 +73,8 @@ class SpillFolder:
             busy = isinstance(error, BlockingIOError)
             reason = "another engine uses it: choose another" if busy else str(error)
             raise ConfigurationError(f"no spill folder {directory}: {reason}") from error
-        weakref.finalize(self, _leave, directory, lock, os.getpid())
+        self.close = weakref.finalize(self, _leave, directory, lock, os.getpid())
+        """Erases the files and lets the folder go, when called or when this object goes."""
 
     def _check_room(self, nbytes: int) -> None:
         """Make sure that the bound on all files leaves room for one more.
@@ -123,6 +124,13 @@ class SpillFolder:
             file.path.unlink(missing_ok=True)
         except OSError:
             return
+
+
+def erase_leftovers(parent: Path) -> None:
+    """Erase what earlier engines left in the numbered folders of `parent`; leave those in use."""
+    for folder in parent.glob("[0-9]*"):
+        with contextlib.suppress(ConfigurationError):
+            SpillFolder(folder, None).close()
 
 
 def _leave(directory: Path, lock: int, process: int) -> None:

@@ -46,7 +46,17 @@ class Limits:
     """Largest LoRA rank."""
 
     max_adapters: int = 256
-    """Adapters and sampler snapshots that one base model holds in memory."""
+    """Adapters, and sampler snapshots, of one base model where there is no disk behind memory."""
+
+    device_adapter_bytes: int | None = None
+    """Adapters and samplers of one base model in the device's memory, where that is not the host's.
+    None: a quarter of it, shared by the base models."""
+
+    host_adapter_bytes: int | None = None
+    """As above, in the host's memory."""
+
+    max_spilled_bytes: int = 64 * 2**30
+    """Adapters and samplers of one base model on the disk behind memory."""
 
     max_num_samples: int = 1024
     """Samples of one request."""
@@ -99,6 +109,13 @@ class ServerConfig:
 
     api_key_file: Path | None = None
     """File with the keys to accept, one a line; blank lines and `#` comments are skipped."""
+
+    spill: bool = True
+    """Whether adapters and samplers that memory has no room for go to the disk. Otherwise a new one
+    is refused."""
+
+    spill_dir: Path | None = None
+    """Folder for them, a cache that is erased at the start; None is `spill` in the data folder."""
 
     device: str = "auto"
     """Where the models run: cpu, cuda, cuda:N, mps, or auto."""
@@ -242,5 +259,5 @@ def _not_positive(holder: object, names: tuple[str, ...], prefix: str = "") -> l
     return [
         f"{prefix}{name} is {value}: it must be above 0"
         for name in names
-        if (value := getattr(holder, name)) <= 0
+        if (value := getattr(holder, name)) is not None and value <= 0
     ]

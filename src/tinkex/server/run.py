@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_S = 75
 LOCK_NAME = "lock"
+SPILL_NAME = "spill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,11 @@ async def serve(
                 )
             )
 
-        await serve_app(app, config, on_ready=ready, stop=stop, listener=listener)
+        try:
+            await serve_app(app, config, on_ready=ready, stop=stop, listener=listener)
+        finally:
+            for engine in engines.values():
+                engine.close()
         logger.info("stopped")
 
 
@@ -215,11 +220,15 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
     from tinkex.engine.config import EngineConfig  # noqa: PLC0415
     from tinkex.engine.device import resolve_device, resolve_dtype  # noqa: PLC0415
     from tinkex.engine.engine import Engine, load_base_model  # noqa: PLC0415
+    from tinkex.engine.spill import erase_leftovers  # noqa: PLC0415
 
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     engines: dict[str, Engine] = {}
-    for source in config.base_models:
+    limits = config.limits
+    folder = config.spill_dir or config.data_dir / SPILL_NAME
+    erase_leftovers(folder)
+    for number, source in enumerate(config.base_models):
         base = load_base_model(
             source,
             device=device,
@@ -234,10 +243,15 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
                 dtype=dtype,
                 weight_dtype=config.weight_dtype,
                 threads=config.threads,
-                max_rank=config.limits.max_rank,
-                max_adapters=config.limits.max_adapters,
-                max_samplers=config.limits.max_adapters,
-                max_num_samples=config.limits.max_num_samples,
+                max_rank=limits.max_rank,
+                max_adapters=limits.max_adapters,
+                max_samplers=limits.max_adapters,
+                device_adapter_bytes=limits.device_adapter_bytes,
+                host_adapter_bytes=limits.host_adapter_bytes,
+                adapter_memory_share=0.25 / len(config.base_models),
+                spill_directory=folder / str(number) if config.spill else None,
+                spill_bytes=limits.max_spilled_bytes,
+                max_num_samples=limits.max_num_samples,
             ),
         )
     return engines, device

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -117,6 +118,32 @@ async def test_second_server_on_a_data_folder_is_refused(make_config):
     second = Running(make_config())
     await second.info()
     await second.end()
+
+
+async def test_spill_folder_is_erased_at_the_start_and_the_end(make_config, tmp_path):
+    stale = tmp_path / "data" / "spill" / "3" / "5.safetensors"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier server")
+    running = Running(make_config())
+    await running.info()
+    assert not stale.exists()
+    folder = tmp_path / "data" / "spill" / "0"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / "5.safetensors").write_bytes(b"of this server")
+    await running.end()
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+async def test_two_servers_do_not_share_a_spill_folder(make_config, tmp_path):
+    first = Running(make_config(spill_dir=tmp_path / "spill"))
+    await first.info()
+    other = replace(make_config(spill_dir=tmp_path / "spill"), data_dir=tmp_path / "other")
+    with pytest.raises(ConfigurationError, match="another engine uses it"):
+        await Running(other).info()
+    await first.end()
+    without = Running(make_config(spill=False))
+    await without.info()
+    await without.end()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from tinkex.engine.spill import SpillFolder, _leave
+from tinkex.engine.spill import SpillFolder, _leave, erase_leftovers
 from tinkex.errors import ConfigurationError, EngineError
 
 
@@ -85,3 +85,20 @@ def test_disk_that_is_full_is_told_and_counts_nothing(tmp_path):
     assert "Nothing was lost" in str(caught.value)
     assert spill.held_bytes == 0
     assert names(tmp_path) == []
+
+
+def test_leftovers_of_all_numbered_folders_are_erased_but_not_those_in_use(tmp_path):
+    for name in ("0", "1", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "7.safetensors").write_bytes(b"old")
+    running = SpillFolder(tmp_path / "1", None)
+    running.write({"a": torch.ones(3)})
+    erase_leftovers(tmp_path)
+    erase_leftovers(tmp_path / "none")
+    assert [names(tmp_path / n) for n in ("0", "1", "notes")] == [
+        [],
+        ["0.safetensors"],
+        ["7.safetensors"],
+    ]
+    running.close()
+    assert names(tmp_path / "1") == []
