@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE_MODEL = "tinkex/sprout"
 
+_ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the keys to accept, one a line, instead of a generated one."),
+]
+_ReadyFile = Annotated[
+    Path | None,
+    typer.Option(help="Write url, api_key, pid and base_models here as JSON once serving."),
+]
 _AdapterMemory = Annotated[
     int | None,
     typer.Option(
@@ -65,14 +73,8 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=ID", help="Another name that a base model answers to."),
     ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the keys to accept, one a line, instead of a generated one."),
-    ] = None,
-    ready_file: Annotated[
-        Path | None,
-        typer.Option(help="Write url, api_key, pid and base_models here as JSON once serving."),
-    ] = None,
+    api_key_file: _ApiKeyFile = None,
+    ready_file: _ReadyFile = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto: the fastest one at hand.")
     ] = "auto",
