@@ -49,7 +49,7 @@ def same(a, b):
 # --- bits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma3_text", "qwen3_moe", "gpt_oss"])
 @pytest.mark.parametrize("shared", [15, 16, 17, 31, 32, 48, 63])
 def test_hit_has_the_bits_of_a_miss(family, shared):
     first = tokens(shared)
@@ -74,7 +74,7 @@ def test_whole_prompt_is_reused_by_an_equal_one(length):
     assert counts(engine) == (length, length)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "mistral"])
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "qwen3_moe", "gpt_oss"])
 def test_chunk_size_changes_no_bit(family):
     prompt = tokens(100)
     whole = sample(engine_of(family, prefill_tokens=128), job("j", prompt, **OPTIONS))["j"]
