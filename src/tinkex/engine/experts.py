@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tinkex.engine.expert_plan import plan_experts
 from tinkex.engine.expert_products import Down, ExpertAdapter, ExpertBatch, GateUp
@@ -93,12 +94,17 @@ class LoraExperts(nn.Module):
         """
         gate, _, down = self._names
         routing = self._routing
+        count = len(x)
+        live = count if routing.live is None else routing.live  # filler would wake experts up
+        x, chosen, weights = x[:live], chosen[:live], weights[:live]
         segments = [s for s in routing.segments if gate in s.weights.pairs]
+        places = [(s.start, min(s.end, live)) for s in segments]
         batch = ExpertBatch(
-            plan_experts(
-                chosen, [(s.start, s.end) for s in segments], len(self.down), routing.row_multiple
+            plan_experts(chosen, places, len(self.down), routing.row_multiple),
+            tuple(
+                ExpertAdapter(*place, s.weights.rank, s.weights.scale)
+                for place, s in zip(places, segments, strict=True)
             ),
-            tuple(ExpertAdapter(s.start, s.end, s.weights.rank, s.weights.scale) for s in segments),
             1 if torch.is_grad_enabled() else routing.row_multiple,
             self._interleaved,
         )
@@ -108,7 +114,7 @@ class LoraExperts(nn.Module):
         gate_up = GateUp.apply(x, batch, self.gate_up, *first)  # type: ignore[no-untyped-call]
         hidden = self._activation(gate_up)
         out: Tensor = Down.apply(hidden, weights, batch, self.down, *second)  # type: ignore[no-untyped-call]
-        return out
+        return F.pad(out, (0, 0, 0, count - live)) if live < count else out
 
 
 def _matrices(module: Any, name: str, layout: WeightLayout) -> tuple[FrozenMatrix, ...]:

@@ -226,7 +226,7 @@ class Generator:
             # One adapter: filler rows may go along, which spares padding in every layer.
             segments = [LoraSegment(0, len(rows) + extra, segments[0].weights)]
         attention = DecodeAttention(rows, device)
-        hidden = self._runner.hidden(ids, positions, attention, segments)
+        hidden = self._runner.hidden(ids, positions, attention, segments, live=len(rows))
         logits = self._runner.head.logits(hidden, segments)[: len(rows)]
         return self._append_tokens(running, logits)
 

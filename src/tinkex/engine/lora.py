@@ -163,6 +163,8 @@ class LoraRouting:
         self._segments: tuple[LoraSegment, ...] = ()
         self.plans: dict[tuple[int, ...], _SlotPlan] = {}
         """Of the present segments, by the places of those that have a layer."""
+        self.live: int | None = None
+        """Rows of the present forward that count, when those after them are filler."""
 
     @property
     def segments(self) -> tuple[LoraSegment, ...]:

@@ -86,6 +86,8 @@ class ModelRunner:
         positions: Tensor,
         attention: PackedAttention,
         segments: Sequence[LoraSegment],
+        *,
+        live: int | None = None,
     ) -> Tensor:
         """Run the decoder on packed tokens.
 
@@ -94,11 +96,12 @@ class ModelRunner:
             positions: [N] int64, each token's place in its own sequence.
             attention: How tokens attend.
             segments: Which rows belong to which adapter.
+            live: Rows that count, when those after them are filler: experts leave filler out.
 
         Returns:
             Last hidden states [N, C], after the final norm.
         """
-        with self._routed(segments):
+        with self._routed(segments, live):
             out = self._decoder(
                 input_ids=ids[None],
                 position_ids=positions[None],
@@ -109,14 +112,16 @@ class ModelRunner:
         return hidden
 
     @contextmanager
-    def _routed(self, segments: Sequence[LoraSegment]) -> Iterator[None]:
+    def _routed(self, segments: Sequence[LoraSegment], live: int | None) -> Iterator[None]:
         if self._routing.segments:
             raise EngineError("the engine was entered twice; one thread must own it")
         self._routing.segments = tuple(segments)
+        self._routing.live = live
         try:
             yield
         finally:
             self._routing.segments = ()
+            self._routing.live = None
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

@@ -187,3 +187,18 @@ def test_gradient_points_where_the_loss_grows(family):
         output = engine.forward_backward("a", data, "cross_entropy", forward_only=True)
         losses.append(output.metrics["loss:sum"])
     assert (losses[0] - losses[1]) / 4e-3 == pytest.approx(float(slope.norm()), rel=1e-2)
+
+
+@torch.no_grad()
+def test_filler_rows_are_left_out_and_change_nothing():
+    fused = Fused(**LAYOUTS[0])
+    routing = LoraRouting(4)
+    segments = tuple(segments_of(fused))
+    experts = LoraExperts(fused, NAME, routing, WeightLayout.PLAIN)
+    x, chosen, weights = batch()
+    routing.segments = segments
+    whole = experts(x, chosen, weights)
+    routing.live = 9
+    found = experts(x, chosen, weights)
+    assert torch.equal(found[:9], whole[:9])
+    assert not found[9:].any()
