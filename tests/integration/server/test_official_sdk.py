@@ -118,6 +118,35 @@ def test_hundred_samples_at_once_come_back(tinker, service):
     assert {len(future.result().sequences) for future in futures} == {1}
 
 
+POLICY_LOSSES = {
+    "importance_sampling": {},
+    "ppo": {"clip_low_threshold": 0.5},
+    "cispo": {},
+    "dro": {"beta": 0.1},
+    "gspo": {"clip_low_threshold": 0.5, "clip_high_threshold": 2.0},
+}
+
+
+def test_metrics_of_every_policy_loss_survive_the_sdks_folding_of_chunks(tinker, make_server):
+    ones = np.ones(4, np.float32)
+    more = {"logprobs": -5 * ones, "advantages": np.array([1, -1, 2, 0.5], np.float32)}
+    limits = Limits(max_rank=64, fwdbwd_max_chunk_len=2)
+    with make_server(limits=limits) as server, tinker.ServiceClient(**server.login) as service:
+        client = create(service)
+        for name, config in POLICY_LOSSES.items():
+            inputs = {**more, "sequence_ratio_mask": ones} if name == "gspo" else more
+            data = [datum(tinker, [5 + i, 6, 7, 8, 9], **inputs) for i in range(5)]
+            metrics = client.forward_backward(data, name, config).result().metrics
+            single = [client.forward([one], name, config).result().metrics for one in data]
+            assert all(one.keys() == metrics.keys() for one in single)
+            assert {"ratio:mean", "ratio:max", "kl:mean", "entropy:mean"} <= metrics.keys()
+            folds = {"sum": sum, "min": min, "max": max, "mean": lambda xs: sum(xs) / len(xs)}
+            for key, value in metrics.items():
+                expected = folds[key.split(":")[1]]([one[key] for one in single])
+                assert value == pytest.approx(expected, rel=1e-4, abs=1e-5), key
+            assert metrics["num_tokens:sum"] == metrics["num_loss_tokens:sum"] == 20
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_several_chunks_equal_one(tinker, make_server, compress, monkeypatch):
     from tinkex.server.routes import meta

@@ -244,7 +244,18 @@ def test_chunks_of_the_head_and_microbatches_change_nothing(lengths, case, chunk
         assert other.metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-5)
 
 
-RUNS = st.lists(st.tuples(LENGTHS, LOSSES_WITH_SETTINGS), min_size=2, max_size=4)
+WITH_CUSTOM = st.sampled_from([*CASES, ("custom", {})])
+RUNS = st.lists(st.tuples(LENGTHS, WITH_CUSTOM), min_size=2, max_size=4)
+
+
+def call_of(loss_fn, lengths, seed, config):
+    """The arguments of a call, behind the adapter's name, and its options."""
+    if loss_fn != "custom":
+        return (data_for(loss_fn, lengths, seed), loss_fn, config), {}
+    handle = trace(shaped, {"logprobs": 1, "advantages": 1, "weights": 1})
+    graph = GraphLoss(handle.name, handle.inputs, handle.encode())
+    data = data_for("importance_sampling", lengths, seed, logprobs=None)
+    return (data, "custom"), {"graph": graph}
 
 
 @proof(max_examples=20)
@@ -254,14 +265,14 @@ def test_company_changes_no_bit_of_a_run(runs, microbatch):
     together = engine_with("qwen3", *names, microbatch_tokens=microbatch)
     tasks = []
     for number, (name, (lengths, (loss_fn, config))) in enumerate(zip(names, runs, strict=True)):
-        data = data_for(loss_fn, lengths, number)
-        tasks.append(together.begin_forward_backward(name, data, loss_fn, config))
+        call, options = call_of(loss_fn, lengths, number, config)
+        tasks.append(together.begin_forward_backward(name, *call, **options))
     while any(not task.finished for task in tasks):
         together.run_together([task for task in tasks if task.joins])
     alone = engine_with("qwen3", *names, microbatch_tokens=microbatch)
     for number, (name, (lengths, (loss_fn, config))) in enumerate(zip(names, runs, strict=True)):
-        data = data_for(loss_fn, lengths, number)
-        expected = alone.forward_backward(name, data, loss_fn, config)
+        call, options = call_of(loss_fn, lengths, number, config)
+        expected = alone.forward_backward(name, *call, **options)
         found = tasks[number].result()
         assert found.metrics == expected.metrics
         assert found.loss_fn_outputs == expected.loss_fn_outputs
@@ -280,6 +291,16 @@ def test_gradients_of_several_calls_add_up_to_that_of_one(calls, case):
     assert relative(gradient(several, "a"), gradient(one, "a")) < 2e-6
     for key in ("loss:sum", "num_tokens:sum", "num_loss_tokens:sum"):
         assert sum(m[key] for m in found) == pytest.approx(whole[key], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_calls_that_are_a_microbatch_each_add_up_bit_for_bit(name, config):
+    data = data_for(name, (9, 9, 9, 9))
+    one, several = engine_with(microbatch_tokens=9), engine_with(microbatch_tokens=9)
+    one.forward_backward("a", data, name, config)
+    for datum_of_its_own in data:
+        several.forward_backward("a", [datum_of_its_own], name, config)
+    assert torch.equal(gradient(several, "a"), gradient(one, "a"))
 
 
 @proof(max_examples=12)
