@@ -7,22 +7,20 @@ forward. Knows no sequence, job or loss.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
 from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
-from tinkex.engine.weight_layout import WeightLayout, choose_layout
+from tinkex.engine.weight_layout import choose_layout, settle
 from tinkex.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from tinkex.engine.attention import PackedAttention
     from tinkex.engine.config import EngineConfig
@@ -63,8 +61,7 @@ class ModelRunner:
             chunk_elements=config.head_chunk_elements,
             row_multiple=config.row_multiple,
         )
-        if self.layout is not WeightLayout.PLAIN:
-            _drop_untied(model)
+        settle(model, self.layout)
 
     def shapes(self, lora: LoraConfig) -> tuple[LoraShape, ...]:
         """Choose the layers that an adapter of this configuration covers.
@@ -126,11 +123,3 @@ class ModelRunner:
 
 def _bias(linear: nn.Linear) -> Tensor | None:
     return None if getattr(linear, "bias", None) is None else linear.bias.detach()
-
-
-def _drop_untied(model: Any) -> None:
-    """Let go of an unembedding's own weights, which the head has laid out anew."""
-    unembed = model.get_output_embeddings()
-    if unembed.weight is not model.get_input_embeddings().weight:
-        shape = torch.empty_like(unembed.weight, device="meta")
-        unembed.weight = nn.Parameter(shape, requires_grad=False)

@@ -30,19 +30,22 @@ _BLOCK_ELEMENTS = 2**20
 
 @torch.no_grad()
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round W [out, in] to int8 with a scale for each output channel.
+    """Round W [out, in], of any floating dtype, to int8 with a scale for each output channel.
 
     Returns:
         Q [out, in] int8 in -127..127, and scales [out] float32; W is about scales[:, None] * Q,
         each weight to within half its channel's scale.
     """
-    scales = weight.abs().amax(1).float().div_(_LARGEST)
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    scales = torch.empty(weight.shape[0])
     values = torch.empty(weight.shape, dtype=torch.int8)
     step = max(1, _BLOCK_ELEMENTS // weight.shape[1])
     for start in range(0, weight.shape[0], step):
         at = slice(start, start + step)
-        values[at] = (weight[at] / scales[at, None]).round_().clamp_(-_LARGEST, _LARGEST)
+        block = weight[at].float()
+        scale = block.abs().amax(1, keepdim=True).div_(_LARGEST)
+        scale.masked_fill_(scale == 0, 1.0)  # a channel of zeros
+        values[at] = (block / scale).round_().clamp_(-_LARGEST, _LARGEST)
+        scales[at] = scale[:, 0]
     return values, scales
 
 
@@ -60,7 +63,7 @@ class QuantizedMatrix:
     ) -> None:
         self.shape = weight.shape
         self.dtype = torch.float32
-        self.bias = bias
+        self.bias = None if bias is None else bias.float()
         self.exact = can_multiply_int8() if exact is None else exact
         values, self._scales = quantize(weight)
         self._product: Int8Product | None = None

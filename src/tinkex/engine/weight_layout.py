@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tinkex.engine.int8_product import can_multiply_int8
 from tinkex.engine.matrix import Matrix, can_pack, room_to_pack
@@ -49,24 +50,45 @@ class WeightLayout(Enum):
 def choose_layout(config: EngineConfig, model: Any) -> WeightLayout:
     """Choose the layout for a model that lies on its device.
 
+    For int8 the model's own dtype may be any: it is rounded as it was loaded (`settle`).
+
     Raises:
         ConfigurationError: int8 on another device than a CPU, or with another dtype than float32.
     """
     on_cpu = model.device.type == "cpu"
-    full = model.dtype == torch.float32
     if config.weight_dtype == "int8":
         if not on_cpu:
             raise ConfigurationError(
                 f"weight_dtype int8 works on a CPU only, not on {model.device}; leave it out, and "
                 "use dtype bfloat16 to halve the memory"
             )
-        if not full:
+        if config.dtype != "float32":
             raise ConfigurationError(
-                f"weight_dtype int8 needs dtype float32 for the activations, not {model.dtype}; "
-                "choose one of the two"
+                f"weight_dtype int8 needs dtype float32 for the activations, not "
+                f"{config.dtype}; choose one of the two"
             )
         return WeightLayout.INT8 if can_multiply_int8() else WeightLayout.INT8_BLOCKS
     wanted = config.pack_weights
     if wanted is None:
         wanted = room_to_pack(sum(p.numel() * p.element_size() for p in model.parameters()))
-    return WeightLayout.PACKED if wanted and on_cpu and full and can_pack() else WeightLayout.PLAIN
+    may = on_cpu and model.dtype == torch.float32
+    return WeightLayout.PACKED if wanted and may and can_pack() else WeightLayout.PLAIN
+
+
+def settle(model: Any, layout: WeightLayout) -> None:
+    """Bring what is left of a model's own weights into their last form, once all else is laid out.
+
+    Weights of a safetensors file lie in one mapping of the file, which stays as long as any of them
+    does; so the few that are left are copied, and with int8 they become float32. An unembedding of
+    the model's own goes: the head has it.
+    """
+    if layout is WeightLayout.PLAIN:
+        return
+    unembed = model.get_output_embeddings()
+    if unembed.weight is not model.get_input_embeddings().weight:
+        shape = torch.empty_like(unembed.weight, device="meta")
+        unembed.weight = nn.Parameter(shape, requires_grad=False)
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.to(torch.float32, copy=True)
+    model.float()

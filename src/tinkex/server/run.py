@@ -232,7 +232,8 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
         base = load_base_model(
             source,
             device=device,
-            dtype=dtype,
+            # to be rounded as they are, without a float32 copy of all in between
+            dtype=dtype if config.weight_dtype is None else "auto",
             trust_remote_code=source in config.trust_remote_code,
             allow_pickle=source in config.allow_pickle,
         )

@@ -1,5 +1,7 @@
 """An engine whose base weights are int8: one model for trainer and sampler, alone or in company."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,11 @@ from engine_support import (
 )
 
 from tinkex.engine import weight_layout
-from tinkex.engine.config import EngineConfig
+from tinkex.engine.engine import Engine, EngineConfig, load_base_model
 from tinkex.engine.int8_product import can_multiply_int8
 from tinkex.engine.weight_layout import WeightLayout, choose_layout
 from tinkex.errors import ConfigurationError
-from tinkex.types import Datum, ModelInput, TensorData
+from tinkex.types import Datum, LoraConfig, ModelInput, TensorData
 
 
 @pytest.fixture(params=["exact", "blocks"])
@@ -126,11 +128,35 @@ def test_float_copies_are_let_go(tied):
     ]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "phi", "gpt_oss"])
+def test_files_of_less_precision_are_rounded_as_they_are(tmp_path, family):
+    tiny_model(family).to(torch.bfloat16).save_pretrained(tmp_path)
+    found = []
+    for dtype in ("float32", "auto"):
+        base = load_base_model(str(tmp_path), dtype=dtype)
+        engine = Engine(base, EngineConfig(weight_dtype="int8"))
+        floats = {*base.model.parameters(), *base.model.buffers()}
+        assert {one.dtype for one in floats if one.is_floating_point()} == {torch.float32}
+        engine.create_adapter("a", LoraConfig(rank=4, seed=0))
+        found.append(trained_logprobs(engine, tokens(20)))
+    assert np.array_equal(*found)
+
+
+def test_file_is_not_held_once_it_is_read(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    engine = Engine(load_base_model(str(tmp_path)), EngineConfig(weight_dtype="int8"))
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc here")
+    assert str(tmp_path) not in maps.read_text()
+    engine.create_adapter("a", LoraConfig(rank=4, seed=0))
+    assert trained_logprobs(engine, tokens(20)).shape == (19,)
+
+
 def test_int8_is_refused_by_name_where_it_is_not_supported():
     for dtype in ("bfloat16", "float16"):
-        model = tiny_model().to(getattr(torch, dtype))
         with pytest.raises(ConfigurationError, match=f"needs dtype float32.*{dtype}"):
-            choose_layout(EngineConfig(dtype=dtype, weight_dtype="int8"), model)
+            choose_layout(EngineConfig(dtype=dtype, weight_dtype="int8"), tiny_model())
     with pytest.raises(ConfigurationError, match=r"CPU only, not on meta.*bfloat16"):
         choose_layout(EngineConfig(weight_dtype="int8"), tiny_model().to("meta"))
     with pytest.raises(ConfigurationError, match=r"weight_dtype must be int8.*'int4'"):

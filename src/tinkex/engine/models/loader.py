@@ -70,7 +70,8 @@ def load_base_model(
         source: A folder in Hugging Face's layout, a hub id, or `tinkex/sprout`.
         name: What clients call it; `source` when absent.
         device: Torch device.
-        dtype: Of the weights.
+        dtype: Of the weights; `auto` is that of the files, which are then not copied, for models
+            whose constants are float32 all the same.
         trust_remote_code: Let the model's repository run its own code here.
         allow_pickle: Take pickled weights where there is no safetensors file.
 
@@ -81,15 +82,21 @@ def load_base_model(
     location = str(_ASSETS / "sprout") if source == SPROUT else source
     _check_folder(source, location, allow_pickle=allow_pickle)
     transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+
+    def load(weights: str | torch.dtype) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
             location,
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=weights,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
         )
+
+    try:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        model = load("auto" if dtype == "auto" else getattr(torch, dtype))
+        if dtype == "auto" and _has_short_buffers(model):
+            model = load(torch.float32)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigurationError(_explain(source, error)) from error
     return wrap_model(model.to(device), name=name or source, tokenizer_id=location)
@@ -116,6 +123,11 @@ def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:
         eos_token_ids=_eos_token_ids(model),
         parameter_count=sum(p.numel() for p in model.parameters()),
     )
+
+
+def _has_short_buffers(model: Any) -> bool:
+    """Whether constants that a model computes for itself took the dtype of its files."""
+    return any(b.is_floating_point() and b.dtype != torch.float32 for b in model.buffers())
 
 
 def _check_folder(source: str, location: str, *, allow_pickle: bool) -> None:
