@@ -325,6 +325,7 @@ def _response(state: JobState) -> SampleResponse:
         prompt_logprobs_np=state.prompt_logprobs,
         topk_prompt_logprobs_np=_topk_record(state.topk_prompt),
         target_prompt_logprobs=state.target_prompt,
+        prompt_cache_hit_tokens=state.reused,
         prompt_alt_tokens=state.prompt_alternatives,
     )
 

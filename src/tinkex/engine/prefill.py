@@ -7,6 +7,7 @@ is, is `scheduler`'s.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -118,16 +119,13 @@ class Prefill:
             segments_of([c.state.weights for c in order], lengths),
         )
         self.prefilled_tokens += sum(lengths)
-        diverged = []
-        at = 0
-        for chunk in order:
-            part = hidden[at : at + chunk.tokens]
-            at += chunk.tokens
-            if bool(part.isfinite().all()):
+        ends = [0, *itertools.accumulate(lengths)]
+        parts = [hidden[a:b] for a, b in itertools.pairwise(ends)]
+        finite = torch.stack([part.isfinite().all() for part in parts]).tolist()
+        for chunk, part, good in zip(order, parts, finite, strict=True):
+            if good:
                 self._keep(chunk, part)
-            else:
-                diverged.append(chunk.state)
-        return diverged
+        return [chunk.state for chunk, good in zip(order, finite, strict=True) if not good]
 
     def _keep(self, chunk: PromptChunk, hidden: Tensor) -> None:
         """Take the hidden states [n, C] of a computed chunk, and offer its blocks to others."""
@@ -178,6 +176,7 @@ class Prefill:
         if source is not None:
             source.slab.copy_row(source, row, start, end)
         row.length = state.computed = end
+        state.reused += end - blocks[0].start
         self.reused_tokens += end - blocks[0].start
         if end == len(state.prompt):
             state.last_hidden = blocks[-1].end_state

@@ -105,6 +105,8 @@ class JobState:
     """The prompt's keys and values, until the last sample has started."""
     computed: int = 0
     """Tokens of the prompt that are in `prompt_row`."""
+    reused: int = 0
+    """Tokens of the prompt that came from the prefix cache."""
     scope: PrefixScope | None = None
     """Where its prompt's blocks are kept; None when nothing is."""
     block_keys: list[bytes] = field(default_factory=list)

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from server_support import BASE_MODEL, batch_json, sample_json, settle
+from server_support import BASE_MODEL, KEY, OTHER_KEY, batch_json, sample_json, settle
 
 PROTOBUF = {"Accept": "application/x-protobuf"}
 
@@ -282,3 +282,21 @@ async def test_sampled_logprobs_equal_the_training_forward(api):
     future = await api.ok("/forward_backward", batch_json(model, seq_id + 1, tokens=whole))
     output = (await api.result(future))["loss_fn_outputs"][0]["logprobs"]["data"]
     assert output[2:] == pytest.approx(sequence["logprobs"], abs=1e-4)
+
+
+async def test_prompt_is_reused_for_its_own_user_alone(api):
+    """Another user of the base model cannot tell from time or counts what was asked before."""
+    from tinkex.wire.proto import decode_sample_response
+
+    hits = []
+    for key in (KEY, KEY, OTHER_KEY, OTHER_KEY):
+        body = {"session_id": await api.session(key=key), "sampling_session_seq_id": 0}
+        made = await api.ok("/create_sampling_session", {**body, "base_model": BASE_MODEL}, key=key)
+        asked = sample_json(made["sampling_session_id"], tokens=[5, 6, 7])
+        future = await api.ok("/asample", asked, key=key)
+        await api.result(future, key=key)
+        response = await api.post(
+            "/retrieve_future", future_body(future), headers=PROTOBUF, key=key
+        )
+        hits.append(decode_sample_response(response.content).prompt_cache_hit_tokens)
+    assert hits == [0, 3, 0, 3]

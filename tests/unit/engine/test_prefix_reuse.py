@@ -40,7 +40,14 @@ def finish(engine):
 
 
 def same(a, b):
-    assert a == b
+    assert a.sequences == b.sequences
+    asked = ("prompt_logprobs_np", "topk_prompt_logprobs", "target_prompt_logprobs")
+    for name in (*asked, "prompt_alt_tokens"):
+        one, other = getattr(a, name), getattr(b, name)
+        if isinstance(one, np.ndarray):
+            assert np.array_equal(one, other, equal_nan=True)
+        else:
+            assert one == other
     for one, other in zip(a.sequences, b.sequences, strict=True):
         assert np.array_equal(one.tokens_np, other.tokens_np)
         assert np.array_equal(one.logprobs_np, other.logprobs_np)
@@ -62,6 +69,7 @@ def test_hit_has_the_bits_of_a_miss(family, shared):
     same(found, alone)
     reused = shared // BLOCK * BLOCK
     assert counts(engine) == (before[0] + len(second) - reused, reused)
+    assert (found.prompt_cache_hit_tokens, alone.prompt_cache_hit_tokens) == (reused, 0)
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 70])
