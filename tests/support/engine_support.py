@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VOCAB = 97
 CONTEXT = 128
 
-_SIZES = {
+SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -46,6 +46,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24,
         "norm_topk_prob": True,
     },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
     "gpt_oss": {
         "head_dim": 8,
         "sliding_window": 6,
@@ -66,7 +69,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def tiny_model(family: str = "qwen3", *, seed: int = 0, **changes: Any) -> Any:
     """Make a random causal LM of a family; its logits are spread enough to tell tokens apart."""
-    settings = {**_SIZES, **FAMILIES.get(family, {}), **changes}
+    settings = {**SIZES, **FAMILIES.get(family, {}), **changes}
     config = transformers.AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)

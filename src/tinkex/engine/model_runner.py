@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
-from tinkex.engine.models.support import adapter_shapes, decoder_of, linear_modules
+from tinkex.engine.models.support import (
+    adapter_shapes,
+    decoder_of,
+    linear_modules,
+    unknown_experts,
+)
 from tinkex.engine.weight_layout import choose_layout, settle
 from tinkex.errors import EngineError
 
@@ -41,6 +46,7 @@ class ModelRunner:
         """The form of the frozen matrices."""
         if any(isinstance(module, LoraLinear) for module in model.modules()):
             raise EngineError("an engine already drives this model; load it again")
+        self._unknown = unknown_experts(model)
         linears = linear_modules(model)
         while linears:  # taken out one by one, so that each float copy goes before the next comes
             name = next(iter(linears))
@@ -75,6 +81,7 @@ class ModelRunner:
             attn=lora.train_attn,
             mlp=lora.train_mlp,
             with_unembed=lora.train_unembed,
+            unknown=self._unknown,
         )
 
     def hidden(

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from tinkex.engine.models.support import check_supported
+from tinkex.engine.models.support import check_supported, context_length
 from tinkex.engine.models.tokenizer import TextDecoder, load_decoder
 from tinkex.errors import ConfigurationError
 
@@ -110,7 +110,6 @@ def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:
     """
     model.eval().requires_grad_(requires_grad=False)
     check_supported(model)
-    config = model.config
     vocab_size, hidden_size = model.get_output_embeddings().weight.shape
     return BaseModel(
         name=name,
@@ -118,7 +117,7 @@ def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:
         tokenizer_id=tokenizer_id,
         vocab_size=int(vocab_size),
         hidden_size=int(hidden_size),
-        max_context_length=int(getattr(config, "max_position_embeddings", 0) or _DEFAULT_CONTEXT),
+        max_context_length=context_length(model.config) or _DEFAULT_CONTEXT,
         architecture=type(model).__name__,
         eos_token_ids=_eos_token_ids(model),
         parameter_count=sum(p.numel() for p in model.parameters()),
@@ -171,7 +170,8 @@ def _explain(source: str, error: Exception) -> str:
 
 def _eos_token_ids(model: Any) -> tuple[int, ...]:
     """Collect the end tokens of the generation settings, else of the model's settings."""
-    for settings in (getattr(model, "generation_config", None), model.config):
+    config = model.config
+    for settings in (getattr(model, "generation_config", None), config, config.get_text_config()):
         ids = getattr(settings, "eos_token_id", None)
         if isinstance(ids, int):
             return (ids,)

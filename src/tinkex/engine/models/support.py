@@ -2,9 +2,10 @@
 
 The engine runs transformers' own modelling code on packed tokens, so most decoder-only models work;
 those of `TESTED` are compared with plain transformers in our tests. Any other is compared once, at
-load, on a few tokens, and refused when the logits differ. Refused by name: softcapping and masks of
-their own (in `attention`), layers that are neither full nor sliding attention, final softcapping,
-and, when an adapter wants them, fused expert weights of a kind that `experts` does not know.
+load, on a few tokens, packed and then decoded, and refused when the logits differ. Refused by name:
+softcapping and masks of their own (in `attention`), layers that are neither full nor sliding
+attention, final softcapping, and, when an adapter wants them, experts of a kind that `experts` does
+not know. Of a model that also takes images the language model is driven.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tinkex.engine import attention
+from tinkex.engine.experts import has_fused_experts
+from tinkex.engine.kv_cache import DecodeAttention, KVCache
 from tinkex.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ TESTED = frozenset(
         "phi",
         "phi3",
         "gpt_oss",
+        "mixtral",
+        "olmo2",
+        "smollm3",
     }
 )
 """Values of `model_type` whose logits our tests compare with plain transformers."""
@@ -44,8 +50,31 @@ _PROBE_LENGTHS = (5, 3)
 
 
 def decoder_of(model: Any) -> Any:
-    """Give the part of a causal LM that maps tokens to the last hidden states."""
-    return getattr(model, model.base_model_prefix)
+    """Give the part of a causal LM that maps tokens to the last hidden states.
+
+    Of a model that also takes images that is its language model; the rest is never run.
+    """
+    inner = getattr(model, model.base_model_prefix)
+    return getattr(inner, "language_model", inner)
+
+
+def context_length(config: Any) -> int:
+    """Give the positions that a model's configuration allows, or 0 where it does not say.
+
+    "longrope" changes the frequencies of all positions once a sequence, or another in its batch,
+    is longer than the original context; and keys in the cache keep the old ones. Such a model is
+    driven within its original context, where its frequencies stand.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    limits = [int(getattr(text, "max_position_embeddings", 0) or 0)]
+    limits += [
+        int(one["original_max_position_embeddings"])
+        for one in kinds
+        if one.get("rope_type") == "longrope"
+    ]
+    return min(limits)
 
 
 def check_supported(model: Any) -> None:
@@ -54,7 +83,7 @@ def check_supported(model: Any) -> None:
     Raises:
         ConfigurationError: it is not.
     """
-    config = model.config
+    config = model.config.get_text_config()
     if getattr(config, "is_encoder_decoder", False) or not hasattr(model, model.base_model_prefix):
         raise ConfigurationError(
             f"{type(model).__name__} is not a decoder-only causal language model"
@@ -69,45 +98,80 @@ def check_supported(model: Any) -> None:
             f"{type(model).__name__} has layers of type {', '.join(strange)}; tinkex has "
             f"{', '.join(sorted(_LAYER_TYPES))}"
         )
-    known = config.model_type in TESTED
+    known = model.config.model_type in TESTED
     before = None if known else _plain_logits(model)
     attention.register()
     model.set_attn_implementation(attention.IMPLEMENTATION)
     if before is None:
         return
     try:
-        after = _packed_logits(model)
+        found = {"packed": _packed_logits(model), "cached": _cached_logits(model)}
     except _MODEL_ERRORS as error:
         raise ConfigurationError(
             f"{type(model).__name__} fails on packed tokens, so tinkex cannot drive it: {error}"
         ) from error
-    if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_tolerance(before)):
-        raise ConfigurationError(
-            f"{type(model).__name__} gives other logits on packed tokens than in transformers, so "
-            f"tinkex cannot drive it; known to work: {', '.join(sorted(TESTED))}"
-        )
+    for kind, after in found.items():
+        if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_tolerance(before)):
+            raise ConfigurationError(
+                f"{type(model).__name__} gives other logits on {kind} tokens than in transformers, "
+                f"so tinkex cannot drive it; known to work: {', '.join(sorted(TESTED))}"
+            )
 
 
 def linear_modules(model: Any) -> dict[str, nn.Linear]:
     """Find the linear layers of attention and MLP, by qualified name in the causal LM."""
+    ours = set(decoder_of(model).modules())
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".layers." in f".{name}" and not _is_router(name)
+        if isinstance(module, nn.Linear)
+        and module in ours
+        and ".layers." in f".{name}"
+        and not _is_router(name)
     }
 
 
+def unknown_experts(model: Any) -> tuple[str, ...]:
+    """Name parameters that look like fused experts, of a kind that `experts` does not know."""
+    return tuple(
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        if not has_fused_experts(module)
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and ".layers." in f".{name}" and "experts" in name
+    )
+
+
 def adapter_shapes(
-    linears: dict[str, LoraShape], unembed: LoraShape, *, attn: bool, mlp: bool, with_unembed: bool
+    linears: dict[str, LoraShape],
+    unembed: LoraShape,
+    *,
+    attn: bool,
+    mlp: bool,
+    with_unembed: bool,
+    unknown: tuple[str, ...] = (),
 ) -> tuple[LoraShape, ...]:
     """Choose the layers that an adapter covers.
 
+    Args:
+        linears: The layers there are, by name.
+        unembed: The unembedding.
+        attn: Whether to cover attention.
+        mlp: Whether to cover MLPs and experts.
+        with_unembed: Whether to cover the unembedding.
+        unknown: What `unknown_experts` gave.
+
     Raises:
-        InputError: nothing was chosen, or the model has no such layer.
+        InputError: nothing was chosen, or the model has no such layer, or not one that we know.
     """
     if not (attn or mlp or with_unembed):
         raise InputError(
             "train_attn, train_mlp and train_unembed are all false; set at least one of them"
+        )
+    if mlp and unknown:
+        raise InputError(
+            f"train_mlp: {unknown[0]} holds experts in a form that tinkex has no LoRA for; set "
+            "train_mlp=False"
         )
     groups = {True: [], False: []}  # type: dict[bool, list[LoraShape]]
     for name, shape in linears.items():
@@ -127,7 +191,7 @@ def _is_attention(name: str) -> bool:
 
 
 def _is_router(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] in {"gate", "router"}
+    return not {"gate", "router", "shared_expert_gate"}.isdisjoint(name.split("."))
 
 
 def _probe_ids(model: Any) -> list[Tensor]:
@@ -160,3 +224,22 @@ def _packed_logits(model: Any) -> Tensor:
     ).last_hidden_state[0]
     logits: Tensor = model.get_output_embeddings()(hidden)
     return logits
+
+
+@torch.no_grad()
+def _cached_logits(model: Any) -> Tensor:
+    """Decode the probe's sequences token by token, together as long as they last."""
+    cache, ids = KVCache(), _probe_ids(model)
+    rows = [cache.allocate(n) for n in _PROBE_LENGTHS]
+    found: list[list[Tensor]] = [[] for _ in rows]
+    for step in range(max(_PROBE_LENGTHS)):
+        running = [i for i, n in enumerate(_PROBE_LENGTHS) if step < n]
+        hidden = decoder_of(model)(
+            input_ids=torch.stack([ids[i][0, step] for i in running])[None],
+            position_ids=torch.full((1, len(running)), step, device=model.device),
+            use_cache=False,
+            packed_attention=DecodeAttention([rows[i] for i in running], model.device),
+        ).last_hidden_state[0]
+        for i, logits in zip(running, model.get_output_embeddings()(hidden), strict=True):
+            found[i].append(logits)
+    return torch.stack([logits for of_row in found for logits in of_row])

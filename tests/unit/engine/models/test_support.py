@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_support import FAMILIES, VOCAB, tiny_engine, tiny_model
+import transformers
+from engine_support import (
+    CONTEXT,
+    FAMILIES,
+    SIZES,
+    VOCAB,
+    datum,
+    job,
+    sample,
+    tiny_engine,
+    tiny_model,
+    tokens,
+)
 
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.lora import LoraShape
@@ -29,6 +41,26 @@ def packed_logits(model, sequences):
         return engine._runner.head.logits(hidden, [])
 
 
+def vision_model():
+    """A tiny random Gemma 3 with its vision tower."""
+    text = {**SIZES, **FAMILIES["gemma3_text"], "layer_types": ["full_attention"] * 2}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=1
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.set_attn_implementation("eager")
+    return model
+
+
 def test_every_tested_family_has_a_tiny_model():
     assert set(FAMILIES) == set(TESTED)
 
@@ -45,14 +77,129 @@ def test_packed_logits_equal_plain_transformers(family, tied):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rope_scaling_is_honoured():
-    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-    sequences = [torch.randint(0, VOCAB, (20,))]
-    plain = tiny_model("llama", rope_parameters=rope)
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [3.0, 4.0, 5.0, 6.0],
+}
+
+
+def assert_equals_transformers(family, length=40, **settings):
+    """Compare packed logits of two sequences, and what decodes after them, with transformers."""
+    plain = tiny_model(family, **settings)
+    plain.set_attn_implementation("eager")
+    sequences = [torch.tensor(tokens(n, seed=n)) for n in (length, 7)]
     with torch.no_grad():
-        expected = plain(sequences[0][None]).logits[0]
-    found = packed_logits(tiny_model("llama", rope_parameters=rope), sequences)
+        expected = torch.cat([plain(s[None], use_cache=False).logits[0] for s in sequences])
+        greedy = plain.generate(
+            sequences[1][None],
+            attention_mask=torch.ones(1, 7, dtype=torch.long),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[0, 7:]
+    found = packed_logits(tiny_model(family, **settings), sequences)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    engine = tiny_engine(model=tiny_model(family, **settings))
+    one = job("j", sequences[1].tolist(), temperature=0.0, stop=[], max_tokens=12)
+    assert sample(engine, one)["j"].sequences[0].tokens_np.tolist() == greedy.tolist()
+
+
+@pytest.mark.parametrize("rope", sorted(ROPES))
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3_moe"])
+def test_rope_scaling_is_honoured(family, rope):
+    assert_equals_transformers(family, rope_parameters={"rope_theta": 1e4, **ROPES[rope]})
+
+
+def test_each_kind_of_layer_has_its_own_rope():
+    rope = {"full_attention": ROPES["linear"], "sliding_attention": {"rope_type": "default"}}
+    rope = {kind: {"rope_theta": 1e4, **one} for kind, one in rope.items()}
+    kinds = ["sliding_attention", "full_attention"]
+    assert_equals_transformers("gemma3_text", rope_parameters=rope, layer_types=kinds)
+
+
+def test_longrope_is_driven_within_its_original_context():
+    """Beyond it transformers changes the frequencies of whatever else is in the batch."""
+    settings = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48}
+    assert_equals_transformers("phi3", **settings)
+    base = wrap_model(tiny_model("phi3", **settings), name="tiny")
+    assert base.max_context_length == 48
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 1, "head_dim": 16}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+        ("qwen3_moe", {"mlp_only_layers": [0], "norm_topk_prob": False}),
+        ("mistral", {"sliding_window": None}),
+        ("phi3", {"sliding_window": 6, "partial_rotary_factor": 0.5}),
+        ("mixtral", {"sliding_window": 6}),
+        ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"]}),
+        ("gpt_oss", {"layer_types": ["full_attention", "full_attention"]}),
+    ],
+)
+def test_variants_of_a_family_equal_transformers(family, settings):
+    assert_equals_transformers(family, **settings)
+
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+UNLISTED = {
+    "olmo": {},
+    "glm4": {},
+    "starcoder2": {},
+    "olmoe": MOE,
+    "qwen2_moe": {**MOE, "shared_expert_intermediate_size": 16},
+    "glm4_moe": {**MOE, "n_routed_experts": 4, "first_k_dense_replace": 1},
+}
+
+
+@pytest.mark.parametrize("family", sorted(UNLISTED))
+def test_family_that_is_compared_at_load_equals_transformers_and_trains(family):
+    assert_equals_transformers(family, **UNLISTED[family])
+    engine = tiny_engine(model=tiny_model(family, **UNLISTED[family]))
+    engine.create_adapter("a", LoraConfig(rank=2, seed=0))
+    assert engine.forward_backward("a", [datum(5)], "cross_entropy").metrics["loss:sum"]
+    trained = {name.rsplit(".", 1)[-1] for name in engine._pool.adapter("a").weights.pairs}
+    assert trained.isdisjoint({"gate", "router", "shared_expert_gate"})
+
+
+def test_language_model_of_a_model_that_takes_images_is_driven():
+    model = vision_model()
+    sequences = [torch.tensor(tokens(n, seed=n)) for n in (9, 5)]
+    with torch.no_grad():
+        expected = torch.cat([model(s[None], use_cache=False).logits[0] for s in sequences])
+    base = wrap_model(vision_model(), name="tiny")
+    assert base.max_context_length == CONTEXT
+    torch.testing.assert_close(
+        packed_logits(vision_model(), sequences), expected, rtol=1e-5, atol=1e-5
+    )
+    engine = tiny_engine(model=vision_model())
+    engine.create_adapter("a", LoraConfig(rank=2, seed=0))
+    names = set(engine._pool.adapter("a").weights.pairs)
+    assert "model.language_model.layers.0.self_attn.q_proj" in names
+    assert not any("vision" in name for name in names)
+
+
+def test_decoding_that_differs_is_refused():
+    with pytest.raises(ConfigurationError, match="other logits on cached tokens"):
+        wrap_model(tiny_model("diffllama"), name="tiny")
 
 
 def test_untested_family_is_accepted_when_its_logits_agree():
@@ -96,14 +243,12 @@ def test_fused_experts_of_an_unknown_kind_are_left_to_transformers():
     for layer in model.model.layers:
         layer.mlp.experts.has_post_expert_norm = True
     engine = tiny_engine(model=model)
-    with pytest.raises(InputError, match="train_mlp=False"):
+    with pytest.raises(InputError, match=r"experts.gate_up_proj holds.*train_mlp=False"):
         engine.create_adapter("a", LoraConfig(rank=2))
     engine.create_adapter("a", LoraConfig(rank=2, train_mlp=False))
 
 
 def test_encoder_decoder_is_refused():
-    import transformers
-
     config = transformers.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     model = transformers.T5ForConditionalGeneration(config)
     with pytest.raises(ConfigurationError, match="decoder-only"):
