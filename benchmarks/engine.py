@@ -38,6 +38,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.config import EngineConfig
 from tinkex.engine.engine import Engine, SampleJob
+from tinkex.engine.head import HeadPart
 from tinkex.engine.lora import lora_weights
 from tinkex.engine.models.loader import wrap_model
 from tinkex.types import Datum, LoraConfig, ModelInput, SamplingParams, TensorData
@@ -130,10 +131,9 @@ def floor_step(made: Engine, lengths: list[int]) -> Callable[[], None]:
             hidden = runner.hidden(ids, positions, PrefillAttention(lengths), [])
         finally:
             hook.remove()
-        grads = runner.head.logprobs_and_gradients(
-            hidden.detach(), targets, nothing, lambda _rows, found: -torch.ones_like(found)
-        )
-        torch.autograd.grad(hidden, embedded[0], grads.hidden)
+        part = HeadPart(0, targets, nothing, None, lambda _rows, found: -torch.ones_like(found))
+        slopes = runner.head.backward(hidden.detach(), [part])
+        torch.autograd.grad(hidden, embedded[0], slopes)
 
     return run
 

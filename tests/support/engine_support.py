@@ -173,3 +173,13 @@ def gradient(engine: Engine, adapter_id: str) -> torch.Tensor:
     found = engine._pool.adapter(adapter_id).gradient
     assert found is not None
     return found.clone()
+
+
+@torch.no_grad()
+def diverge(engine, sampler_id, values=torch.nan):
+    """Put other values, NaN for one, in the place of a sampler's weights, also where they run."""
+    flat = engine._pool.sampler(sampler_id).flat
+    flat.copy_(torch.as_tensor(values).expand_as(flat))
+    stack = engine._runner._stack
+    stack._pages.clear()
+    stack._latest = None

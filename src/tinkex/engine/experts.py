@@ -18,7 +18,7 @@ from tinkex.engine.expert_products import Down, ExpertAdapter, ExpertBatch, Gate
 from tinkex.engine.lora import FusedPart, LoraShape
 
 if TYPE_CHECKING:
-    from tinkex.engine.lora import LoraRouting
+    from tinkex.engine.lora_linear import LoraRouting
     from tinkex.engine.weight_layout import FrozenMatrix, WeightLayout
 
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tinkex.engine.head import top_logprobs
 from tinkex.engine.kv_cache import DecodeAttention, KVCache
-from tinkex.engine.lora import LoraSegment
 from tinkex.engine.prefill import Prefill, segments_of
 from tinkex.engine.prompt_scores import score_prompt
 from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
@@ -221,13 +220,11 @@ class Generator:
         extra = -len(rows) % self._row_multiple
         ids = torch.tensor([s.tokens[-1] for s in running] + [0] * extra, device=device)
         positions = torch.tensor([row.length for row in rows] + [0] * extra, device=device)
-        segments = segments_of([s.state.weights for s in running], [1] * len(rows))
-        if len(segments) == 1 and segments[0].end == len(rows):
-            # One adapter: filler rows may go along, which spares padding in every layer.
-            segments = [LoraSegment(0, len(rows) + extra, segments[0].weights)]
-        attention = DecodeAttention(rows, device)
-        hidden = self._runner.hidden(ids, positions, attention, segments, live=len(rows))
-        logits = self._runner.head.logits(hidden, segments)[: len(rows)]
+        adapters = self._runner.stacked([s.state.weights for s in running], len(ids))
+        hidden = self._runner.hidden(
+            ids, positions, DecodeAttention(rows, device), adapters, live=len(rows)
+        )
+        logits = self._runner.head.logits(hidden, adapters)[: len(rows)]
         return self._append_tokens(running, logits)
 
     def _append_tokens(

@@ -11,19 +11,18 @@ of Punica's SGMV, arXiv 2310.18547); A and B are never gathered row by row.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tinkex.engine.weight_layout import FrozenMatrix
 
 UNEMBED = "lm_head"
 """Name of the unembedding among an adapter's modules (and in PEFT's files)."""
@@ -76,7 +75,7 @@ class LoraPair:
     b: Tensor
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class LoraWeights:
     """All weights of one adapter, in one flat float32 buffer with a view for each factor.
 
@@ -149,176 +148,30 @@ class LoraSegment:
     start: int
     end: int
     weights: LoraWeights
-
-
-class LoraRouting:
-    """Which adapter each row of the present forward uses; shared by all layers of one model.
-
-    The model runner sets `segments` before each forward and clears it after. Segments are
-    disjoint, in order, and need not cover every row.
-    """
-
-    def __init__(self, row_multiple: int = 1) -> None:
-        self.row_multiple = row_multiple
-        self._segments: tuple[LoraSegment, ...] = ()
-        self.plans: dict[tuple[int, ...], _SlotPlan] = {}
-        """Of the present segments, by the places of those that have a layer."""
-        self.live: int | None = None
-        """Rows of the present forward that count, when those after them are filler."""
-
-    @property
-    def segments(self) -> tuple[LoraSegment, ...]:
-        """Rows by adapter of the present forward; empty between forwards."""
-        return self._segments
-
-    @segments.setter
-    def segments(self, segments: tuple[LoraSegment, ...]) -> None:
-        self._segments = segments
-        self.plans = {}
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer plus the LoRA of each row's adapter."""
-
-    def __init__(self, matrix: FrozenMatrix, name: str, routing: LoraRouting) -> None:
-        super().__init__()
-        self.matrix = matrix
-        self._name = name
-        self._routing = routing
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., in] to [..., out]; leading dimensions hold the batch's rows in order."""
-        rows = x.reshape(-1, x.shape[-1])
-        out = self.matrix.rows_times(rows)
-        if self._routing.segments:
-            routing = self._routing
-            add_lora(out, rows, self._name, routing.segments, routing.row_multiple, routing.plans)
-        return out.view(*x.shape[:-1], -1)
-
-
-def add_lora(
-    out: Tensor,
-    rows: Tensor,
-    name: str,
-    segments: Sequence[LoraSegment],
-    row_multiple: int,
-    plans: dict[tuple[int, ...], _SlotPlan] | None = None,
-) -> None:
-    """Add each segment's LoRA of layer `name` to `out`, in place.
-
-    Without gradients the sum is formed in another way than with them (product, scale, sum), and in
-    the same way for a row alone, among rows of its adapter and among those of others: its bits must
-    not tell.
-
-    Args:
-        out: [N, out], the frozen layer's output.
-        rows: [N, in], its input.
-        name: The layer.
-        segments: Rows by adapter; an adapter without this layer leaves its rows alone.
-        row_multiple: Small segments are computed padded to a multiple of this many rows, so that a
-            row's bits do not depend on how many rows share its adapter (see `EngineConfig`).
-        plans: Where what the layers of one forward share is kept.
-    """
-    present = [segment for segment in segments if name in segment.weights.pairs]
-    training = torch.is_grad_enabled()
-    if not training and len(present) > 1 and len(present) * _SMALL >= rows.shape[0]:
-        places = tuple(segment.start for segment in present)
-        plan = None if plans is None else plans.get(places)
-        if plan is None:
-            plan = _slot_plan(present, row_multiple, rows.device)
-            if plans is not None:
-                plans[places] = plan
-        _add_many(out, rows, name, plan)
-        return
-    add = _add_pair if training else _add_delta
-    for segment in present:
-        pair = segment.weights.pairs[name]
-        start, end, scale = segment.start, segment.end, segment.weights.scale
-        if start == 0 and end == rows.shape[0]:
-            add(out, rows, pair, scale)
-            continue
-        extra = -(end - start) % row_multiple
-        if not extra:
-            add(out[start:end], rows[start:end], pair, scale)
-            continue
-        padded = F.pad(out[start:end], (0, 0, 0, extra))
-        add(padded, F.pad(rows[start:end], (0, 0, 0, extra)), pair, scale)
-        out[start:end] = padded[: end - start]
-
-
-_SMALL = 16
-"""Rows of a segment, on average, up to which segments are gathered and padded all at once."""
+    gradient: LoraWeights | None = None
+    """In training, where the gradients of its factors are added."""
 
 
 @dataclass(frozen=True, slots=True)
-class _SlotPlan:
-    """Many small segments, each padded with rows of its own to a fixed multiple: their slots."""
+class LoraGroup:
+    """Layers that read the same input, their matrices one below the other in one product."""
 
-    segments: tuple[tuple[LoraSegment, int, int], ...]
-    """Each with its slots, from and to."""
-    slots: Tensor
-    """[S] the row in each slot."""
-    scales: Tensor
-    """[S, 1] float32."""
-    kept: Tensor | None
-    """[n] slots that are no padding; None when all are."""
-    targets: Tensor
-    """[n] their rows."""
+    names: tuple[str, ...]
+    columns: Mapping[str, slice]
+    """Where each layer's part of the output lies."""
+    rows_in: int
+    rows_out: int
+    """Of all layers together."""
 
+    @classmethod
+    def of(cls, *shapes: LoraShape) -> LoraGroup:
+        """Lay the outputs of `shapes`, which read the same input, side by side."""
+        ends = list(itertools.accumulate(shape.rows_out for shape in shapes))
+        columns = {
+            s.name: slice(end - s.rows_out, end) for s, end in zip(shapes, ends, strict=True)
+        }
+        return cls(tuple(columns), MappingProxyType(columns), shapes[0].rows_in, ends[-1])
 
-def _slot_plan(
-    segments: Sequence[LoraSegment], row_multiple: int, device: torch.device
-) -> _SlotPlan:
-    slots: list[int] = []
-    scales: list[float] = []
-    kept: list[int] = []
-    targets: list[int] = []
-    placed = []
-    for segment in segments:
-        rows = range(segment.start, segment.end)
-        start, padding = len(slots), -len(rows) % row_multiple
-        kept += range(start, start + len(rows))
-        targets += rows
-        slots += [*rows, *[segment.start] * padding]
-        scales += [segment.weights.scale] * (len(rows) + padding)
-        placed.append((segment, start, len(slots)))
-    return _SlotPlan(
-        tuple(placed),
-        torch.tensor(slots, device=device),
-        torch.tensor(scales, device=device)[:, None],
-        torch.tensor(kept, device=device) if len(kept) < len(slots) else None,
-        torch.tensor(targets, device=device),
-    )
-
-
-def _add_many(out: Tensor, rows: Tensor, name: str, plan: _SlotPlan) -> None:
-    """Do `add_lora` for many small segments: one gather and one sum for all, two products each."""
-    dtype = plan.segments[0][0].weights.flat.dtype
-    gathered = rows[plan.slots].to(dtype)
-    delta = torch.empty(len(plan.slots), out.shape[1], dtype=dtype, device=rows.device)
-    for segment, start, end in plan.segments:
-        pair = segment.weights.pairs[name]
-        inner = torch.mm(gathered[start:end], pair.a.t())
-        torch.mm(inner, pair.b.t(), out=delta[start:end])
-    delta.mul_(plan.scales)
-    if plan.kept is not None:
-        delta = delta[plan.kept]
-    if len(plan.targets) == out.shape[0]:
-        out.add_(delta)
-    else:
-        out[plan.targets] = out[plan.targets].add_(delta.to(out.dtype))
-
-
-def _add_delta(out: Tensor, rows: Tensor, pair: LoraPair, scale: float) -> None:
-    """Compute out += scale * (rows A^T B^T), the product first: the arithmetic of `_add_many`."""
-    delta = torch.mm(torch.mm(rows.to(pair.a.dtype), pair.a.t()), pair.b.t())
-    out.add_(delta.mul_(scale).to(out.dtype))
-
-
-def _add_pair(out: Tensor, rows: Tensor, pair: LoraPair, scale: float) -> None:
-    """Compute out += scale * rows A^T B^T, in float32 whatever the base model's dtype."""
-    if rows.dtype == pair.a.dtype:
-        out.addmm_(F.linear(rows, pair.a), pair.b.t(), alpha=scale)
-        return
-    delta = F.linear(F.linear(rows.to(pair.a.dtype), pair.a), pair.b)
-    out.add_(delta.mul(scale).to(out.dtype))
+    def names_of(self, weights: LoraWeights) -> list[str]:
+        """Give the layers that an adapter has."""
+        return [name for name in self.names if name in weights.pairs]

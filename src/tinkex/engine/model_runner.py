@@ -9,22 +9,27 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+
 from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
 from tinkex.engine.head import Head
-from tinkex.engine.lora import UNEMBED, LoraLinear, LoraRouting, LoraSegment, LoraShape
+from tinkex.engine.lora import UNEMBED, LoraGroup, LoraSegment, LoraShape, LoraWeights
+from tinkex.engine.lora_linear import LoraLinear, LoraRouting
+from tinkex.engine.lora_stack import AdapterStack, StackedRows, slots_are_neutral
+from tinkex.engine.matrix import can_pack
 from tinkex.engine.models.support import (
     adapter_shapes,
     decoder_of,
     linear_modules,
     unknown_experts,
 )
+from tinkex.engine.products import Products
 from tinkex.engine.weight_layout import choose_layout, settle
 from tinkex.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import torch
     from torch import Tensor, nn
 
     from tinkex.engine.attention import PackedAttention
@@ -40,7 +45,10 @@ class ModelRunner:
         model = base.model
         self.device: torch.device = model.device
         self._decoder = decoder_of(model)
-        self._routing = LoraRouting(config.row_multiple)
+        full = self.device.type == "cpu" and model.dtype == torch.float32
+        products = Products(onednn=full and can_pack())
+        self._routing = LoraRouting(products, config.row_multiple)
+        self._stack = AdapterStack(self.device, products, share=slots_are_neutral())
         self._linears: dict[str, LoraShape] = {}
         self.layout = choose_layout(config, model)
         """The form of the frozen matrices."""
@@ -51,10 +59,12 @@ class ModelRunner:
         while linears:  # taken out one by one, so that each float copy goes before the next comes
             name = next(iter(linears))
             linear = linears.pop(name)
-            self._linears[name] = LoraShape(name, linear.in_features, linear.out_features)
+            shape = LoraShape(name, linear.in_features, linear.out_features)
+            self._linears[name] = shape
             parent, _, leaf = name.rpartition(".")
             matrix = self.layout.matrix(linear.weight.detach(), _bias(linear))
-            setattr(model.get_submodule(parent), leaf, LoraLinear(matrix, name, self._routing))
+            layer = LoraLinear(matrix, LoraGroup.of(shape), self._routing)
+            setattr(model.get_submodule(parent), leaf, layer)
         for name, fused in expert_modules(model).items():
             self._linears |= {shape.name: shape for shape in expert_shapes(name, fused)}
             parent, _, leaf = name.rpartition(".")
@@ -64,6 +74,7 @@ class ModelRunner:
         self._unembed = LoraShape(UNEMBED, unembed.weight.shape[1], unembed.weight.shape[0])
         self.head = Head(
             self.layout.matrix(unembed.weight.detach(), _bias(unembed)),
+            products,
             chunk_elements=config.head_chunk_elements,
             row_multiple=config.row_multiple,
         )
@@ -89,8 +100,9 @@ class ModelRunner:
         ids: Tensor,
         positions: Tensor,
         attention: PackedAttention,
-        segments: Sequence[LoraSegment],
+        rows: Sequence[LoraSegment] | StackedRows,
         *,
+        anchor: Tensor | None = None,
         live: int | None = None,
     ) -> Tensor:
         """Run the decoder on packed tokens.
@@ -99,13 +111,14 @@ class ModelRunner:
             ids: [N] int64.
             positions: [N] int64, each token's place in its own sequence.
             attention: How tokens attend.
-            segments: Which rows belong to which adapter.
+            rows: Which rows belong to which adapter.
+            anchor: For training's form of the products, the leaf that their graph hangs on.
             live: Rows that count, when those after them are filler: experts leave filler out.
 
         Returns:
             Last hidden states [N, C], after the final norm.
         """
-        with self._routed(segments, live):
+        with self._routed(rows, anchor, live):
             out = self._decoder(
                 input_ids=ids[None],
                 position_ids=positions[None],
@@ -115,17 +128,30 @@ class ModelRunner:
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
+    def stacked(self, weights: Sequence[LoraWeights | None], count: int) -> StackedRows:
+        """Place the adapters of a decode step: one for each of its rows, None the base model.
+
+        Args:
+            weights: By row.
+            count: Rows of the batch, filler included.
+        """
+        return self._stack.rows(weights, count)
+
     @contextmanager
-    def _routed(self, segments: Sequence[LoraSegment], live: int | None) -> Iterator[None]:
-        if self._routing.segments:
+    def _routed(
+        self,
+        rows: Sequence[LoraSegment] | StackedRows,
+        anchor: Tensor | None,
+        live: int | None,
+    ) -> Iterator[None]:
+        routing = self._routing
+        if routing.entered:
             raise EngineError("the engine was entered twice; one thread must own it")
-        self._routing.segments = tuple(segments)
-        self._routing.live = live
+        routing.enter(rows if isinstance(rows, StackedRows) else tuple(rows), anchor, live)
         try:
             yield
         finally:
-            self._routing.segments = ()
-            self._routing.live = None
+            routing.leave()
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

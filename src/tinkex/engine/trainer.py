@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.batching import PackedBatch, TrainingSequence, microbatches, pack
-from tinkex.engine.lora import UNEMBED, LoraSegment
+from tinkex.engine.head import HeadPart
+from tinkex.engine.lora import LoraSegment
+from tinkex.engine.lora_stack import is_finite
 from tinkex.engine.loss_metrics import call_metrics
 from tinkex.engine.losses import LossCall, LossInputs
 from tinkex.errors import EngineError, InputError, TinkerError
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from tinkex._clock import Clock
     from tinkex.engine.adapters import Adapter
     from tinkex.engine.graph_loss import GraphResult
-    from tinkex.engine.head import HeadGradients
     from tinkex.engine.lora import LoraWeights
     from tinkex.engine.model_runner import ModelRunner
 
@@ -70,8 +71,7 @@ class TrainingTask:
         self._row_multiple = settings.row_multiple
         self._forward_only = forward_only
         self._left = microbatches(sequences, settings.microbatch_tokens)[::-1]
-        weights = adapter.weights
-        self._gradient = None if forward_only else weights.over(torch.zeros_like(weights.flat))
+        self._gradient: LoraWeights | None = None
         self._logprobs: dict[int, NDArray[np.float32]] = {}
         self._elementwise: dict[int, NDArray[np.float32]] = {}
         self._graph_results: dict[int, GraphResult] = {}
@@ -164,7 +164,9 @@ class TrainingTask:
     @torch.no_grad()
     def _run_forward(self, batch: PackedBatch) -> None:
         (part,) = _laid_out([self], [batch])
-        hidden = _hidden(self._runner, [part])[part.start : part.start + part.count]
+        hidden = _hidden(self._runner, [part], torch.zeros(()))[
+            part.start : part.start + part.count
+        ]
         logprobs = self._runner.head.logprobs(hidden, batch.targets, self._weights)
         if self._call.loss.by_sequence:
             elementwise = self._by_sequence(batch, logprobs)[0]
@@ -173,12 +175,17 @@ class TrainingTask:
             elementwise = self._call.loss.compute(inputs).elementwise
         self._keep(batch, logprobs, elementwise)
 
-    def _head_backward(self, batch: PackedBatch, hidden: Tensor) -> tuple[Tensor, HeadGradients]:
-        """Compute the losses [N, K] and what the head gives; add nothing to the gradient yet."""
-        head = self._runner.head
+    def _head_part(self, part: _Part, hidden: Tensor) -> tuple[HeadPart, Tensor]:
+        """Say what the head is to compute for this task's rows of `hidden`.
+
+        Returns:
+            The part, and the losses [n, K], which are there once the head has run.
+        """
+        batch = part.batch
         elementwise = torch.empty(batch.targets.shape, dtype=torch.float32, device=hidden.device)
         if self._call.loss.by_sequence:  # the whole sequences first, at one product more
-            found = head.logprobs(hidden, batch.targets, self._weights)
+            rows = hidden[part.start : part.start + part.count]
+            found = self._runner.head.logprobs(rows, batch.targets, self._weights)
             elementwise, slopes = self._by_sequence(batch, found)
 
         def gradient_of(rows: slice, logprobs: Tensor) -> Tensor:
@@ -192,8 +199,8 @@ class TrainingTask:
             elementwise[rows] = losses.elementwise.detach()
             return slope
 
-        grads = head.logprobs_and_gradients(hidden, batch.targets, self._weights, gradient_of)
-        return elementwise, grads
+        head = HeadPart(part.start, batch.targets, self._weights, part.gradient, gradient_of)
+        return head, elementwise
 
     @torch.enable_grad()
     def _by_sequence(self, batch: PackedBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,22 +249,12 @@ class TrainingTask:
         return found.loss
 
     @torch.no_grad()
-    def _add_head_gradient(self, a: Tensor | None, b: Tensor | None) -> None:
-        if self._gradient is not None and a is not None and b is not None:
-            pair = self._gradient.pairs[UNEMBED]
-            pair.a.add_(a)
-            pair.b.add_(b)
-
-    @property
-    def _leaves(self) -> list[Tensor]:
-        """The factors of the decoder's layers, in the order of their gradients."""
-        return _decoder_factors(self._weights)
-
-    @torch.no_grad()
-    def _add_decoder_gradient(self, grads: Sequence[Tensor]) -> None:
-        assert self._gradient is not None
-        for total, grad in zip(_decoder_factors(self._gradient), grads, strict=True):
-            total.add_(grad)
+    def _add_gradient(self, gradient: LoraWeights) -> None:
+        """Add a microbatch's; takes the buffer over."""
+        if self._gradient is None:
+            self._gradient = gradient
+        else:
+            self._gradient.flat.add_(gradient.flat)
 
     def _keep(self, batch: PackedBatch, logprobs: Tensor, elementwise: Tensor) -> None:
         self._check_finite(batch, logprobs, elementwise)
@@ -295,7 +292,7 @@ class TrainingTask:
     def _commit(self) -> None:
         if self._gradient is None:
             return
-        if not bool(self._gradient.flat.isfinite().all()):
+        if not is_finite(self._gradient.flat):
             raise InputError(
                 "the gradient is not finite and was discarded; lower the weights or advantages"
             )
@@ -313,15 +310,8 @@ class _Part:
     start: int
     count: int
     extra: int
-
-
-class _HeadResult(NamedTuple):
-    """What is kept of one task's pass of the head until the decoder's backward has been run."""
-
-    logprobs: Tensor
-    elementwise: Tensor
-    a: Tensor | None
-    b: Tensor | None
+    gradient: LoraWeights | None
+    """Of this microbatch; None in a forward only."""
 
 
 def run_together(tasks: Sequence[TrainingTask]) -> None:
@@ -352,44 +342,59 @@ def run_together(tasks: Sequence[TrainingTask]) -> None:
         return
     for task, work in zip(tasks, kept, strict=True):
         task._left.pop()
-        if task._failure is None:
+        if work is not None:
             task._guarded(work)
 
 
-def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None]]:
+def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None] | None]:
     """Compute everything, and give what is left to be done for each task: to keep its results."""
+    runner = parts[0].task._runner
+    anchor = torch.zeros((), device=runner.device, requires_grad=True)
     with torch.enable_grad():
-        hidden = _hidden(parts[0].task._runner, parts)
-    slopes = torch.zeros_like(hidden, requires_grad=False)
-    found: list[_HeadResult | None] = []
+        hidden = _hidden(runner, parts, anchor)
+    found: list[tuple[HeadPart, Tensor] | None] = []
     for part in parts:
-        at = slice(part.start, part.start + part.count)
         try:
-            elementwise, head = part.task._head_backward(part.batch, hidden.detach()[at])
-            slopes[at] = head.hidden
-            found.append(_HeadResult(head.logprobs, elementwise, head.a, head.b))
+            found.append(part.task._head_part(part, hidden.detach()))
         except TinkerError as error:
             part.task._failure = error
             found.append(None)
-    leaves = [part.task._leaves for part in parts]
-    grads: list[Tensor] = []
+    slopes = runner.head.backward(hidden.detach(), [one[0] for one in found if one is not None])
     if hidden.requires_grad:  # not when the adapters cover the unembedding alone
-        flat = [leaf for ones in leaves for leaf in ones]
-        grads = list(torch.autograd.grad(hidden, flat, slopes, materialize_grads=True))
-    works: list[Callable[[], None]] = []
-    for part, ones, results in zip(parts, leaves, found, strict=True):
-        own, grads = grads[: len(ones)], grads[len(ones) :]
-        works.append(partial(_finish, part, own, results))
-    return works
+        _decoder_backward(hidden, slopes, anchor, parts)
+    return [
+        None if one is None else partial(_finish, part, *one)
+        for part, one in zip(parts, found, strict=True)
+    ]
 
 
-def _finish(part: _Part, grads: Sequence[Tensor], head: _HeadResult | None) -> None:
+def _decoder_backward(
+    hidden: Tensor, slopes: Tensor, anchor: Tensor, parts: Sequence[_Part]
+) -> None:
+    """Run the decoder's backward, which adds to each run's buffer.
+
+    Layers of experts hand their factors' gradients to autograd; they are added here.
+    """
+    leaves, sums = [anchor], []
+    for part in parts:
+        assert part.gradient is not None
+        for name in (s.name for s in part.task._weights.shapes if s.fused is not None):
+            pair, total = part.task._weights.pairs[name], part.gradient.pairs[name]
+            leaves += [pair.a, pair.b]
+            sums += [total.a, total.b]
+    found = torch.autograd.grad(hidden, leaves, slopes, allow_unused=True)
+    for into, gradient in zip(sums, found[1:], strict=True):
+        if gradient is not None:
+            into.add_(gradient)
+
+
+def _finish(part: _Part, head: HeadPart, elementwise: Tensor) -> None:
     task = part.task
-    if head is None:
-        return
-    task._add_head_gradient(head.a, head.b)
-    task._add_decoder_gradient(grads)
-    task._keep(part.batch, head.logprobs, head.elementwise)
+    if head.failure is not None:
+        raise head.failure
+    assert part.gradient is not None
+    task._keep(part.batch, head.logprobs, elementwise)
+    task._add_gradient(part.gradient)
     if not task._left:
         task._commit()
 
@@ -400,12 +405,15 @@ def _laid_out(tasks: Sequence[TrainingTask], batches: Sequence[PackedBatch]) -> 
     for task, batch in zip(tasks, batches, strict=True):
         count = batch.ids.shape[0]
         extra = -count % task._row_multiple
-        parts.append(_Part(task, batch, start, count, extra))
+        gradient = None
+        if not task._forward_only:
+            gradient = task._weights.over(torch.zeros_like(task._weights.flat))
+        parts.append(_Part(task, batch, start, count, extra, gradient))
         start += count + extra
     return parts
 
 
-def _hidden(runner: ModelRunner, parts: Sequence[_Part]) -> Tensor:
+def _hidden(runner: ModelRunner, parts: Sequence[_Part], anchor: Tensor) -> Tensor:
     """Run the decoder; the filler rows of each task form a sequence of their own."""
     ids, positions, segments = [], [], []
     lengths: list[int] = []
@@ -416,12 +424,10 @@ def _hidden(runner: ModelRunner, parts: Sequence[_Part]) -> Tensor:
         positions += [batch.positions, filler]
         lengths += [*batch.lengths, part.extra] if part.extra else batch.lengths
         end = part.start + part.count + part.extra
-        segments.append(LoraSegment(part.start, end, part.task._weights))
-    return runner.hidden(torch.cat(ids), torch.cat(positions), PrefillAttention(lengths), segments)
-
-
-def _decoder_factors(weights: LoraWeights) -> list[Tensor]:
-    return [f for name, pair in weights.pairs.items() if name != UNEMBED for f in (pair.a, pair.b)]
+        segments.append(LoraSegment(part.start, end, part.task._weights, part.gradient))
+    return runner.hidden(
+        torch.cat(ids), torch.cat(positions), PrefillAttention(lengths), segments, anchor=anchor
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
-from tinkex.engine.lora import LoraRouting, LoraSegment, lora_weights, parameter_count
+from tinkex.engine.lora import LoraSegment, lora_weights, parameter_count
+from tinkex.engine.lora_linear import LoraRouting
+from tinkex.engine.products import Products
 from tinkex.engine.weight_layout import WeightLayout
 from tinkex.types import LoraConfig
 
@@ -120,9 +122,9 @@ def test_values_and_gradients_equal_the_formula_in_double_precision(layout, row_
     expected = by_formula(fused, x, chosen, weights, segments)
     slope = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, leaves, slope)
-    routing = LoraRouting(row_multiple)
+    routing = LoraRouting(Products(onednn=False), row_multiple)
     experts = LoraExperts(fused, NAME, routing, WeightLayout.PLAIN)
-    routing.segments = tuple(segments)
+    routing.rows = tuple(segments)
     found = experts(x, chosen, weights)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     grads = torch.autograd.grad(found, leaves, slope)
@@ -192,11 +194,11 @@ def test_gradient_points_where_the_loss_grows(family):
 @torch.no_grad()
 def test_filler_rows_are_left_out_and_change_nothing():
     fused = Fused(**LAYOUTS[0])
-    routing = LoraRouting(4)
+    routing = LoraRouting(Products(onednn=False), 4)
     segments = tuple(segments_of(fused))
     experts = LoraExperts(fused, NAME, routing, WeightLayout.PLAIN)
     x, chosen, weights = batch()
-    routing.segments = segments
+    routing.rows = segments
     whole = experts(x, chosen, weights)
     routing.live = 9
     found = experts(x, chosen, weights)

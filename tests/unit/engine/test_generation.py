@@ -9,6 +9,7 @@ from engine_support import (
     CONTEXT,
     VOCAB,
     datum,
+    diverge,
     job,
     sample,
     tiny_engine,
@@ -303,7 +304,7 @@ def test_weights_that_diverged_fail_their_job_alone():
     engine = trained_engine()
     good = job("good", tokens(5), "a", seed=1, num_samples=3, **free_of_stop())
     expected = sample(engine, good)["good"]
-    engine._pool.sampler("b").flat.fill_(torch.nan)
+    diverge(engine, "b")
     engine.add_sample(good)
     engine.add_sample(job("bad", tokens(5), "b", num_samples=3, **free_of_stop()))
     done = drain(engine)
@@ -322,7 +323,7 @@ def test_weights_that_diverge_in_midstream_leave_no_nan_behind():
     engine.add_sample(good)
     engine.step()
     engine.step()
-    engine._pool.sampler("b").flat.fill_(torch.nan)
+    diverge(engine, "b")
     done = drain(engine)
     assert done["bad"].error.category == "server"
     assert done["good"].response.sequences == expected.sequences

@@ -315,7 +315,7 @@ def test_gspo_sees_each_sequence_whole_whatever_the_microbatches():
         engine.forward_backward("a", [datum], "gspo", config).metrics["loss:sum"] for datum in batch
     ]
     assert whole.metrics["loss:sum"] == pytest.approx(sum(losses), rel=1e-6)
-    torch.testing.assert_close(gradient(engine), total, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradient(engine), total, rtol=1e-5, atol=1e-6)
     for name in ("ratio:mean", "ratio:min", "ratio:max", "kl:mean", "entropy:mean"):
         assert math.isfinite(whole.metrics[name])
     lp = np.concatenate([o["logprobs"].values for o in whole.loss_fn_outputs]).astype(float)

@@ -7,7 +7,8 @@ import torch
 from engine_support import VOCAB, tiny_model, trained_engine
 
 from tinkex.engine.attention import PrefillAttention
-from tinkex.engine.lora import LoraLinear, LoraSegment
+from tinkex.engine.lora import LoraSegment
+from tinkex.engine.lora_linear import LoraLinear
 from tinkex.errors import EngineError
 from tinkex.types import LoraConfig
 

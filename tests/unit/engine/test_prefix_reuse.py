@@ -7,7 +7,16 @@ import gc
 import numpy as np
 import pytest
 import torch
-from engine_support import job, sample, shake, tiny_engine, tiny_model, tokens, trained_engine
+from engine_support import (
+    diverge,
+    job,
+    sample,
+    shake,
+    tiny_engine,
+    tiny_model,
+    tokens,
+    trained_engine,
+)
 
 from tinkex.engine.head import Head
 from tinkex.errors import EngineError
@@ -366,15 +375,13 @@ def test_nothing_of_weights_that_diverged_is_kept(steps):
     for _ in range(steps):
         engine.step()
     healthy = engine._pool.sampler("bad").flat.clone()
-    with torch.no_grad():
-        engine._pool.sampler("bad").flat.fill_(torch.nan)
+    diverge(engine, "bad")
     done = finish(engine)
     assert isinstance(done["bad"].error, EngineError)
     for block in prefix_of(engine)._copies:
         for pair in block.copy.values():
             assert all(bool(tensor.isfinite().all()) for tensor in pair)
-    with torch.no_grad():
-        engine._pool.sampler("bad").flat.copy_(healthy)
+    diverge(engine, "bad", healthy)
     again = job("bad", tokens(100, seed=1), "bad", **OPTIONS)
     assert all(np.isfinite(sample(engine, again)["bad"].sequences[0].logprobs_np))
     same(sample(engine, good)["good"], expected)
@@ -382,8 +389,7 @@ def test_nothing_of_weights_that_diverged_is_kept(steps):
 
 def test_job_that_diverges_in_its_first_chunk_fails_before_the_others():
     engine = engine_of(samplers=("bad",), prefill_tokens=16)
-    with torch.no_grad():
-        engine._pool.sampler("bad").flat.fill_(torch.nan)
+    diverge(engine, "bad")
     engine.add_sample(job("bad", tokens(100), "bad", **OPTIONS))
     (failed,) = engine.step()
     assert "diverged" in str(failed.error)
