@@ -111,12 +111,12 @@ def _segment_backward(
         group: The layers.
         segment: Whose rows these are.
         x: [n, in].
-        g: [n, out] dL/dout.
+        g: [n, out] the gradient of the output.
         inner: [n, m * r], x A^T of the m layers that the adapter has, unscaled.
         products: For the factors.
 
     Returns:
-        dL/dinner [n, m * r], and A of these layers [m * r, in].
+        the gradient of `inner` [n, m * r], and A of these layers [m * r, in].
     """
     weights = segment.weights
     names, rank = group.names_of(weights), weights.rank
