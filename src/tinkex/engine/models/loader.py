@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
 from transformers.utils import logging as transformers_logging
 
 from tinkex.engine.models.support import check_supported, context_length
@@ -90,6 +90,7 @@ def load_base_model(
             dtype=weights,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
+            **_dequantized(source, config),
         )
 
     try:
@@ -153,6 +154,20 @@ def _pickle_refusal(source: str, found: str) -> str:
         "refused: save the model again with save_pretrained, which writes safetensors, or start "
         f"with --allow-pickle {source}"
     )
+
+
+def _dequantized(source: str, config: Any) -> dict[str, Any]:
+    """Choose how weights that are stored quantised are read: MXFP4 is expanded, exactly."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    if method != "mxfp4":
+        raise ConfigurationError(
+            f"{source} holds weights quantised by {method}, which tinkex does not train on; take "
+            "the release that is not quantised (weight_dtype int8 quantises it here, on a CPU)"
+        )
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def _explain(source: str, error: Exception) -> str:
