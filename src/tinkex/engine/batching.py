@@ -77,8 +77,9 @@ def prompt_tokens(model_input: ModelInput, limits: BatchLimits, where: str) -> N
     for number, chunk in enumerate(model_input.chunks):
         if not isinstance(chunk, EncodedTextChunk):
             raise InputError(
-                f"{where}: chunk {number} is of type {chunk.type!r}; this model takes text only "
-                "(encoded_text)"
+                f"{where}: chunk {number} is of type {chunk.type!r}; tinkex runs the language "
+                "model of a base model alone, so it takes text only (encoded_text). Leave the "
+                "chunk out, or put what it shows into words"
             )
         parts.append(chunk.tokens_np.astype(np.int64))
     tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

@@ -7,10 +7,24 @@ import pytest
 import torch
 from engine_support import VOCAB, datum
 
-from tinkex.engine.batching import BatchLimits, microbatches, pack, training_sequences
+from tinkex.engine.batching import (
+    BatchLimits,
+    microbatches,
+    pack,
+    prompt_tokens,
+    training_sequences,
+)
 from tinkex.engine.losses import loss_call
 from tinkex.errors import InputError
-from tinkex.types import Datum, EncodedTextChunk, ImageChunk, ModelInput, TensorData
+from tinkex.types import (
+    Datum,
+    DmelChunk,
+    EncodedTextChunk,
+    ImageAssetPointerChunk,
+    ImageChunk,
+    ModelInput,
+    TensorData,
+)
 
 LIMITS = BatchLimits(vocab_size=VOCAB, context_length=32, request_tokens=100)
 
@@ -91,6 +105,24 @@ BAD = {
     "int weights": (datum(3, weights=np.array([1, 1, 1])), "weights must be float32"),
     "short weights": (datum(3, weights=floats(1, 1)), "shape"),
 }
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        ImageChunk(data=b"x", format="png", expected_tokens=2),
+        ImageAssetPointerChunk(location="a", format="png", expected_tokens=2),
+        DmelChunk(b"x"),
+    ],
+    ids=lambda chunk: chunk.type,
+)
+def test_chunk_that_is_no_text_is_refused_with_the_reason_and_the_way_out(chunk):
+    given = ModelInput(chunks=[EncodedTextChunk(tokens=[1]), chunk])
+    pattern = f"prompt: chunk 1 is of type '{chunk.type}'; .* text only .*into words"
+    with pytest.raises(InputError, match=pattern):
+        prompt_tokens(given, LIMITS, "prompt")
+    with pytest.raises(InputError, match="datum 0: model_input: chunk 1 is of type"):
+        check(Datum(given, {"target_tokens": [1, 2, 3]}))
 
 
 @pytest.mark.parametrize("case", BAD)
