@@ -8,6 +8,7 @@ computation itself failed for the whole batch.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,7 +102,7 @@ class Generator:
         waiting = self._scheduler.prefill_order()
         if waiting and not (self._decode_is_due and self._scheduler.running):
             self._decode_is_due = True
-            finished += self._guarded(waiting, lambda: self._compute_prompts(waiting))
+            finished += self._compute_prompts(waiting)
             return finished + self._admit_and_start()
         self._decode_is_due = False
         running = list(self._scheduler.running)
@@ -112,11 +113,11 @@ class Generator:
         return finished
 
     def _guarded(
-        self, states: Iterable[JobState], work: Callable[[], list[SampleFinished]]
+        self, states: Iterable[JobState], work: Callable[[], list[SampleFinished] | None]
     ) -> list[SampleFinished]:
         """Run `work`; when the computation fails, fail all of `states`."""
         try:
-            return work()
+            return work() or []
         except (RuntimeError, MemoryError) as error:
             text = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
             failure = EngineError(f"sampling computation failed: {text}")
@@ -129,41 +130,62 @@ class Generator:
 
     def _compute_prompts(self, waiting: Sequence[JobState]) -> list[SampleFinished]:
         """Compute chunks of the prompts that wait, whose turn it is first."""
-        chunks = self._prefill.plan(waiting)
+        finished: list[SampleFinished] = []
+        for state in waiting:
+            finished += self._guarded([state], partial(self._prefill.reuse, state))
+        chunks = self._prefill.plan([s for s in waiting if self._alive(s)])
         for chunk in chunks:
             self._scheduler.charge_prefill(chunk.state, chunk.tokens)
-        finished = []
         if chunks:
-            states = [chunk.state for chunk in chunks]
-            finished = self._guarded(states, lambda: self._run_chunks(chunks))
+            finished += self._run_chunks(chunks)
         computed = [s for s in waiting if self._alive(s) and not s.prompt_left]
         return finished + self._prompts_done(computed)
 
     def _run_chunks(self, chunks: Sequence[PromptChunk]) -> list[SampleFinished]:
-        return [self._fail(s, EngineError(_NOT_FINITE)) for s in self._prefill.run(chunks)]
+        """Compute chunks together; when that fails, each alone, so that it fails for its own job.
+
+        A chunk has the same bits alone, and what a failed attempt left in its row is overwritten.
+        """
+        if len(chunks) > 1:
+            try:
+                return self._diverged(self._prefill.run(chunks))
+            except (RuntimeError, MemoryError):
+                return [end for chunk in chunks for end in self._run_chunks([chunk])]
+        diverged: list[JobState] = []
+        ends = self._guarded([chunks[0].state], lambda: diverged.extend(self._prefill.run(chunks)))
+        return ends + self._diverged(diverged)
+
+    def _diverged(self, states: Sequence[JobState]) -> list[SampleFinished]:
+        return [self._fail(state, EngineError(_NOT_FINITE)) for state in states]
 
     def _prompts_done(self, states: Sequence[JobState]) -> list[SampleFinished]:
         """Compute what comes first after whole prompts, and what was asked about them."""
         if not states:
             return []
-        return self._guarded(states, lambda: self._score_prompts(states))
-
-    def _score_prompts(self, states: Sequence[JobState]) -> list[SampleFinished]:
         order = sorted(states, key=lambda s: id(s.weights))
+        finished = self._guarded(order, lambda: self._first_logits(order))
+        diverged = [s for s in order if self._alive(s) and s.first_logits is None]
+        finished += self._diverged(diverged)
+        for state in order:
+            if self._alive(state):
+                finished += self._guarded([state], partial(self._score_prompt, state))
+        return finished
+
+    def _first_logits(self, order: Sequence[JobState]) -> None:
+        """Keep the logits after each prompt; none where they are not finite."""
         logits = self._runner.head.logits(
             torch.stack([s.last_hidden for s in order]),
             segments_of([s.weights for s in order], [1] * len(order)),
         )
-        finished = []
-        for state, row in zip(order, logits, strict=True):
-            if not bool(row.isfinite().all()):
-                finished.append(self._fail(state, EngineError(_NOT_FINITE)))
-                continue
-            hidden = torch.cat(state.hidden) if state.hidden else state.last_hidden[:0, None]
-            score_prompt(state, hidden, state.wanted_from, self._runner.head)
-            state.first_logits, state.last_hidden, state.hidden = row, None, []
-            self._scheduler.prompt_done(state)
-        return finished
+        finite = logits.isfinite().all(dim=1).tolist()
+        for state, row, good in zip(order, logits, finite, strict=True):
+            state.first_logits = row if good else None
+
+    def _score_prompt(self, state: JobState) -> None:
+        hidden = torch.cat(state.hidden) if state.hidden else state.last_hidden[:0, None]
+        score_prompt(state, hidden, state.wanted_from, self._runner.head)
+        state.last_hidden, state.hidden = None, []
+        self._scheduler.prompt_done(state)
 
     # --- start and decode -----------------------------------------------------------------------
 
@@ -175,19 +197,12 @@ class Generator:
             if not grants.admitted and not grants.starts:
                 return finished
             for state in grants.admitted:
-                finished += self._open(state)
+                finished += self._guarded([state], partial(self._prefill.open, state))
             self._prefill.prefix.shrink(self._scheduler.free_tokens)
             admitted = [s for s in grants.admitted if self._alive(s)]
             finished += self._prompts_done([s for s in admitted if not s.prompt_left])
             if grants.starts:
                 finished += self._start_samples(grants.starts)
-
-    def _open(self, state: JobState) -> list[SampleFinished]:
-        def opened() -> list[SampleFinished]:
-            self._prefill.open(state)
-            return []
-
-        return self._guarded([state], opened)
 
     def _start_samples(self, taken: Sequence[tuple[JobState, int]]) -> list[SampleFinished]:
         """Fork samples from computed prompts and choose their first tokens."""

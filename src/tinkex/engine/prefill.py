@@ -69,7 +69,7 @@ class Prefill:
         if self.prefix.enabled:
             state.scope = self.prefix.scope(state.job.owner, state.weights)
             state.block_keys = block_keys(state.prompt, self._block)
-            self._reuse(state)
+            self.reuse(state)
 
     def close(self, row: KVRow, room: int, *, scrub: bool = False) -> None:
         """Free a row; what it has of a prompt is kept if `room` (in tokens) allows."""
@@ -79,14 +79,12 @@ class Prefill:
     def plan(self, order: Sequence[JobState]) -> list[PromptChunk]:
         """Choose what to compute now, at most the budget; jobs earlier in `order` come first.
 
-        A job that needs a block which another one computes in this very step waits for it. A job
-        whose prompt needs nothing more gets no chunk.
+        A job that needs a block which another one computes in this very step waits for it.
         """
         budget = self._budget
         claimed: set[tuple[PrefixScope, bytes]] = set()
         chunks = []
         for state in order:
-            self._reuse(state)
             end = state.computed
             while end < len(state.prompt):
                 after = min(end + self._block, len(state.prompt))
@@ -152,7 +150,7 @@ class Prefill:
 
     # --- reuse ----------------------------------------------------------------------------------
 
-    def _reuse(self, state: JobState) -> None:
+    def reuse(self, state: JobState) -> None:
         """Copy the blocks that come next in a prompt, as far as the prefix cache has them."""
         blocks = self._found(state)
         if not blocks:

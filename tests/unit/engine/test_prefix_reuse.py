@@ -415,6 +415,38 @@ def _explode(*args, **kwargs):
     raise RuntimeError("out of memory")
 
 
+def test_prompts_whose_computation_fails_together_are_computed_alone(monkeypatch):
+    jobs = [job(f"j{i}", tokens(n, seed=i), **OPTIONS) for i, n in enumerate((10, 15, 40))]
+    expected = sample(engine_of(), *jobs)
+    engine = engine_of()
+    hidden = engine._runner.hidden
+
+    def too_large(ids, *rest, **options):
+        if len(ids) > 20:
+            raise RuntimeError("out of memory")
+        return hidden(ids, *rest, **options)
+
+    monkeypatch.setattr(engine._runner, "hidden", too_large)
+    for one in jobs:
+        engine.add_sample(one)
+    done = finish(engine)
+    assert "out of memory" in str(done["j2"].error)
+    for name in ("j0", "j1"):
+        same(done[name].response, expected[name])
+
+
+def test_question_that_cannot_be_answered_fails_its_job_alone(monkeypatch):
+    engine = engine_of()
+    plain = job("plain", tokens(20), **OPTIONS)
+    expected = sample(engine, plain)["plain"]
+    monkeypatch.setattr(engine._runner.head, "topk_logprobs", _explode)
+    engine.add_sample(job("asks", tokens(30), topk_prompt_logprobs=3, **OPTIONS))
+    engine.add_sample(plain)
+    done = finish(engine)
+    assert "out of memory" in str(done["asks"].error)
+    same(done["plain"].response, expected)
+
+
 def test_failure_to_reuse_fails_that_job_alone(monkeypatch):
     engine = engine_of()
     prompt = tokens(40)
@@ -427,6 +459,61 @@ def test_failure_to_reuse_fails_that_job_alone(monkeypatch):
     assert "out of memory" in str(done["j"].error)
     assert done["other"].error is None
     same(sample(engine, job("j", prompt, **OPTIONS))["j"], expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_mixture_of_requests_has_the_bits_of_each_alone_and_leaves_nothing(seed):
+    """Little memory, small chunks, cancelled and diverging jobs, owners and adapters at random."""
+    rng = np.random.default_rng(seed)
+    samplers = ("a", "b", "bad")
+    stems = [tokens(40, seed=i) for i in range(2)]
+
+    def request(number):
+        stem = stems[number % 2][: int(rng.integers(0, 41))]
+        asked = {"prompt_logprobs": True, "prompt_logprobs_last_n": 5} if number % 5 == 0 else {}
+        return job(
+            f"j{number}",
+            stem + tokens(int(rng.integers(1, 30)), seed=number % 3),
+            (*samplers, None)[number % 4],
+            num_samples=int(rng.integers(1, 4)),
+            owner=str(number % 2),
+            seed=number,
+            stop=[],
+            max_tokens=int(rng.integers(1, 8)),
+            **asked,
+        )
+
+    jobs = [request(number) for number in range(24)]
+    engine = engine_of(
+        samplers=samplers,
+        prefill_tokens=32,
+        max_running=4,
+        kv_cache_tokens=512,
+        prefix_cache_tokens=200,
+    )
+    plain = engine_of(samplers=samplers, prefix_cache_tokens=0)
+    for made in (engine, plain):
+        with torch.no_grad():
+            made._pool.sampler("bad").flat.fill_(torch.nan)
+    generator, left, done = engine._generator, list(jobs), {}
+    while left or engine.has_sampling_work():
+        for one in [left.pop() for _ in range(int(rng.integers(0, 4))) if left]:
+            engine.add_sample(one)
+        if rng.random() < 0.1:
+            engine.cancel_sample(f"j{rng.integers(24)}")
+        done |= {f.job_id: f for f in engine.step()}
+        assert prefix_of(engine).copied_tokens <= min(200, generator._scheduler.free_tokens)
+        assert kept_bytes(engine) == prefix_of(engine).copied_tokens * 512
+    assert len(done) > 12
+    for one in jobs:
+        if one.job_id in done and one.sampler_id == "bad":
+            assert isinstance(done[one.job_id].error, EngineError)
+        elif one.job_id in done:
+            same(done[one.job_id].response, sample(plain, one)[one.job_id])
+    assert generator.reused_tokens > 0
+    assert generator._scheduler.free_tokens == 512
+    assert generator._cache.open_rows == 0
+    assert not prefix_of(engine)._held
 
 
 # --- chunks and turns ---------------------------------------------------------------------------
@@ -458,7 +545,9 @@ def test_chunks_of_several_prompts_share_a_forward(monkeypatch):
     sizes = []
     hidden = engine._runner.hidden
     monkeypatch.setattr(
-        engine._runner, "hidden", lambda ids, *rest: sizes.append(len(ids)) or hidden(ids, *rest)
+        engine._runner,
+        "hidden",
+        lambda ids, *rest, **options: sizes.append(len(ids)) or hidden(ids, *rest, **options),
     )
     for i in range(4):
         engine.add_sample(job(f"j{i}", tokens(30, seed=i), owner=str(i), **OPTIONS))
