@@ -60,11 +60,12 @@ class EngineConfig:
     prefill_block_tokens: int = 64
     """Prompts are computed in blocks of this many tokens, and reused by whole blocks."""
     max_running: int = 64
-    """Sequences decoded at once."""
+    """Sequences decoded at once; an eighth more for users who have nothing running."""
     max_num_samples: int = 1024
     """Samples of one request."""
     kv_cache_tokens: int = 65_536
-    """Tokens that the KV cache may reserve for admitted sequences; one request always runs."""
+    """Tokens that the KV cache may reserve for admitted sequences; an eighth more for users who
+    have nothing running, and one request always runs."""
     prefix_cache_tokens: int = 32_768
     """Tokens of ended requests' prompts that are kept for others with the same beginning: at most
     these, and no more than `kv_cache_tokens` leaves. 0 keeps none, and shares none."""

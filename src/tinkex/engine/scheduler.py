@@ -8,6 +8,10 @@ Memory and a slot are held for an admitted job's first sample, and memory is res
 sequence's longest possible end, so nothing that runs is ever preempted and every admitted job comes
 to its end. A job too large for the room there is may be overtaken by smaller ones, but not for
 ever: after `cache_tokens` of them, nothing more is admitted before it.
+
+Since what runs is not stopped for anybody, an eighth more of slots and memory is there for owners
+who have nothing running (half of it also for their samplers that have nothing running): they need
+not wait for the end of another's long samples.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from tinkex.engine.sequence import JobState, RunningSequence
 
 _SMALLEST_ROW = 64
+_NEWCOMERS = 8
+"""Slots and memory are larger by one part in this for those who have nothing running."""
 
 
 def row_capacity(tokens: int) -> int:
@@ -51,6 +57,8 @@ class Scheduler:
         self._reserved = 0
         self._slots = 0
         """Running sequences, and those held for first samples."""
+        self._slots_of: Counter[Party | str] = Counter()
+        """The same for each party and each owner."""
         self._shares = FairShares()
         self._arrivals = 0
         self._waiting: dict[Party, deque[JobState]] = {}
@@ -96,7 +104,7 @@ class Scheduler:
                 charged.append((state.party, state.max_tokens))
                 self._shares.charge(*charged[-1])
         passed: list[JobState] = []
-        while self._slots < self._max_running:
+        while self._slots < self._max_running + self._max_running // _NEWCOMERS:
             chosen = self._next(passed)
             if chosen is None:
                 break
@@ -117,6 +125,7 @@ class Scheduler:
         """Find the job that gets the next slot; those that do not fit go to `passed`."""
         heads = [queue[0] for party, queue in self._waiting.items() if not self._is_behind(party)]
         heads += [queue[0] for queue in self._starting.values()]
+        heads = [s for s in heads if self._slots < self._limit(s, self._max_running)]
         heads.sort(key=self._rank)
         patience_ends = any(s.overtaken >= self._cache_tokens for s in passed)
         for state in heads:
@@ -135,7 +144,15 @@ class Scheduler:
         if party in self._starting:
             return True
         owed = sum(_left(s) - 1 for s in self._prefilling if s.party == party)
-        return self._slots + owed >= self._max_running
+        return owed > 0 and self._slots + owed >= self._max_running
+
+    def _limit(self, state: JobState, limit: int) -> int:
+        """Give how far slots or memory may be taken for a job, of `limit` for all."""
+        if not self._slots_of[state.job.owner]:
+            return limit + limit // _NEWCOMERS
+        if not self._slots_of[state.party]:
+            return limit + limit // _NEWCOMERS // 2
+        return limit
 
     def _rank(self, state: JobState) -> tuple[int, int, int]:
         return *self._shares.rank(state.party), state.arrival
@@ -146,12 +163,13 @@ class Scheduler:
             cost = 0 if state.promised else _row(state)
         else:
             cost = _row(state) + _prompt_row(state)
-        return cost == 0 or self._reserved == 0 or self._reserved + cost <= self._cache_tokens
+        room = self._limit(state, self._cache_tokens) - self._reserved
+        return cost == 0 or self._reserved == 0 or cost <= room
 
     def _admit(self, state: JobState, grants: Grants) -> None:
         _leave_queue(self._waiting, state)
         self._reserved += _row(state) + _prompt_row(state)
-        self._slots += 1
+        self._count_slot(state, 1)
         state.admitted = state.promised = True
         self._prefilling.append(state)
         grants.admitted.append(state)
@@ -161,7 +179,7 @@ class Scheduler:
         if not state.promised:
             self._reserved += _row(state)
         if state.started:  # a slot was held for the first
-            self._slots += 1
+            self._count_slot(state, 1)
         state.promised = False
         state.started += 1
         state.unfinished += 1
@@ -169,6 +187,13 @@ class Scheduler:
         if not _left(state):
             _leave_queue(self._starting, state)
             self._reserved -= _prompt_row(state)
+
+    def _count_slot(self, state: JobState, change: int) -> None:
+        self._slots += change
+        for name in (state.party, state.job.owner):
+            self._slots_of[name] += change
+            if not self._slots_of[name]:
+                del self._slots_of[name]
 
     # --- prompts --------------------------------------------------------------------------------
 
@@ -201,7 +226,7 @@ class Scheduler:
         """Take a sequence out of the batch."""
         self.running.remove(sequence)
         state = sequence.state
-        self._slots -= 1
+        self._count_slot(state, -1)
         state.unfinished -= 1
         self._decoding[state.party] -= 1
         if not self._decoding[state.party]:
@@ -223,7 +248,8 @@ class Scheduler:
             else:
                 _leave_queue(self._starting, state)
             self._reserved -= _prompt_row(state) + (_row(state) if state.promised else 0)
-            self._slots -= state.started == 0
+            if not state.started:
+                self._count_slot(state, -1)
         dropped = [s for s in self.running if s.state is state]
         state.started = state.job.num_samples
         for sequence in dropped:

@@ -566,6 +566,24 @@ def test_short_prompt_of_another_owner_overtakes_a_long_one():
     assert order == ["short", "long"]
 
 
+def test_request_of_another_owner_is_answered_as_if_it_were_alone():
+    engine = engine_of(max_running=8)
+    for i in range(60):
+        engine.add_sample(
+            job(f"a{i}", tokens(20, seed=i), owner="a", **{**OPTIONS, "max_tokens": 30})
+        )
+    for _ in range(6):
+        engine.step()
+    engine.add_sample(job("b", tokens(20, seed=100), owner="b", **OPTIONS))
+    steps = 0
+    while not any(ended.job_id == "b" for ended in engine.step()):
+        steps += 1
+    assert steps <= 2 + OPTIONS["max_tokens"]
+    for i in range(60):
+        engine.cancel_sample(f"a{i}")
+    assert not engine.has_sampling_work()
+
+
 def test_prompt_of_a_model_with_a_window_attends_within_it():
     """Blocks past the first read no more keys than the window reaches."""
     model = tiny_model("mistral")

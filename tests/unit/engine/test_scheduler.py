@@ -105,6 +105,7 @@ def test_reservation_is_returned_in_full():
         s.finish(s.running[0])
     assert s.free_tokens == 10_000
     assert s._slots == 0
+    assert not s._slots_of
 
 
 def test_sequences_of_one_adapter_lie_together():
@@ -129,6 +130,7 @@ def test_dropped_job_leaves_every_queue():
     assert not s.has_work
     assert s.free_tokens == 10_000
     assert s._slots == 0
+    assert not s._slots_of
 
 
 @pytest.mark.parametrize("computed", [False, True])
@@ -165,6 +167,48 @@ def test_thousand_samples_of_one_job_do_not_hold_up_anothers_one():
     s.add(state("mine", owner="me"))
     end(s, s.running[0])
     assert turn(s)[0] == ["mine"]
+
+
+def test_newcomer_does_not_wait_for_the_end_of_anothers_samples():
+    s = scheduler(max_running=16)
+    for i in range(100):
+        s.add(state(f"a{i}", owner="a"))
+    assert len(turn(s)[0]) == 16
+    for i in range(5):
+        s.add(state(f"b{i}", owner="b"))
+    assert turn(s)[0] == ["b0"]
+    s.add(state("c", owner="c"))
+    assert turn(s)[0] == ["c"]
+    s.add(state("d", owner="d"))
+    assert turn(s)[0] == []  # eighteen run: that is all there is
+    for _ in range(3):
+        s.finish(s.running[0])
+    assert turn(s)[0] == ["d"]
+
+
+def test_second_sampler_of_an_owner_gets_half_of_what_is_left_for_newcomers():
+    s = scheduler(max_running=16)
+    for i in range(100):
+        s.add(state(f"a{i}", sampler="a"))
+    turn(s)
+    for name in "bcd":
+        s.add(state(name, sampler=name))
+    assert turn(s)[0] == ["b"]
+    s.add(state("other", owner="other"))
+    assert turn(s)[0] == ["other"]
+
+
+def test_newcomer_finds_memory_beside_anothers_samples():
+    s = scheduler(max_running=64, cache_tokens=1024)
+    for i in range(100):
+        s.add(state(f"a{i}", owner="a"))
+    assert len(turn(s)[0]) == 16
+    s.add(state("large", owner="b", max_tokens=500))
+    s.add(state("small", owner="c", max_tokens=100))
+    assert turn(s)[0] == ["small"]
+    assert s.free_tokens == 0
+    s.add(state("late", owner="d"))
+    assert turn(s)[0] == []
 
 
 def served(s, owners, rounds):
@@ -246,6 +290,7 @@ def test_leaving_and_coming_back_pays_no_debt():
 def test_large_request_is_not_starved_by_small_ones():
     s = scheduler(max_running=8, cache_tokens=512)
     s.add(state("first", owner="small"))
+    s.add(state("second", owner="small"))
     turn(s)
     s.add(state("large", owner="large", max_tokens=500))
     admitted = []
