@@ -27,6 +27,8 @@ _ZERO = 128
 _LIMITS = {3: 8_355_000.0, 4: 2_139_000_000.0}
 """By number of digits: the fixed-point number of a row's largest value. A little below the largest
 that there is, so that no rounding passes it."""
+_OFFSETS = {3: 0x808080, 4: 0x80808080 - 2**32}
+"""128 in each byte, as a signed number."""
 _WIDE = 16_384
 """Rows wider than this get four digits. They are gradients of logits: thousands of probabilities,
 each far below the largest, that together count."""
@@ -63,21 +65,19 @@ class Int8Product:
         """Give Q [out, in] int8, a copy."""
         return torch.cat([part.to_dense() for part in self._parts]).t().contiguous()
 
-    @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute (x Q^T) * scales: [N, in] -> [N, out] float32.
+        """Compute (x Q^T) * scales: [N, in] -> [N, out] float32; records no gradient of its own.
 
         A row with a value that is not finite has no finite results.
         """
         if not x.shape[0]:
             return x.new_empty(0, self._scales.shape[0])
         digits, unit = _split(x, self._digits)
-        found = [
-            self._sum(digits[:, :, at], p) for at, p in zip(self._columns, self._parts, strict=True)
-        ]
-        total = found[0]
-        for part in found[1:]:
-            total.add_(part)
+        if len(self._parts) == 1:
+            return self._sum(digits, self._parts[0]).mul_(unit)
+        total = torch.zeros(x.shape[0], self._scales.shape[0])
+        for at, part in zip(self._columns, self._parts, strict=True):
+            total.add_(self._sum(digits[:, :, at].contiguous(), part))
         return total.mul_(unit)
 
     def _sum(self, digits: Tensor, packed: Tensor) -> Tensor:
@@ -92,22 +92,22 @@ class Int8Product:
             for place in range(1, count):
                 self._product(digits[place], packed, 256.0**place, total)
             return total
-        stacked = self._product(digits.reshape(count * rows, width), packed, 1.0, None)
-        parts = stacked.view(count, rows, out)
-        total = parts[0]
-        for place in range(1, count):
-            total = torch.add(total, parts[place], alpha=256**place)
+        stacked = self._product(digits.view(count * rows, width), packed, 1.0, None)
+        lowest, second, *others = stacked.view(count, rows, out).unbind()
+        total = torch.add(lowest, second, alpha=256)  # not in place: `stacked` is to go
+        for place, other in enumerate(others, 2):
+            total.add_(other, alpha=256**place)
         return total
 
     def _product(self, digits: Tensor, packed: Tensor, scale: float, onto: Tensor | None) -> Tensor:
         """Multiply the digits [n, K], scale, and add to `onto` in place if it is given."""
-        rows = (digits.contiguous(), scale, _ZERO, packed, self._scales, self._zeros)
+        rows = (digits, scale, _ZERO, packed, self._scales, self._zeros)
         last = (None, 1.0, 0, torch.float32)
         plain: tuple[str, list[float], str] = ("none", [], "")
         operator: Any = torch.ops.onednn.qlinear_pointwise
         found: Tensor
         if onto is None:
-            found = operator(*rows, *last, *plain)
+            found = operator.default(*rows, *last, *plain)
         else:
             found = operator.binary(*rows, onto, *last, 1.0, 0, "sum", 1.0, *plain)
         return found
@@ -125,25 +125,27 @@ def _split(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Digits [count, N, K] uint8, lowest first, each plus 128; what one unit is worth [N, 1].
     """
     rows, width = x.shape
-    limit = _LIMITS[count]
-    offset = sum(_ZERO << 8 * place for place in range(count))
+    if x.numel() <= _FEW_ELEMENTS:
+        fixed, top = _fixed_point(x, count)
+        digits = fixed.view(torch.uint8).view(rows * width, 4).t()[:count].contiguous()
+        return digits.view(count, rows, width), top.div_(_LIMITS[count])
     digits = torch.empty(count, rows, width, dtype=torch.uint8)
-    tops = torch.empty(rows, 1)
+    tops = []
     step = max(1, _SPLIT_ELEMENTS // width)
     for start in range(0, rows, step):
-        part = x[start : start + step]
-        top = part.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST)
-        tops[start : start + step] = top
-        fixed = (part * (limit / top)).round_().to(torch.int32)
-        fixed.add_(offset if offset < 2**31 else offset - 2**32)
-        target = digits[:, start : start + step]
-        if part.numel() <= _FEW_ELEMENTS:
-            target.copy_(fixed.view(torch.uint8).view(*part.shape, 4).permute(2, 0, 1)[:count])
-            continue
+        at = slice(start, start + step)
+        fixed, top = _fixed_point(x[at], count)
+        tops.append(top)
         for place in range(count):
-            target[place].copy_(fixed)
+            digits[place, at].copy_(fixed)  # the lowest byte alone
             fixed.__irshift__(8)
-    return digits, tops.div_(limit)
+    return digits, torch.cat(tops).div_(_LIMITS[count])
+
+
+def _fixed_point(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Round rows to whole numbers [N, K] int32, 128 added to each byte; and give each row's top."""
+    top = x.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST)
+    return (x * (_LIMITS[count] / top)).round_().to(torch.int32).add_(_OFFSETS[count]), top
 
 
 @cache

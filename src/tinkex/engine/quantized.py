@@ -90,7 +90,6 @@ class QuantizedMatrix:
             return found
         return self._forward(x)
 
-    @torch.no_grad()
     def times(self, g: Tensor) -> Tensor:
         """Compute g W': [N, out] -> [N, in], the gradient of `rows_times` by its input."""
         scaled = g * self._scales
@@ -104,7 +103,6 @@ class QuantizedMatrix:
             self._transposed = Int8Product(values, torch.ones(self.shape[1]))
         return self._transposed(scaled)
 
-    @torch.no_grad()
     def _forward(self, x: Tensor) -> Tensor:
         if self._product is not None:
             out = self._product(x)
