@@ -77,6 +77,9 @@ class EngineConfig:
     """Lay float32 weights out for oneDNN on a CPU (`matrix`): half the time, and for training one
     more copy of the linear layers' weights. None does where that leaves half of the memory free;
     products are torch's own when false, or where torch cannot."""
+    dense_path: bool = True
+    """Run the families that `dense_decoder` knows through it, not through transformers' modules:
+    faster, and the same numbers but for rounding."""
     row_multiple: int = 4
     """Small batches are padded to a multiple of this many rows.
 

@@ -380,6 +380,7 @@ class Engine:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "weight_dtype": self.config.weight_dtype or self.config.dtype,
             "products": self._runner.layout.value,
+            "decoder": self._runner.decoder_name,
             "row_multiple": str(self.config.row_multiple),
             "microbatch_tokens": str(self.config.microbatch_tokens),
             "prefill_block_tokens": str(self.config.prefill_block_tokens),

@@ -1,16 +1,18 @@
-"""Packed batches -> hidden states and logits, through transformers' modelling code.
+"""Packed batches -> hidden states and logits.
 
-Owns the model's modules: swaps its linear layers for `LoraLinear` and sets the routing for each
-forward. Knows no sequence, job or loss.
+Through transformers' modelling code, whose linear layers are swapped for `LoraLinear`, or, where
+the model is one of the families that it knows, through `DenseDecoder`. Owns the model's modules,
+and sets the routing for each forward. Knows no sequence, job or loss.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tinkex.engine.dense_decoder import DenseDecoder, fits
 from tinkex.engine.experts import LoraExperts, expert_modules, expert_shapes
 from tinkex.engine.head import Head
 from tinkex.engine.lora import UNEMBED, LoraGroup, LoraSegment, LoraShape, LoraWeights
@@ -49,27 +51,17 @@ class ModelRunner:
         products = Products(onednn=full and can_pack())
         self._routing = LoraRouting(products, config.row_multiple)
         self._stack = AdapterStack(self.device, products, share=slots_are_neutral())
-        self._linears: dict[str, LoraShape] = {}
         self.layout = choose_layout(config, model)
         """The form of the frozen matrices."""
-        if any(isinstance(module, LoraLinear) for module in model.modules()):
+        if not linear_modules(model):
             raise EngineError("an engine already drives this model; load it again")
         self._unknown = unknown_experts(model)
-        linears = linear_modules(model)
-        while linears:  # taken out one by one, so that each float copy goes before the next comes
-            name = next(iter(linears))
-            linear = linears.pop(name)
-            shape = LoraShape(name, linear.in_features, linear.out_features)
-            self._linears[name] = shape
-            parent, _, leaf = name.rpartition(".")
-            matrix = self.layout.matrix(linear.weight.detach(), _bias(linear))
-            layer = LoraLinear(matrix, LoraGroup.of(shape), self._routing)
-            setattr(model.get_submodule(parent), leaf, layer)
-        for name, fused in expert_modules(model).items():
-            self._linears |= {shape.name: shape for shape in expert_shapes(name, fused)}
-            parent, _, leaf = name.rpartition(".")
-            experts = LoraExperts(fused, name, self._routing, self.layout)
-            setattr(model.get_submodule(parent), leaf, experts)
+        self._dense: DenseDecoder | None = None
+        if config.dense_path and fits(model):
+            self._dense = DenseDecoder(model, self.layout, self._routing)
+            self._linears = self._dense.shapes
+        else:
+            self._linears = self._take_modules(model)
         unembed = model.get_output_embeddings()
         self._unembed = LoraShape(UNEMBED, unembed.weight.shape[1], unembed.weight.shape[0])
         self.head = Head(
@@ -79,6 +71,31 @@ class ModelRunner:
             row_multiple=config.row_multiple,
         )
         settle(model, self.layout)
+
+    @property
+    def decoder_name(self) -> str:
+        """Whose code computes the layers; part of what the bits depend on."""
+        return "transformers" if self._dense is None else "dense"
+
+    def _take_modules(self, model: Any) -> dict[str, LoraShape]:
+        """Swap the layers of any model for ours; the rest of its code stays transformers'."""
+        shapes: dict[str, LoraShape] = {}
+        linears = linear_modules(model)
+        while linears:  # taken out one by one, so that each float copy goes before the next comes
+            name = next(iter(linears))
+            linear = linears.pop(name)
+            shape = LoraShape(name, linear.in_features, linear.out_features)
+            shapes[name] = shape
+            parent, _, leaf = name.rpartition(".")
+            matrix = self.layout.matrix(linear.weight.detach(), _bias(linear))
+            layer = LoraLinear(matrix, LoraGroup.of(shape), self._routing)
+            setattr(model.get_submodule(parent), leaf, layer)
+        for name, fused in expert_modules(model).items():
+            shapes |= {shape.name: shape for shape in expert_shapes(name, fused)}
+            parent, _, leaf = name.rpartition(".")
+            experts = LoraExperts(fused, name, self._routing, self.layout)
+            setattr(model.get_submodule(parent), leaf, experts)
+        return shapes
 
     def shapes(self, lora: LoraConfig) -> tuple[LoraShape, ...]:
         """Choose the layers that an adapter of this configuration covers.
@@ -119,6 +136,8 @@ class ModelRunner:
             Last hidden states [N, C], after the final norm.
         """
         with self._routed(rows, anchor, live):
+            if self._dense is not None:
+                return self._dense(ids, positions, attention)
             out = self._decoder(
                 input_ids=ids[None],
                 position_ids=positions[None],

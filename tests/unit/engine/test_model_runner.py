@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_support import VOCAB, tiny_model, trained_engine
+from engine_support import VOCAB, tiny_engine, tiny_model, trained_engine
 
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.lora import LoraSegment
@@ -21,7 +21,7 @@ def run(engine, segments=()):
 
 
 def test_every_linear_layer_but_the_head_is_taken_over():
-    engine = trained_engine()
+    engine = trained_engine(dense_path=False)
     kinds = [type(m) for m in engine.base.model.modules()]
     assert kinds.count(LoraLinear) == 14
     assert kinds.count(torch.nn.Linear) == 1
@@ -60,7 +60,7 @@ def test_entering_twice_is_refused():
 
 
 def test_parameters_stay_frozen():
-    engine = trained_engine()
+    engine = trained_engine(dense_path=False)
     assert not any(p.requires_grad for p in engine.base.model.parameters())
     left = dict(engine.base.model.named_parameters())
     matrices = {n: m for n, m in engine.base.model.named_modules() if isinstance(m, LoraLinear)}
@@ -75,3 +75,11 @@ def test_parameters_stay_frozen():
         else:
             kept = left[name]
         assert torch.equal(kept, parameter)
+
+
+def test_second_engine_over_a_model_is_refused():
+    for dense in (True, False):
+        model = tiny_model()
+        tiny_engine(model=model, dense_path=dense)
+        with pytest.raises(EngineError, match="already drives"):
+            tiny_engine(model=model)
