@@ -300,8 +300,9 @@ def test_cancelled_job_is_gone_and_disturbs_nobody(steps):
     assert engine._generator._cache.open_rows == 0
 
 
-def test_weights_that_diverged_fail_their_job_alone():
-    engine = trained_engine()
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
+def test_weights_that_diverged_fail_their_job_alone(family):
+    engine = trained_engine(family=family)
     good = job("good", tokens(5), "a", seed=1, num_samples=3, **free_of_stop())
     expected = sample(engine, good)["good"]
     diverge(engine, "b")
@@ -315,8 +316,9 @@ def test_weights_that_diverged_fail_their_job_alone():
     assert engine._generator._cache.open_rows == 0
 
 
-def test_weights_that_diverge_in_midstream_leave_no_nan_behind():
-    engine = trained_engine()
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
+def test_weights_that_diverge_in_midstream_leave_no_nan_behind(family):
+    engine = trained_engine(family=family)
     good = job("good", tokens(5), "a", seed=1, num_samples=3, **free_of_stop())
     expected = sample(engine, good)["good"]
     engine.add_sample(job("bad", tokens(5), "b", **free_of_stop()))

@@ -56,8 +56,9 @@ def test_results_and_gradients_have_the_bits_of_a_run_alone(family, microbatch_t
         assert torch.equal(gradient(together, name), gradient(alone, name))
 
 
-def test_run_that_overflows_fails_alone():
-    alone, together = engine_of(), engine_of()
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
+def test_run_that_overflows_fails_alone(family):
+    alone, together = engine_of(family), engine_of(family)
     data = batches()
     wild = {name: [1e38] * 5 for name in ("weights",)}
     bad = datum(5, seed=2, **wild)
@@ -72,8 +73,9 @@ def test_run_that_overflows_fails_alone():
         assert torch.equal(gradient(together, name), gradient(alone, name))
 
 
-def test_adapter_that_diverged_harms_nobody():
-    alone, together = engine_of(), engine_of()
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
+def test_adapter_that_diverged_harms_nobody(family):
+    alone, together = engine_of(family), engine_of(family)
     with torch.no_grad():
         together._pool.adapter("b").weights.flat.fill_(float("nan"))
     tasks = begin(together, batches())
