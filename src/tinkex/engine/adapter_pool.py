@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinkex.engine.adapters import Adapter, Sampler
+from tinkex.engine.attempts import must
 from tinkex.engine.tensor_files import DamagedFileError
 from tinkex.errors import EngineBusyError, EngineError, InputError
 
@@ -347,8 +348,7 @@ def _moved(
     device: torch.device,
 ) -> Any:
     """Copy tensors to a device, into torch's own aligned memory, and make the item of them."""
-    try:
-        return plan({name: tensor.to(device, copy=True) for name, tensor in tensors.items()})
-    except (RuntimeError, MemoryError) as error:
-        text = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        raise EngineError(f"an adapter could not be moved to {device}: {text}") from error
+    return must(
+        f"moving an adapter to {device}",
+        lambda: plan({name: tensor.to(device, copy=True) for name, tensor in tensors.items()}),
+    )

@@ -78,13 +78,14 @@ class Adapter:
         return self.optimizer or find_optimizer(self.optimizer_type).new_state(self.weights.flat)
 
     def step(self, params: OptimParams) -> dict[str, float]:
-        """Apply the accumulated gradient and drop it, even when the step is refused.
+        """Apply the accumulated gradient and drop it.
 
         Without any gradient the step is taken with zeros: momentum and weight decay still act.
 
         Raises:
             InputError: hyperparameters of another optimiser or out of range (the gradient is kept),
                 or a step that would not be finite (the gradient is dropped).
+            RuntimeError, MemoryError: the computation failed; everything is as before.
         """
         optimizer = find_optimizer(self.optimizer_type)
         if not isinstance(params, optimizer.params):
@@ -96,9 +97,12 @@ class Adapter:
         flat = self.weights.flat
         gradient = torch.zeros_like(flat) if self.gradient is None else self.gradient
         state = self.state_to_save()
-        self.gradient = None
-        metrics = optimizer.step(self.weights, gradient, state, params)
-        self.optimizer = state
+        try:
+            metrics = optimizer.step(self.weights, gradient, state, params)
+        except InputError:
+            self.gradient = None  # another attempt would fail alike
+            raise
+        self.gradient, self.optimizer = None, state
         return metrics
 
 

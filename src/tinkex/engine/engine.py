@@ -19,6 +19,7 @@ import torch
 from tinkex._clock import SystemClock
 from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel
 from tinkex.engine.adapters import Adapter, adapter_bytes
+from tinkex.engine.attempts import computing
 from tinkex.engine.batching import BatchLimits, prompt_tokens, training_sequences
 from tinkex.engine.checkpoint import (
     CheckpointInfo,
@@ -111,6 +112,7 @@ class Engine:
 
     # --- adapters -------------------------------------------------------------------------------
 
+    @computing("making an adapter")
     def create_adapter(self, adapter_id: str, lora: LoraConfig, optimizer: str = ADAMW) -> None:
         """Add an adapter with fresh weights; without `lora.seed` they are drawn anew each time.
 
@@ -151,6 +153,7 @@ class Engine:
 
     # --- training -------------------------------------------------------------------------------
 
+    @computing("preparing forward_backward")
     def begin_forward_backward(
         self,
         adapter_id: str,
@@ -220,6 +223,7 @@ class Engine:
             pass
         return task.result()
 
+    @computing("optim_step")
     def optim_step(self, adapter_id: str, params: OptimParams) -> dict[str, float]:
         """Apply the accumulated gradient with the adapter's optimiser and zero it.
 
@@ -231,11 +235,13 @@ class Engine:
         Raises:
             InputError: hyperparameters of another optimiser or out of range, or a step that would
                 not be finite; weights and optimiser state are then unchanged.
+            EngineError: the computation failed; the gradient is kept too.
         """
         return self._pool.adapter(adapter_id).step(params)
 
     # --- checkpoints ----------------------------------------------------------------------------
 
+    @computing("saving")
     def save_adapter(self, adapter_id: str, directory: Path, *, optimizer: bool) -> None:
         """Write an adapter in PEFT's format, with its optimiser state if asked; see `checkpoint`.
 
@@ -254,6 +260,7 @@ class Engine:
             numerics=self.numerics(),
         )
 
+    @computing("loading")
     def load_adapter(
         self,
         adapter_id: str,
@@ -296,6 +303,7 @@ class Engine:
 
     # --- samplers -------------------------------------------------------------------------------
 
+    @computing("taking a snapshot")
     def snapshot_sampler(self, sampler_id: str, adapter_id: str) -> None:
         """Keep a copy of an adapter's present weights for sampling.
 
@@ -305,6 +313,7 @@ class Engine:
         """
         self._pool.put_sampler(sampler_id, self._pool.adapter(adapter_id).weights.frozen_copy())
 
+    @computing("loading")
     def load_sampler(self, sampler_id: str, directory: Path) -> None:
         """Load a checkpoint's weights for sampling.
 
@@ -326,6 +335,7 @@ class Engine:
 
     # --- sampling -------------------------------------------------------------------------------
 
+    @computing("preparing a sample")
     def add_sample(self, request: SampleJob) -> None:
         """Check a sampling request and queue it.
 

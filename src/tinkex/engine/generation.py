@@ -2,8 +2,9 @@
 
 Owns the life of sampling jobs. A step computes chunks of prompts, or decodes one token for all
 running sequences; while there is both, steps alternate, so that a long prompt holds up no stream
-for longer than one chunk. Nothing here waits. A job that fails takes no other with it, unless the
-computation itself failed for the whole batch.
+for longer than one chunk. Nothing here waits. A job that fails takes no other with it: when the
+computation fails for a batch, it is done again for each half, down to the job that fails alone.
+What is done again gives the same bits, so whoever succeeds does not notice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinkex.engine.attempts import attempt
 from tinkex.engine.head import top_logprobs
 from tinkex.engine.kv_cache import DecodeAttention, KVCache
 from tinkex.engine.prefill import Prefill, segments_of
@@ -108,20 +110,31 @@ class Generator:
         running = list(self._scheduler.running)
         if running:
             self._scheduler.charge_decode()
-            states = {id(s.state): s.state for s in running}.values()
-            finished += self._guarded(states, lambda: self._decode(running))
+            finished += self._spared(_jobs_of(running), self._decode)
         return finished
 
-    def _guarded(
-        self, states: Iterable[JobState], work: Callable[[], list[SampleFinished] | None]
+    def _spared(
+        self,
+        states: Iterable[JobState],
+        work: Callable[[Sequence[JobState]], list[SampleFinished] | None],
     ) -> list[SampleFinished]:
-        """Run `work`; when the computation fails, fail all of `states`."""
-        try:
-            return work() or []
-        except (RuntimeError, MemoryError) as error:
-            text = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-            failure = EngineError(f"sampling computation failed: {text}")
-            return [self._fail(state, failure) for state in list(states) if self._alive(state)]
+        """Run `work` on all `states`; when the computation fails, on halves, and fail who is alone.
+
+        `work` may be run again on states that it was done for, and must leave them alone then.
+        """
+        left = [state for state in states if self._alive(state)]
+        if not left:
+            return []
+        found = attempt("sampling computation", lambda: work(left) or [])
+        if not isinstance(found, EngineError):
+            return found
+        if len(left) == 1 and self._prefill.prefix.copied_tokens:
+            self._prefill.prefix.shrink(0)  # it may be memory that is short
+            return self._spared(left, work)
+        if len(left) == 1:
+            return [self._fail(left[0], found)]
+        half = len(left) // 2
+        return self._spared(left[:half], work) + self._spared(left[half:], work)
 
     def _alive(self, state: JobState) -> bool:
         return self._jobs.get(state.job.job_id) is state
@@ -132,53 +145,44 @@ class Generator:
         """Compute chunks of the prompts that wait, whose turn it is first."""
         finished: list[SampleFinished] = []
         for state in waiting:
-            finished += self._guarded([state], partial(self._prefill.reuse, state))
+            finished += self._spared([state], lambda one: self._prefill.reuse(one[0]))
         chunks = self._prefill.plan([s for s in waiting if self._alive(s)])
         for chunk in chunks:
             self._scheduler.charge_prefill(chunk.state, chunk.tokens)
-        if chunks:
-            finished += self._run_chunks(chunks)
+        finished += self._spared([c.state for c in chunks], partial(self._run_chunks, chunks))
         computed = [s for s in waiting if self._alive(s) and not s.prompt_left]
         return finished + self._prompts_done(computed)
 
-    def _run_chunks(self, chunks: Sequence[PromptChunk]) -> list[SampleFinished]:
-        """Compute chunks together; when that fails, each alone, so that it fails for its own job.
-
-        A chunk has the same bits alone, and what a failed attempt left in its row is overwritten.
-        """
-        if len(chunks) > 1:
-            try:
-                return self._diverged(self._prefill.run(chunks))
-            except (RuntimeError, MemoryError):
-                return [end for chunk in chunks for end in self._run_chunks([chunk])]
-        diverged: list[JobState] = []
-        ends = self._guarded([chunks[0].state], lambda: diverged.extend(self._prefill.run(chunks)))
-        return ends + self._diverged(diverged)
+    def _run_chunks(
+        self, chunks: Sequence[PromptChunk], states: Sequence[JobState]
+    ) -> list[SampleFinished]:
+        """Compute the chunks of some jobs; what a failed attempt left in a row is overwritten."""
+        wanted = {id(state) for state in states}
+        left = [c for c in chunks if id(c.state) in wanted and c.start == c.state.computed]
+        return self._diverged(self._prefill.run(left)) if left else []
 
     def _diverged(self, states: Sequence[JobState]) -> list[SampleFinished]:
         return [self._fail(state, EngineError(_NOT_FINITE)) for state in states]
 
     def _prompts_done(self, states: Sequence[JobState]) -> list[SampleFinished]:
         """Compute what comes first after whole prompts, and what was asked about them."""
-        if not states:
-            return []
         order = sorted(states, key=lambda s: id(s.weights))
-        finished = self._guarded(order, lambda: self._first_logits(order))
+        finished = self._spared(order, self._first_logits)
         diverged = [s for s in order if self._alive(s) and s.first_logits is None]
         finished += self._diverged(diverged)
         for state in order:
             if self._alive(state):
-                finished += self._guarded([state], partial(self._score_prompt, state))
+                finished += self._spared([state], lambda one: self._score_prompt(one[0]))
         return finished
 
-    def _first_logits(self, order: Sequence[JobState]) -> None:
+    def _first_logits(self, states: Sequence[JobState]) -> None:
         """Keep the logits after each prompt; none where they are not finite."""
         logits = self._runner.head.logits(
-            torch.stack([s.last_hidden for s in order]),
-            segments_of([s.weights for s in order], [1] * len(order)),
+            torch.stack([s.last_hidden for s in states]),
+            segments_of([s.weights for s in states], [1] * len(states)),
         )
         finite = logits.isfinite().all(dim=1).tolist()
-        for state, row, good in zip(order, logits, finite, strict=True):
+        for state, row, good in zip(states, logits, finite, strict=True):
             state.first_logits = row if good else None
 
     def _score_prompt(self, state: JobState) -> None:
@@ -197,7 +201,7 @@ class Generator:
             if not grants.admitted and not grants.starts:
                 return finished
             for state in grants.admitted:
-                finished += self._guarded([state], partial(self._prefill.open, state))
+                finished += self._spared([state], lambda one: self._prefill.open(one[0]))
             self._prefill.prefix.shrink(self._scheduler.free_tokens)
             admitted = [s for s in grants.admitted if self._alive(s)]
             finished += self._prompts_done([s for s in admitted if not s.prompt_left])
@@ -210,22 +214,40 @@ class Generator:
         self._scheduler.run(started)
         for sequence in started:
             sequence.state.sequences.append(sequence)
-        states = {id(state): state for state, _ in taken}.values()
-        return self._guarded(states, lambda: self._start(started))
+        return self._spared(
+            _jobs_of(started), lambda states: self._start(_sequences_of(started, states))
+        )
 
     def _start(self, started: Sequence[RunningSequence]) -> list[SampleFinished]:
         logits = torch.stack([s.state.first_logits for s in started])
         for sequence in started:
             state = sequence.state
+            if sequence.row is not None:
+                continue
             assert state.prompt_row is not None
             if sequence.index + 1 < state.job.num_samples:
                 sequence.row = self._cache.fork(state.prompt_row)
             else:  # the last takes the prompt's own row over
-                sequence.row, state.prompt_row, state.first_logits = state.prompt_row, None, None
-        return self._append_tokens(started, logits)
+                sequence.row, state.prompt_row = state.prompt_row, None
+        finished = self._append_tokens(started, logits)
+        for sequence in started:
+            if sequence.state.prompt_row is None:
+                sequence.state.first_logits = None
+        return finished
 
-    def _decode(self, running: Sequence[RunningSequence]) -> list[SampleFinished]:
-        """Feed each running sequence its newest token and choose the next."""
+    def _decode(self, states: Sequence[JobState]) -> list[SampleFinished]:
+        """Feed each running sequence of some jobs its newest token and choose the next."""
+        running = _sequences_of(self._scheduler.running, states)
+        lengths = [0 if s.row is None else s.row.length for s in running]
+        try:
+            return self._decode_step(running)
+        except BaseException:
+            for sequence, length in zip(running, lengths, strict=True):
+                if sequence.row is not None:
+                    sequence.row.length = length
+            raise
+
+    def _decode_step(self, running: Sequence[RunningSequence]) -> list[SampleFinished]:
         device = self._runner.device
         rows = []
         for sequence in running:
@@ -249,8 +271,9 @@ class Generator:
         choices = []
         for s in sequences:
             rule = s.state.rule
-            uniform = s.uniforms.draw()
-            choices.append(RowChoice(rule.temperature, rule.top_k, rule.top_p, uniform))
+            if s.uniform is None:
+                s.uniform = s.uniforms.draw()
+            choices.append(RowChoice(rule.temperature, rule.top_k, rule.top_p, s.uniform))
         normaliser = logits.logsumexp(dim=1)
         diverged = ~normaliser.isfinite()
         logits = logits.masked_fill(diverged[:, None], 0.0) if bool(diverged.any()) else logits
@@ -265,6 +288,7 @@ class Generator:
             if failed[i]:
                 finished.append(self._fail(sequence.state, EngineError(_NOT_FINITE)))
                 continue
+            sequence.uniform = None
             sequence.tokens.append(token)
             sequence.logprobs.append(logprobs[i])
             if sequence.state.job.on_token is not None:
@@ -327,6 +351,17 @@ class Generator:
         if sequence.row is not None:
             self._prefill.close(sequence.row, self._scheduler.free_tokens, scrub=scrub)
             sequence.row = None
+
+
+def _jobs_of(sequences: Iterable[RunningSequence]) -> list[JobState]:
+    return list({id(s.state): s.state for s in sequences}.values())
+
+
+def _sequences_of(
+    sequences: Iterable[RunningSequence], states: Sequence[JobState]
+) -> list[RunningSequence]:
+    wanted = {id(state) for state in states}
+    return [s for s in sequences if id(s.state) in wanted]
 
 
 def _response(state: JobState) -> SampleResponse:

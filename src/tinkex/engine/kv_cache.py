@@ -51,16 +51,25 @@ class Slab:
         self._values: dict[int, Tensor] = {}
 
     def add(self) -> KVRow:
-        """Open a row, doubling the storage when it is full."""
+        """Open a row, doubling the storage when it is full; or, when that fails, none."""
+        if len(self.rows) == self._allocated:
+            self._grow(max(1, 2 * self._allocated))
         row = KVRow(self, len(self.rows))
         self.rows.append(row)
-        if len(self.rows) > self._allocated:
-            self._allocated = max(1, 2 * self._allocated)
-            for store in (self._keys, self._values):
-                for layer, old in store.items():
-                    store[layer] = old.new_zeros(self._allocated, *old.shape[1:])
-                    store[layer][: old.shape[0]] = old
         return row
+
+    def _grow(self, count: int) -> None:
+        """Make storage for `count` rows. When it fails half way, some layers have more than others.
+
+        That harms nobody: only rows below `_allocated` are ever used.
+        """
+        for store in (self._keys, self._values):
+            for layer, old in store.items():
+                if old.shape[0] < count:
+                    larger = old.new_zeros(count, *old.shape[1:])
+                    larger[: old.shape[0]] = old
+                    store[layer] = larger
+        self._allocated = count
 
     def remove(self, row: KVRow, *, scrub: bool) -> None:
         """Close a row; the last one moves into the hole."""
@@ -81,11 +90,10 @@ class Slab:
 
     def layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Give one layer's storage, made on first use to fit [N, kv_heads, dim] keys and values."""
-        for store, like in ((self._keys, key), (self._values, value)):
-            if layer not in store:
-                store[layer] = like.new_zeros(
-                    self._allocated, like.shape[1], self.capacity, like.shape[2]
-                )
+        if layer not in self._keys:
+            rows, capacity = self._allocated, self.capacity
+            made = [t.new_zeros(rows, t.shape[1], capacity, t.shape[2]) for t in (key, value)]
+            self._keys[layer], self._values[layer] = made
         return self._keys[layer], self._values[layer]
 
     def copy_row(self, source: KVRow, target: KVRow, start: int, end: int) -> None:
@@ -132,7 +140,7 @@ class KVCache:
     def fork(self, row: KVRow) -> KVRow:
         """Copy a row, so that a sample may go on from a shared prompt."""
         copy = self.allocate(row.length)
-        row.slab.copy_row(row, copy, 0, row.length)
+        self._copy_or_free(row, copy)
         copy.length = row.length
         return copy
 
@@ -146,11 +154,19 @@ class KVCache:
         if row.length < row.slab.capacity:
             return row
         larger = self.allocate(row.length + 1)
-        row.slab.copy_row(row, larger, 0, row.length)
+        self._copy_or_free(row, larger)
         row.slab.remove(row, scrub=False)
         row.slab, row.index = larger.slab, larger.index
         row.slab.rows[row.index] = row
         return row
+
+    def _copy_or_free(self, row: KVRow, new: KVRow) -> None:
+        """Copy a row into a new one; when that fails, there is no new one."""
+        try:
+            row.slab.copy_row(row, new, 0, row.length)
+        except BaseException:
+            self.free(new)
+            raise
 
     def free(self, row: KVRow, *, scrub: bool = False) -> None:
         """Close a row; `scrub` when it may hold what is not finite."""

@@ -149,9 +149,10 @@ class _Page:
 
     def enter(self, slot: int, weights: LoraWeights) -> None:
         """Put an adapter into a slot, in the place of what was there."""
-        self._slots[slot] = weakref.ref(weights)
+        self._slots[slot] = None  # nobody's, should a copy fail half way
         for group, a, b in self._factors.values():
             self._copy(group, a, b, slot, weights)
+        self._slots[slot] = weakref.ref(weights)
 
     def factors(self, group: LoraGroup, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Give A [in, columns] and B [columns, out] of a range of slots, for the layers of a group.

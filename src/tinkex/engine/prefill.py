@@ -64,7 +64,8 @@ class Prefill:
 
     def open(self, state: JobState) -> None:
         """Give a job a row for its prompt, with what the prefix cache has of it."""
-        state.prompt_row = self._cache.allocate(len(state.prompt))
+        if state.prompt_row is None:  # it is there when this is done again
+            state.prompt_row = self._cache.allocate(len(state.prompt))
         state.wanted_from = first_wanted(state.job, len(state.prompt))
         if self.prefix.enabled:
             state.scope = self.prefix.scope(state.job.owner, state.weights)

@@ -16,7 +16,11 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import OrderedDict, deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from tinkex.engine.attempts import attempt
+from tinkex.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,8 +161,14 @@ class PrefixCache:
                 kept.append(block)
         self.touch(blocks)
         self.shrink(limit - sum(block.end - block.start for block in kept))
-        for block in kept:
-            block.copy = self._copy_out(row, block.start, block.end)
+        for place, block in enumerate(kept):
+            copy = attempt("copying", partial(self._copy_out, row, block.start, block.end))
+            if isinstance(copy, EngineError):  # no memory: what cannot be kept is computed again
+                for lost in kept[place:]:
+                    self._forget(lost)
+                del kept[place:]
+                break
+            block.copy = copy
             self.copied_tokens += block.end - block.start
         for block in reversed(kept):
             self._copies[block] = None

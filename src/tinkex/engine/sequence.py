@@ -146,6 +146,8 @@ class RunningSequence:
     state: JobState
     index: int
     uniforms: UniformStream
+    uniform: float | None = None
+    """The number drawn for the token to come; a step that is done again takes the same."""
     row: KVRow | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tinkex.engine.attempts import attempt
 from tinkex.engine.attention import PrefillAttention
 from tinkex.engine.batching import PackedBatch, TrainingSequence, microbatches, pack
 from tinkex.engine.head import HeadPart
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from tinkex.engine.graph_loss import GraphResult
     from tinkex.engine.lora import LoraWeights
     from tinkex.engine.model_runner import ModelRunner
+
+
+_COMPUTATION = "training computation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +128,17 @@ class TrainingTask:
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Run `work`; whatever goes wrong in it ends this task, and this one alone."""
+        failure: TinkerError | None
         try:
-            work()
+            failure = attempt(_COMPUTATION, work)
         except TinkerError as error:
-            self._failure = error
-        except (RuntimeError, MemoryError) as error:
-            self._fail(error)
+            failure = error.with_traceback(None)  # its frames hold the microbatch's tensors
+        if failure is not None:
+            self._fail(failure)
 
-    def _fail(self, error: BaseException) -> None:
-        self._failure = EngineError(f"training computation failed: {_first_line(error)}")
-        self._failure.__cause__ = error
+    def _fail(self, failure: TinkerError) -> None:
+        self._failure = failure
+        self._gradient = None
 
     def result(self) -> ForwardBackwardOutput:
         """Give the reply: log-probabilities and losses in the order and shapes of the data.
@@ -326,24 +331,24 @@ def run_together(tasks: Sequence[TrainingTask]) -> None:
     Args:
         tasks: of one engine and of different adapters, none finished or forward only.
     """
-    batches = [pack(task._left[-1], task._runner.device) for task in tasks]
-    try:
-        kept = _joint_backward(_laid_out(tasks, batches))
-    except (RuntimeError, MemoryError) as error:
-        if len(tasks) > 1:
-            for task in tasks:
-                if task._failure is None:
-                    run_together([task])
-                else:
-                    task._left.pop()
-            return
-        tasks[0]._left.pop()
-        tasks[0]._fail(error)
+    kept = attempt(_COMPUTATION, lambda: _joint_backward(_packed(tasks)))
+    if isinstance(kept, EngineError) and len(tasks) > 1:
+        for task in tasks:
+            if task._failure is None:
+                run_together([task])
+            else:
+                task._left.pop()
         return
-    for task, work in zip(tasks, kept, strict=True):
+    for place, task in enumerate(tasks):
         task._left.pop()
-        if work is not None:
+        if isinstance(kept, EngineError):
+            task._fail(kept)
+        elif (work := kept[place]) is not None:
             task._guarded(work)
+
+
+def _packed(tasks: Sequence[TrainingTask]) -> list[_Part]:
+    return _laid_out(tasks, [pack(task._left[-1], task._runner.device) for task in tasks])
 
 
 def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None] | None]:
@@ -357,7 +362,7 @@ def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None] | None]:
         try:
             found.append(part.task._head_part(part, hidden.detach()))
         except TinkerError as error:
-            part.task._failure = error
+            part.task._fail(error.with_traceback(None))
             found.append(None)
     slopes = runner.head.backward(hidden.detach(), [one[0] for one in found if one is not None])
     if hidden.requires_grad:  # not when the adapters cover the unembedding alone
@@ -428,7 +433,3 @@ def _hidden(runner: ModelRunner, parts: Sequence[_Part], anchor: Tensor) -> Tens
     return runner.hidden(
         torch.cat(ids), torch.cat(positions), PrefillAttention(lengths), segments, anchor=anchor
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

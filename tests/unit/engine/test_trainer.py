@@ -185,7 +185,7 @@ def test_failure_of_the_computation_is_an_engine_error(monkeypatch):
         raise RuntimeError("out of memory\nlong trace")
 
     monkeypatch.setattr(engine._runner, "hidden", explode)
-    with pytest.raises(EngineError, match=r"training computation failed: out of memory$"):
+    with pytest.raises(EngineError, match=r"training computation failed: out of memory; send less"):
         engine.forward_backward("a", batch(), "cross_entropy")
 
 

@@ -1,0 +1,58 @@
+"""Memory that really runs out, in a process of its own: who asked too much fails, none else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import short_memory
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
+
+
+@pytest.fixture(scope="module")
+def process():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        yield pool
+
+
+SMALL = {"a": 1, "c": 2, "d": 1}
+
+
+@pytest.mark.parametrize("through_jobs", [False, True])
+def test_batch_too_large_for_memory_fails_alone(process, through_jobs):
+    sizes = {"a": 1, "b": 300, "c": 2, "d": 1}
+    found = process.submit(short_memory.joint_training, sizes, 150, through_jobs).result(300)
+    error, untouched, right = found.pop("b")
+    assert error.startswith("server: training computation failed")
+    assert "send less at once" in error
+    assert untouched
+    assert right
+    assert found == dict.fromkeys("acd", (None, False, True))
+
+
+@pytest.mark.parametrize("through_jobs", [False, True])
+def test_batches_too_large_together_are_run_one_by_one(process, through_jobs):
+    sizes = dict.fromkeys("abcd", 60)
+    found = process.submit(short_memory.joint_training, sizes, 200, through_jobs).result(300)
+    assert found == dict.fromkeys("abcd", (None, False, True))
+
+
+@pytest.mark.parametrize("through_jobs", [False, True])
+def test_sample_too_large_for_memory_fails_alone(process, through_jobs):
+    samples = {"s": 2, "big": 1000, "t": 3, "u": 1}
+    found = process.submit(short_memory.joint_sampling, samples, 150, through_jobs).result(300)
+    error = found.pop("big")
+    assert error.startswith("server: sampling computation failed")
+    assert "send less at once" in error
+    assert found == dict.fromkeys("stu", True)
+
+
+@pytest.mark.parametrize("through_jobs", [False, True])
+def test_samples_too_large_together_are_computed_in_parts(process, through_jobs):
+    samples = {f"job {n}": 20 for n in range(30)}
+    found = process.submit(short_memory.joint_sampling, samples, 150, through_jobs).result(300)
+    assert found == dict.fromkeys(samples, True)
