@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tinkex.errors import EngineError, InputError
+from tinkex.engine.optimizer_checks import check_bounds, check_fits, check_step, clipped
 
 if TYPE_CHECKING:
     from tinkex.engine.lora import LoraWeights
@@ -52,15 +53,16 @@ def check_dimuon_params(params: DimuonParams) -> None:
     Raises:
         InputError: naming every value out of range.
     """
-    faults = []
-    if not (math.isfinite(params.learning_rate) and params.learning_rate >= 0):
-        faults.append(f"learning_rate must be 0 or more, got {params.learning_rate}")
-    if not 0 <= params.beta1 < 1:
-        faults.append(f"beta1 must be in [0, 1), got {params.beta1}")
-    if not math.isfinite(params.grad_clip_norm):
-        faults.append(f"grad_clip_norm must be finite, got {params.grad_clip_norm}")
-    if faults:
-        raise InputError("optimizer_params: " + "; ".join(faults))
+    check_bounds("optimizer_params", params, _BOUNDS)
+
+
+_BOUNDS = MappingProxyType(
+    {
+        "learning_rate": (0.0, math.inf),
+        "beta1": (0.0, 1.0),
+        "grad_clip_norm": (-math.inf, math.inf),
+    }
+)
 
 
 @torch.no_grad()
@@ -82,16 +84,8 @@ def dimuon_step(
         InputError: the gradient's norm or the new weights would not be finite.
         EngineError: the state is another adapter's.
     """
-    if weights.flat.shape != state.momentum.shape:
-        raise EngineError("optimiser state does not fit the adapter")
-    norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-    if not math.isfinite(norm):
-        raise InputError(
-            "the accumulated gradient is not finite; it was discarded, weights are unchanged. "
-            "Lower the weights or advantages"
-        )
-    clip = params.grad_clip_norm
-    grad = gradient * (clip / norm) if 0 < clip < norm else gradient
+    check_fits(weights.flat, state.momentum)
+    grad, norm = clipped(gradient, params.grad_clip_norm)
     momentum = torch.lerp(state.momentum, grad, 1 - params.beta1)
     updated = weights.flat.detach().clone()
     for moved, factor in zip(
@@ -101,11 +95,7 @@ def dimuon_step(
         direction = torch.stack([polar(matrix) for matrix in factor.view(-1, *factor.shape[-2:])])
         direction = direction.view_as(moved).double().mul_(params.learning_rate)
         moved.sub_(direction.to(moved.dtype))
-    if not bool(updated.isfinite().all()):
-        raise InputError(
-            "the step would make weights infinite or NaN; it was not taken and the gradient was "
-            "discarded. Lower learning_rate"
-        )
+    check_step(updated)
     weights.flat.copy_(updated)
     state.momentum, state.step = momentum, state.step + 1
     return {"grad_norm": norm, "learning_rate": params.learning_rate}

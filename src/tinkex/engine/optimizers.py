@@ -25,7 +25,8 @@ from tinkex.engine.dimuon import (
     dimuon_step,
     new_dimuon_state,
 )
-from tinkex.errors import EngineError, InputError
+from tinkex.engine.optimizer_checks import check_bounds, check_fits, check_step, clipped
+from tinkex.errors import InputError
 from tinkex.types import AdamParams, DimuonParams, OptimParams
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def check_adam_params(params: AdamParams) -> None:
     Raises:
         InputError: naming every value out of range.
     """
-    bounds = {
+    check_bounds("adam_params", params, _BOUNDS)
+
+
+_BOUNDS = MappingProxyType(
+    {
         "learning_rate": (0.0, math.inf),
         "beta1": (0.0, 1.0),
         "beta2": (0.0, 1.0),
@@ -62,13 +67,7 @@ def check_adam_params(params: AdamParams) -> None:
         "weight_decay": (0.0, math.inf),
         "grad_clip_norm": (0.0, math.inf),
     }
-    faults = [
-        f"{name} must be in [{low:g}, {high:g}), got {value}"
-        for name, (low, high) in bounds.items()
-        if not low <= (value := float(getattr(params, name))) < high
-    ]
-    if faults:
-        raise InputError("adam_params: " + "; ".join(faults))
+)
 
 
 @torch.no_grad()
@@ -90,17 +89,8 @@ def adam_step(
         InputError: the gradient's norm or the new weights would not be finite.
         EngineError: the state is another adapter's.
     """
-    if weights.shape != state.exp_avg.shape:
-        raise EngineError("optimiser state does not fit the adapter")
-    norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-    if not math.isfinite(norm):
-        raise InputError(
-            "the accumulated gradient is not finite; it was discarded, weights are unchanged. "
-            "Lower the weights or advantages"
-        )
-    clip = params.grad_clip_norm
-    factor = clip / norm if 0 < clip < norm else 1.0
-    grad = gradient if factor == 1.0 else gradient * factor
+    check_fits(weights, state.exp_avg)
+    grad, norm = clipped(gradient, params.grad_clip_norm)
     step = state.step + 1
     exp_avg = torch.lerp(state.exp_avg, grad, 1 - params.beta1)
     exp_avg_sq = (state.exp_avg_sq * params.beta2).addcmul_(grad, grad, value=1 - params.beta2)
@@ -109,11 +99,7 @@ def adam_step(
     rate = params.learning_rate / (1 - params.beta1**step)
     updated = weights * (1 - params.learning_rate * params.weight_decay)
     updated.sub_(_quotient(exp_avg, denominator).mul_(rate))
-    if not (bool(updated.isfinite().all()) and bool(exp_avg_sq.isfinite().all())):
-        raise InputError(
-            "the step would make weights infinite or NaN; it was not taken and the gradient was "
-            "discarded. Lower learning_rate, or set grad_clip_norm"
-        )
+    check_step(updated, exp_avg_sq)
     weights.copy_(updated)
     state.exp_avg, state.exp_avg_sq, state.step = exp_avg, exp_avg_sq, step
     return {"grad_norm": norm, "learning_rate": params.learning_rate}
