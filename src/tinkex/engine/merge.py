@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
+from transformers.utils import cached_file
 
 from tinkex.engine.checkpoint import CONFIG, WEIGHTS
 from tinkex.engine.models.loader import load_base_model
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _FACTORS = {".lora_A.weight": "a", ".lora_B.weight": "b"}
+_PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 _UNSUPPORTED = (
     "use_dora",
     "use_rslora",
@@ -85,11 +91,20 @@ def merge_adapter(
     try:
         model.save_pretrained(beside, safe_serialization=True)
         AutoTokenizer.from_pretrained(base.tokenizer_id).save_pretrained(beside)
+        _copy_processor(base.tokenizer_id, beside)
         beside.chmod(0o755)
         beside.rename(output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Merged(output, len(factors), untied)
+
+
+def _copy_processor(source: str, folder: Path) -> None:
+    """Copy how a base model that takes images prepares them, unread."""
+    for name in _PROCESSOR_FILES:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            shutil.copyfile(found, folder / name)
 
 
 def _read(

@@ -50,7 +50,7 @@ def peft_config(base_model: str, lora: LoraConfig, weights: LoraWeights) -> dict
         "r": lora.rank,
         "lora_alpha": _number(alpha),
         "lora_dropout": 0.0,
-        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in plain}),
+        "target_modules": sorted({_target(name) for name in plain}),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -64,6 +64,12 @@ def peft_config(base_model: str, lora: LoraConfig, weights: LoraWeights) -> dict
         found["rank_pattern"] = patterns
         found["alpha_pattern"] = {k: _number(alpha * v / lora.rank) for k, v in patterns.items()}
     return found
+
+
+def _target(name: str) -> str:
+    """Name a layer's kind, or, in a model that has other towers with such layers, the layer."""
+    inside = {"language_model", "text_model"} & set(name.split("."))
+    return name if inside else name.rsplit(".", 1)[-1]
 
 
 def peft_tensors(weights: LoraWeights) -> dict[str, Tensor]:

@@ -55,6 +55,22 @@ def test_first_step_moves_each_factor_by_the_rate_times_sqrt_rank():
     assert state.step == 1
 
 
+def test_each_expert_has_a_direction_of_its_own():
+    shapes = (LoraShape("x", 12, 20, b_experts=3), LoraShape("y", 9, 7, a_experts=3))
+    moved = initial_weights(shapes, RANK, 32.0, 0, torch.device("cpu"))
+    before = moved.frozen_copy()
+    g = torch.Generator().manual_seed(1)
+    slope = moved.over(torch.randn(moved.flat.shape, generator=g))
+    slope.pairs["x"].b[1] = 0  # an expert without rows
+    dimuon_step(moved, slope.flat, new_dimuon_state(moved.flat), DimuonParams(learning_rate=1e-2))
+    for expert in range(3):
+        step = before.pairs["x"].b[expert] - moved.pairs["x"].b[expert]
+        expected = 1e-2 * polar(slope.pairs["x"].b[expert])
+        torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-6)
+    shared = before.pairs["y"].b - moved.pairs["y"].b
+    torch.testing.assert_close(shared, 1e-2 * polar(slope.pairs["y"].b), rtol=1e-4, atol=1e-6)
+
+
 def test_scale_of_the_gradient_changes_nothing_and_momentum_does():
     small, large, without = weights(), weights(), weights()
     states = [new_dimuon_state(small.flat) for _ in range(3)]

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Mxfp4Config,
+)
 from transformers.utils import logging as transformers_logging
 
 from tinkex.engine.models.support import check_supported, context_length
@@ -84,7 +91,7 @@ def load_base_model(
     transformers_logging.disable_progress_bar()
 
     def load(weights: str | torch.dtype) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
+        return _auto_class(config).from_pretrained(
             location,
             config=config,
             dtype=weights,
@@ -154,6 +161,14 @@ def _pickle_refusal(source: str, found: str) -> str:
         "refused: save the model again with save_pretrained, which writes safetensors, or start "
         f"with --allow-pickle {source}"
     )
+
+
+def _auto_class(config: Any) -> Any:
+    """Choose transformers' loader; models that also take images have one of their own."""
+    kind = type(config)
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _dequantized(source: str, config: Any) -> dict[str, Any]:

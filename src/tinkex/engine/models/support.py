@@ -55,7 +55,7 @@ def decoder_of(model: Any) -> Any:
     Of a model that also takes images that is its language model; the rest is never run.
     """
     inner = getattr(model, model.base_model_prefix)
-    return getattr(inner, "language_model", inner)
+    return getattr(inner, "language_model", None) or getattr(inner, "text_model", inner)
 
 
 def context_length(config: Any) -> int:

@@ -6,9 +6,7 @@ import pytest
 import torch
 import transformers
 from engine_support import (
-    CONTEXT,
     FAMILIES,
-    SIZES,
     VOCAB,
     datum,
     job,
@@ -39,26 +37,6 @@ def packed_logits(model, sequences):
             [],
         )
         return engine._runner.head.logits(hidden, [])
-
-
-def vision_model():
-    """A tiny random Gemma 3 with its vision tower."""
-    text = {**SIZES, **FAMILIES["gemma3_text"], "layer_types": ["full_attention"] * 2}
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    config = transformers.Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=1
-    )
-    torch.manual_seed(0)
-    model = transformers.Gemma3ForConditionalGeneration(config).eval()
-    model.set_attn_implementation("eager")
-    return model
 
 
 def test_every_tested_family_has_a_tiny_model():
@@ -178,23 +156,6 @@ def test_family_that_is_compared_at_load_equals_transformers_and_trains(family):
     assert engine.forward_backward("a", [datum(5)], "cross_entropy").metrics["loss:sum"]
     trained = {name.rsplit(".", 1)[-1] for name in engine._pool.adapter("a").weights.pairs}
     assert trained.isdisjoint({"gate", "router", "shared_expert_gate"})
-
-
-def test_language_model_of_a_model_that_takes_images_is_driven():
-    model = vision_model()
-    sequences = [torch.tensor(tokens(n, seed=n)) for n in (9, 5)]
-    with torch.no_grad():
-        expected = torch.cat([model(s[None], use_cache=False).logits[0] for s in sequences])
-    base = wrap_model(vision_model(), name="tiny")
-    assert base.max_context_length == CONTEXT
-    torch.testing.assert_close(
-        packed_logits(vision_model(), sequences), expected, rtol=1e-5, atol=1e-5
-    )
-    engine = tiny_engine(model=vision_model())
-    engine.create_adapter("a", LoraConfig(rank=2, seed=0))
-    names = set(engine._pool.adapter("a").weights.pairs)
-    assert "model.language_model.layers.0.self_attn.q_proj" in names
-    assert not any("vision" in name for name in names)
 
 
 def test_decoding_that_differs_is_refused():
