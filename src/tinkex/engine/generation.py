@@ -21,7 +21,7 @@ from tinkex.engine.head import top_logprobs
 from tinkex.engine.kv_cache import DecodeAttention, KVCache
 from tinkex.engine.prefill import Prefill, segments_of
 from tinkex.engine.prompt_scores import score_prompt
-from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
+from tinkex.engine.sampler import NextTokens, RowChoice, choose_tokens
 from tinkex.engine.scheduler import Scheduler
 from tinkex.engine.sequence import JobState, RunningSequence, SampleFinished
 from tinkex.engine.uniform import UniformStream
@@ -248,6 +248,8 @@ class Generator:
             raise
 
     def _decode_step(self, running: Sequence[RunningSequence]) -> list[SampleFinished]:
+        # In the order of the cache, so that it need not be gathered; a row's bits do not tell.
+        running = sorted(running, key=_place_in_cache)
         device = self._runner.device
         rows = []
         for sequence in running:
@@ -274,14 +276,14 @@ class Generator:
             if s.uniform is None:
                 s.uniform = s.uniforms.draw()
             choices.append(RowChoice(rule.temperature, rule.top_k, rule.top_p, s.uniform))
-        normaliser = logits.logsumexp(dim=1)
-        diverged = ~normaliser.isfinite()
-        logits = logits.masked_fill(diverged[:, None], 0.0) if bool(diverged.any()) else logits
-        tokens = choose_tokens(logits, choices)
-        logprobs = token_logprobs(logits, tokens, normaliser).tolist()
-        topk = self._topk(sequences, logits)
+        next_tokens = NextTokens(logits)
+        failed = (~next_tokens.finite).tolist()
+        if any(failed):
+            next_tokens.replace(~next_tokens.finite)
+        tokens = choose_tokens(next_tokens, choices)
+        logprobs = next_tokens.logprobs(tokens).tolist()
+        topk = self._topk(sequences, next_tokens.logits)
         finished = []
-        failed = diverged.tolist()
         for i, (sequence, token) in enumerate(zip(sequences, tokens.tolist(), strict=True)):
             if not self._alive(sequence.state):
                 continue  # another sample of the job failed in this very step
@@ -362,6 +364,12 @@ def _sequences_of(
 ) -> list[RunningSequence]:
     wanted = {id(state) for state in states}
     return [s for s in sequences if id(s.state) in wanted]
+
+
+def _place_in_cache(sequence: RunningSequence) -> tuple[int, int]:
+    row = sequence.row
+    assert row is not None
+    return row.slab.capacity, row.index
 
 
 def _response(state: JobState) -> SampleResponse:

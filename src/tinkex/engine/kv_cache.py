@@ -186,7 +186,8 @@ class KVCache:
 class DecodeAttention:
     """Attention of one new token for each running sequence over its row.
 
-    Rows of the batch past `rows` are filler and attend to nothing.
+    Rows of the batch past `rows` are filler and attend to nothing. Fastest where `rows` are in the
+    order of the cache, by size class and place: nothing is gathered then.
     """
 
     def __init__(self, rows: Sequence[KVRow], device: torch.device) -> None:
@@ -226,11 +227,18 @@ class _DecodeGroup:
         self, slab: Slab, places: Sequence[int], rows: Sequence[KVRow], device: torch.device
     ) -> None:
         self._slab = slab
-        self.places = torch.tensor(places, device=device)
-        self._at = torch.tensor([row.index for row in rows], device=device)
+        together = places[-1] - places[0] + 1 == len(places)
+        self.places = (
+            slice(places[0], places[-1] + 1) if together else torch.tensor(places, device=device)
+        )
+        """Of the batch: a slice where they lie side by side."""
+        at = [row.index for row in rows]
+        self._whole = at == list(range(len(slab.rows)))
+        """Whether the sequences are all rows of the slab, in its order."""
+        self._at = torch.tensor(at, device=device)
         self._position = torch.tensor([row.length for row in rows], device=device)
         self._open = len(slab.rows)
-        self._masks: dict[int, Tensor] = {}
+        self._masks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(
         self, layer: int, part: list[Tensor], scaling: float, window: int, sinks: Tensor | None
@@ -246,28 +254,38 @@ class _DecodeGroup:
         values[self._at, :, self._position] = value
         count, heads, dim = query.shape
         # Query heads that share a key head ride along as query positions: no copy of the keys.
-        folded = query.view(count, key.shape[1], heads // key.shape[1], dim)
-        # Rows of the slab that wait (prompts held for later samples) attend too, for nothing.
-        full = folded.new_zeros(self._open, *folded.shape[1:])
-        full[self._at] = folded
+        folded = query.reshape(count, key.shape[1], heads // key.shape[1], dim)
+        full = folded
+        if not self._whole:
+            # Rows that wait (prompts held for later samples) attend too, for nothing.
+            full = folded.new_zeros(self._open, *folded.shape[1:])
+            full[self._at] = folded
         stored = keys[: self._open], values[: self._open]
-        mask = self._mask(window)
+        seen, bias = self._mask(window, query.dtype)
         if sinks is not None:
-            out = decode_with_sinks(full, *stored, sinks, mask=mask, scaling=scaling)
+            out = decode_with_sinks(full, *stored, sinks, mask=seen, scaling=scaling)
         else:
-            out = F.scaled_dot_product_attention(full, *stored, attn_mask=mask, scale=scaling)
-        return out[self._at].reshape(count, heads, -1)
+            out = F.scaled_dot_product_attention(full, *stored, attn_mask=bias, scale=scaling)
+        return (out if self._whole else out[self._at]).reshape(count, heads, -1)
 
-    def _mask(self, window: int) -> Tensor:
-        """Give [open rows, 1, 1, capacity]: True where a row's token may look."""
-        mask = self._masks.get(window)
-        if mask is None:
-            position = self._position.new_zeros(self._open)
-            position[self._at] = self._position
+    def _mask(self, window: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Say where a row's token may look: [open rows, 1, 1, capacity].
+
+        Returns:
+            True there; and 0 there, -inf elsewhere, which each layer would make of it anew.
+        """
+        found = self._masks.get(window)
+        if found is None:
+            position = self._position
+            if not self._whole:
+                position = position.new_zeros(self._open)
+                position[self._at] = self._position
             slots = torch.arange(self._slab.capacity, device=position.device)
             distance = position[:, None] - slots
-            mask = distance >= 0
+            seen = distance >= 0
             if window:
-                mask &= distance < window
-            mask = self._masks[window] = mask[:, None, None]
-        return mask
+                seen &= distance < window
+            seen = seen[:, None, None]
+            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            found = self._masks[window] = seen, bias.masked_fill_(~seen, -torch.inf)
+        return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tinkex.engine.sampler import RowChoice, choose_tokens
+from tinkex.engine.sampler import NextTokens, RowChoice, choose_tokens
 from tinkex.engine.uniform import UniformStream
 from tinkex.types import PromptAltTokens, TensorData
 from tinkex.types.sampling import EMPTY_TOPK_LOGPROB
@@ -106,12 +106,13 @@ def _draws(state: JobState, k: int, before: Tensor, head: Head) -> PromptAltToke
     for start in range(0, rows, _CHUNK_ROWS):
         part = before[start : start + _CHUNK_ROWS]
         logits = head.logits(part, head.segments_of(part, state.weights))
+        next_tokens = NextTokens(logits)
         for column in range(k):
             choices = [
                 RowChoice(state.rule.temperature, 0, 1.0, uniforms[start + row][column])
                 for row in range(part.shape[0])
             ]
-            tokens[start : start + _CHUNK_ROWS, column] = choose_tokens(logits, choices).cpu()
+            tokens[start : start + _CHUNK_ROWS, column] = choose_tokens(next_tokens, choices).cpu()
     logprobs = np.zeros((rows, k), dtype=np.float32)
     if rows:
         found = head.logprobs(before, tokens.to(before.device), state.weights)

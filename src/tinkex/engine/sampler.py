@@ -37,61 +37,91 @@ class RowChoice:
     """In [0, 1)."""
 
 
-def choose_tokens(logits: Tensor, choices: Sequence[RowChoice]) -> Tensor:
-    """Choose a token for each row.
+class NextTokens:
+    """The distributions of the next tokens of some sequences, at temperature 1.
 
     Args:
         logits: [n, V] float32.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.probabilities = torch.softmax(logits, dim=1)
+        """[n, V] float32."""
+        self._top = logits.amax(dim=1)
+        # The largest logit's probability is 1 / sum(exp(z - top)): the formula of training's head.
+        self._log_largest = self.probabilities.amax(dim=1).log_()
+
+    @property
+    def finite(self) -> Tensor:
+        """[n] bool: whether a row has a distribution at all."""
+        return self._log_largest.isfinite()
+
+    def replace(self, rows: Tensor) -> None:
+        """Put any other distribution in the place of `rows` [n] bool, so that they can be drawn."""
+        self.logits = self.logits.masked_fill(rows[:, None], 0.0)
+        self.probabilities = self.probabilities.masked_fill(rows[:, None], 1.0)
+
+    def logprobs(self, tokens: Tensor) -> Tensor:
+        """Compute log_softmax(logits) at tokens [n] int64: [n] float32."""
+        chosen = self.logits.gather(1, tokens[:, None])[:, 0]
+        return chosen.sub_(self._top).add_(self._log_largest)
+
+
+def choose_tokens(next_tokens: NextTokens, choices: Sequence[RowChoice]) -> Tensor:
+    """Choose a token for each row.
+
+    Args:
+        next_tokens: n distributions.
         choices: One for each row.
 
     Returns:
         [n] int64 token ids.
     """
-    tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     # Rows of equal filters are worked together; a row's result does not depend on the others.
     groups: dict[tuple[bool, int, float], list[int]] = {}
     for row, choice in enumerate(choices):
         greedy = choice.temperature == 0
         key = (greedy, 0, 1.0) if greedy else (greedy, choice.top_k, choice.top_p)
         groups.setdefault(key, []).append(row)
+    device = next_tokens.logits.device
+    found = torch.empty(len(choices), dtype=torch.int64, device=device)
     for (greedy, top_k, top_p), rows in groups.items():
-        index = torch.tensor(rows, device=logits.device)
-        part = logits[index]
+        # All rows alike is the common case, and needs no copy of V numbers for each.
+        index = None if len(groups) == 1 else torch.tensor(rows, device=device)
         if greedy:
-            tokens[index] = part.argmax(dim=1)
-            continue
-        scaled = _scale(part, [choices[row].temperature for row in rows])
-        uniform = torch.tensor(
-            [choices[row].uniform for row in rows], dtype=torch.float64, device=logits.device
-        )
-        tokens[index] = _draw(scaled, uniform, top_k, top_p)
-    return tokens
+            logits = next_tokens.logits
+            tokens = (logits if index is None else logits[index]).argmax(dim=1)
+        else:
+            some = [choices[row] for row in rows]
+            weights = _weights(next_tokens, index, [choice.temperature for choice in some])
+            drawn = [choice.uniform for choice in some]
+            uniform = torch.tensor(drawn, dtype=torch.float64, device=device)
+            tokens = _draw(weights, uniform, top_k, top_p)
+        if index is None:
+            return tokens
+        found[index] = tokens
+    return found
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, normaliser: Tensor) -> Tensor:
-    """Compute log_softmax(logits) at tokens.
-
-    Args:
-        logits: [n, V] float32.
-        tokens: [n] int64.
-        normaliser: [n] float32, logits.logsumexp(dim=1).
-
-    Returns:
-        [n] float32.
-    """
-    return logits.gather(1, tokens[:, None])[:, 0] - normaliser
-
-
-def _scale(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Divide by the temperature; the largest entry becomes 0, so nothing overflows."""
+def _weights(
+    next_tokens: NextTokens, index: Tensor | None, temperatures: Sequence[float]
+) -> Tensor:
+    """Give softmax(logits / temperature) of the rows `index`, or of all: [m, V]."""
+    if all(temperature == 1 for temperature in temperatures):
+        weights = next_tokens.probabilities
+        return weights if index is None else weights[index]
+    logits = next_tokens.logits if index is None else next_tokens.logits[index]
     temperature = torch.tensor(temperatures, dtype=logits.dtype, device=logits.device)
-    return (logits - logits.amax(dim=1, keepdim=True)) / temperature[:, None]
+    # The largest entry becomes 0, so that nothing overflows; a row at temperature 1 has the bits
+    # that it has above.
+    scaled = logits.sub(logits.amax(dim=1, keepdim=True)).div_(temperature[:, None])
+    return torch.softmax(scaled, dim=1)
 
 
-def _draw(scaled: Tensor, uniform: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Draw from softmax(scaled) [n, V] under the filters, by inverse CDF in float64."""
-    vocab_size = scaled.shape[1]
-    weights = scaled.exp()
+def _draw(weights: Tensor, uniform: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Draw in proportion to weights [n, V] under the filters, by inverse CDF in float64."""
+    vocab_size = weights.shape[1]
     if (top_k == 0 or top_k >= vocab_size) and top_p >= 1:
         return _inverse_cdf(weights, uniform)
     if 0 < top_k < vocab_size:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinkex.engine.sampler import RowChoice, choose_tokens, token_logprobs
+from tinkex.engine.sampler import NextTokens, RowChoice, choose_tokens
 
 V = 40
 
@@ -22,7 +22,7 @@ def logits(count=1, size=V, seed=0):
 def many(one, count, **settings):
     """Sample one row of logits with evenly spread uniforms."""
     choices = [row(uniform=(i + 0.5) / count, **settings) for i in range(count)]
-    return choose_tokens(one.expand(count, -1), choices).numpy()
+    return choose_tokens(NextTokens(one.expand(count, -1)), choices).numpy()
 
 
 def shares(one, count=5_000, **settings):
@@ -31,7 +31,7 @@ def shares(one, count=5_000, **settings):
 
 def test_temperature_zero_takes_the_likeliest():
     z = logits(5)
-    found = choose_tokens(z, [row(temperature=0.0, top_k=3, top_p=0.1)] * 5)
+    found = choose_tokens(NextTokens(z), [row(temperature=0.0, top_k=3, top_p=0.1)] * 5)
     assert torch.equal(found, z.argmax(1))
 
 
@@ -47,7 +47,9 @@ def test_random_uniforms_pass_a_chi_squared_test():
     """39 degrees of freedom: 72.1 is one in a thousand."""
     z = logits(seed=3) * 0.3
     uniforms = np.random.default_rng(0).random(20_000)
-    found = choose_tokens(z.expand(20_000, -1), [row(uniform=u) for u in uniforms]).numpy()
+    found = choose_tokens(
+        NextTokens(z.expand(20_000, -1)), [row(uniform=u) for u in uniforms]
+    ).numpy()
     counts = np.bincount(found, minlength=V)
     expected = 20_000 * z.double().softmax(1)[0].numpy()
     assert ((counts - expected) ** 2 / expected).sum() < 72.1
@@ -86,7 +88,7 @@ def test_top_p_applies_to_what_top_k_left():
 def test_extreme_uniforms_stay_inside_the_support(uniform, settings):
     z = torch.full((1, V), -torch.inf)
     z[0, 10:13] = torch.tensor([0.0, 1.0, -1.0])
-    token = choose_tokens(z, [row(uniform=uniform, **settings)]).item()
+    token = choose_tokens(NextTokens(z), [row(uniform=uniform, **settings)]).item()
     assert 10 <= token <= 12
 
 
@@ -95,13 +97,13 @@ def test_every_vocabulary_size_is_covered_to_its_ends(size):
     z = logits(size=size) * 0.2
     exact = z.double().softmax(1)[0].numpy()
     assert np.abs(shares(z) - exact).max() < 4.1e-4
-    assert choose_tokens(z, [row(uniform=0.0)]).item() == 0
-    assert choose_tokens(z, [row(uniform=1 - 2**-53)]).item() == size - 1
+    assert choose_tokens(NextTokens(z), [row(uniform=0.0)]).item() == 0
+    assert choose_tokens(NextTokens(z), [row(uniform=1 - 2**-53)]).item() == size - 1
 
 
 def test_tiny_temperature_neither_overflows_nor_wanders():
     z = logits(3) * 1000
-    found = choose_tokens(z, [row(temperature=1e-6)] * 3)
+    found = choose_tokens(NextTokens(z), [row(temperature=1e-6)] * 3)
     assert torch.equal(found, z.argmax(1))
 
 
@@ -109,8 +111,8 @@ def test_row_does_not_depend_on_its_company():
     z = logits(12)
     settings = [{}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.0}, {"temperature": 0.5}]
     choices = [row(uniform=(i + 1) / 14, **settings[i % 5]) for i in range(12)]
-    together = choose_tokens(z, choices)
-    alone = [choose_tokens(z[i : i + 1], [choices[i]]).item() for i in range(12)]
+    together = choose_tokens(NextTokens(z), choices)
+    alone = [choose_tokens(NextTokens(z[i : i + 1]), [choices[i]]).item() for i in range(12)]
     assert together.tolist() == alone
 
 
@@ -123,8 +125,8 @@ def test_equally_likely_tokens_are_told_apart_alike_in_any_company(settings, see
     flat = logits(3, size, seed + 100) * 0.01
     z = torch.stack([peaked, flat], dim=1).view(6, size)
     choices = [row(uniform=(i + 0.5) / 6, **settings) for i in range(6)]
-    together = choose_tokens(z, choices)
-    alone = [choose_tokens(z[i : i + 1], [choices[i]]).item() for i in range(6)]
+    together = choose_tokens(NextTokens(z), choices)
+    alone = [choose_tokens(NextTokens(z[i : i + 1]), [choices[i]]).item() for i in range(6)]
     assert together.tolist() == alone
 
 
@@ -132,4 +134,4 @@ def test_logprobs_are_those_of_the_plain_softmax():
     z = logits(6)
     chosen = torch.arange(6)
     expected = z.log_softmax(1)[torch.arange(6), chosen]
-    torch.testing.assert_close(token_logprobs(z, chosen, z.logsumexp(1)), expected)
+    torch.testing.assert_close(NextTokens(z).logprobs(chosen), expected)
