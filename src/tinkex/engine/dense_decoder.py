@@ -202,7 +202,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.requires_grad and torch.is_grad_enabled():
         found: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return found
-    return _normed(x, eps)[0].to(x.dtype) * weight
+    return F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype) * weight
 
 
 def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

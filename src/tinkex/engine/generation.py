@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tinkex.engine.config import EngineConfig
+    from tinkex.engine.kv_cache import KVRow
     from tinkex.engine.model_runner import ModelRunner
     from tinkex.engine.prefill import PromptChunk
 
@@ -248,14 +249,13 @@ class Generator:
             raise
 
     def _decode_step(self, running: Sequence[RunningSequence]) -> list[SampleFinished]:
-        # In the order of the cache, so that it need not be gathered; a row's bits do not tell.
-        running = sorted(running, key=_place_in_cache)
         device = self._runner.device
-        rows = []
         for sequence in running:
             assert sequence.row is not None
             sequence.row = self._cache.make_room(sequence.row)
-            rows.append(sequence.row)
+        # In the order of the cache, so that it need not be gathered; a row's bits do not tell.
+        running = sorted(running, key=lambda s: _row_of(s).place)
+        rows = [_row_of(sequence) for sequence in running]
         extra = -len(rows) % self._row_multiple
         ids = torch.tensor([s.tokens[-1] for s in running] + [0] * extra, device=device)
         positions = torch.tensor([row.length for row in rows] + [0] * extra, device=device)
@@ -366,10 +366,9 @@ def _sequences_of(
     return [s for s in sequences if id(s.state) in wanted]
 
 
-def _place_in_cache(sequence: RunningSequence) -> tuple[int, int]:
-    row = sequence.row
-    assert row is not None
-    return row.slab.capacity, row.index
+def _row_of(sequence: RunningSequence) -> KVRow:
+    assert sequence.row is not None
+    return sequence.row
 
 
 def _response(state: JobState) -> SampleResponse:

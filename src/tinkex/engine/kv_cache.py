@@ -39,6 +39,11 @@ class KVRow:
         self.length = 0
         """Tokens stored."""
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Size class and index: the order of the cache."""
+        return self.slab.capacity, self.index
+
 
 class Slab:
     """Rows of one size class: for each layer, keys and values [rows, kv_heads, capacity, dim]."""

@@ -130,7 +130,7 @@ class _Page:
         self.units = units
         self._device = device
         self._slots: list[weakref.ref[LoraWeights] | None] = [None] * slots
-        self._factors: dict[tuple[str, ...], tuple[LoraGroup, Tensor, Tensor]] = {}
+        self._factors: dict[tuple[str, ...], _Factors] = {}
 
     def find(self, weights: LoraWeights) -> int | None:
         """Give the slot of an adapter that is here."""
@@ -150,51 +150,69 @@ class _Page:
     def enter(self, slot: int, weights: LoraWeights) -> None:
         """Put an adapter into a slot, in the place of what was there."""
         self._slots[slot] = None  # nobody's, should a copy fail half way
-        for group, a, b in self._factors.values():
-            self._copy(group, a, b, slot, weights)
+        for factors in self._factors.values():
+            self._copy(factors, slot, weights)
         self._slots[slot] = weakref.ref(weights)
 
-    def factors(self, group: LoraGroup, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Give A [in, columns] and B [columns, out] of a range of slots, for the layers of a group.
-
-        A slot has `width` columns for each layer; B has a layer's rows at its own outputs alone.
-        """
+    def factors(self, group: LoraGroup, first: int, last: int) -> _Factors:
+        """Give the factors of a range of slots for the layers of a group."""
         found = self._factors.get(group.names)
         if found is None:
             found = self._factors[group.names] = self._make(group)
-        width = self.units * _UNIT * len(group.names)
-        at = slice(first * width, last * width)
-        return found[1][:, at], found[2][at]
+        width = self.units * _UNIT
+        wide = width * len(group.names)
+        return _Factors(
+            found.group,
+            found.a[:, first * wide : last * wide],
+            tuple(b[first * width : last * width] for b in found.b),
+        )
 
-    def _make(self, group: LoraGroup) -> tuple[LoraGroup, Tensor, Tensor]:
-        columns = len(self._slots) * self.units * _UNIT * len(group.names)
-        a = torch.zeros(group.rows_in, columns, device=self._device)
-        b = torch.zeros(columns, group.rows_out, device=self._device)
+    def _make(self, group: LoraGroup) -> _Factors:
+        columns = len(self._slots) * self.units * _UNIT
+        made = _Factors(
+            group,
+            torch.zeros(group.rows_in, columns * len(group.names), device=self._device),
+            tuple(
+                torch.zeros(columns, at.stop - at.start, device=self._device)
+                for at in group.columns.values()
+            ),
+        )
         for slot, held in enumerate(self._slots):
             weights = None if held is None else held()
             if weights is not None:
-                self._copy(group, a, b, slot, weights)
-        return group, a, b
+                self._copy(made, slot, weights)
+        return made
 
-    def _copy(
-        self, group: LoraGroup, a: Tensor, b: Tensor, slot: int, weights: LoraWeights
-    ) -> None:
+    def _copy(self, into: _Factors, slot: int, weights: LoraWeights) -> None:
         width = self.units * _UNIT
-        first = slot * width * len(group.names)
-        whole = slice(first, first + width * len(group.names))
-        a[:, whole] = 0
-        b[whole] = 0
+        names = into.group.names
+        wide = width * len(names)
+        into.a[:, slot * wide : (slot + 1) * wide] = 0
+        for b in into.b:
+            b[slot * width : (slot + 1) * width] = 0
         if not is_finite(weights.flat):
-            a[:, whole] = torch.nan  # of its own rows alone: those of others are masked
+            # Of its own rows alone: those of others are masked.
+            into.a[:, slot * wide : (slot + 1) * wide] = torch.nan
             return
-        for place, name in enumerate(group.names):
+        for place, (name, b) in enumerate(zip(names, into.b, strict=True)):
             pair = weights.pairs.get(name)
             if pair is None:
                 continue
-            start = first + place * width
-            at = slice(start, start + weights.rank)
-            torch.mul(pair.a.detach().t(), weights.scale, out=a[:, at])
-            b[at, group.columns[name]] = pair.b.detach().t()
+            start = slot * wide + place * width
+            own = into.a[:, start : start + weights.rank]
+            torch.mul(pair.a.detach().t(), weights.scale, out=own)
+            b[slot * width : slot * width + weights.rank] = pair.b.detach().t()
+
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """Factors of some slots, for the layers of one group."""
+
+    group: LoraGroup
+    a: Tensor
+    """[in, slots x layers x width], scaled; a slot's layers lie side by side."""
+    b: tuple[Tensor, ...]
+    """Of each layer [slots x width, out]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +224,16 @@ class _Part:
     last: int
     kept: Tensor | None
     """[n, slots] bool: a row's own slot; None when one adapter has every row."""
+    factors: dict[tuple[str, ...], _Factors] = field(default_factory=dict)
     masks: dict[int, Tensor] = field(default_factory=dict)
+
+    def factors_of(self, group: LoraGroup) -> _Factors:
+        """Give the factors of these slots for the layers of a group."""
+        found = self.factors.get(group.names)
+        if found is None:
+            found = self.page.factors(group, self.first, self.last)
+            self.factors[group.names] = found
+        return found
 
     def mask(self, columns: int) -> Tensor | None:
         """Give [n, slots x columns] bool: what is not a row's own."""
@@ -247,18 +274,28 @@ class StackedRows:
     @torch.no_grad()
     def add(self, out: Tensor, x: Tensor, group: LoraGroup) -> None:
         """Add the LoRA of the layers of `group` to `out` [N, out], given their input [N, in]."""
+        layers = len(group.names)
         for part in self._parts:
-            a, b = part.page.factors(group, part.first, part.last)
-            inner = torch.mm(x if x.dtype == a.dtype else x.to(a.dtype), a)
-            mask = part.mask(part.page.units * _UNIT * len(group.names))
+            factors = part.factors_of(group)
+            width = part.page.units * _UNIT
+            inner = torch.mm(x if x.dtype == factors.a.dtype else x.to(factors.a.dtype), factors.a)
+            mask = part.mask(width * layers)
             if mask is not None:
                 inner.masked_fill_(mask, 0.0)
-            if b.shape[1] >= _WIDE:
-                out.add_(self._products.steady(inner, b.t()).to(out.dtype))
-            elif out.dtype == b.dtype:
-                out.addmm_(inner, b)
-            else:
-                out.add_(torch.mm(inner, b).to(out.dtype))
+            if layers == 1:
+                self._add(out, inner, factors.b[0])
+                continue
+            by_layer = inner.view(len(inner), -1, layers, width)
+            for place, (at, b) in enumerate(zip(group.columns.values(), factors.b, strict=True)):
+                self._add(out[:, at], by_layer[:, :, place].reshape(len(inner), -1), b)
+
+    def _add(self, out: Tensor, inner: Tensor, b: Tensor) -> None:
+        if b.shape[1] >= _WIDE:
+            out.add_(self._products.steady(inner, b.t()).to(out.dtype))
+        elif out.dtype == b.dtype:
+            out.addmm_(inner, b)
+        else:
+            out.add_(torch.mm(inner, b).to(out.dtype))
 
 
 def is_finite(values: Tensor) -> bool:
