@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from tinkex.engine.attention_sinks import attend_with_sinks
+from tinkex.engine.window_attention import attend_in_blocks, pays_in_blocks
 from tinkex.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -113,9 +114,16 @@ def attend_sequences(
     def by_sequence(x: Tensor) -> Tensor:
         return x.view(-1, length, *x.shape[1:]).transpose(1, 2)
 
-    mask = causal_mask(0, length, 0, window, query.device) if 0 < window < length else None
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return attend_dense(q, k, v, mask=mask, scaling=scaling, sinks=sinks)
+
     folded = by_sequence(query), by_sequence(key), by_sequence(value)
-    out = attend_dense(*folded, mask=mask, scaling=scaling, sinks=sinks)
+    if pays_in_blocks(length, window):
+        out = attend_in_blocks(*folded, window=window, attend=attend)
+    else:
+        windowed = 0 < window < length
+        mask = causal_mask(0, length, 0, window, query.device) if windowed else None
+        out = attend(*folded, mask)
     return out.transpose(1, 2).flatten(0, 1)
 
 
