@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from tinkex.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -41,11 +47,32 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return dtype
 
 
-def memory_bytes(device: torch.device) -> int | None:
-    """Give the size of a device's memory; None where the system does not say."""
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where a container's bound on memory is, by version of cgroups."""
+
+
+def memory_bytes(
+    device: torch.device, cgroup_limits: Sequence[Path] = _CGROUP_LIMITS
+) -> int | None:
+    """Give the size of a device's memory, or what a container may have of it.
+
+    Args:
+        device: a CPU is the machine's own memory.
+        cgroup_limits: files that may say what this process's container may have.
+
+    Returns:
+        Bytes; None where the system does not say.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+    for path in cgroup_limits:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            least = min(least, int(path.read_text()))
+    return least

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_PATIENCE = 32
+"""Samples that may be let in before a lane that waits for memory."""
+
 
 class SteppedTask(Protocol):
     """Work that runs in slices: the engine's TrainingTask."""
@@ -120,6 +123,10 @@ class EngineJobs:
         # The thread's own:
         self._blocked: deque[_Lane] = deque()
         """Lanes whose next work waits for memory; they are in no turn."""
+        self._hungry: set[_Lane] = set()
+        """These, and those that have a turn again but no memory yet."""
+        self._overtaken = 0
+        """Samples let in since a lane that waited for memory got it."""
         self._arrived: deque[tuple[SampleJob, asyncio.Future[SampleResponse]]] = deque()
         """Samples not yet in the engine; the first may wait for memory."""
         self._samples: dict[str, asyncio.Future[SampleResponse]] = {}
@@ -301,8 +308,10 @@ class EngineJobs:
         if outcome is not None and outcome.busy:
             if self._in_progress():
                 self._blocked.append(lane)
+                self._hungry.add(lane)
                 return
             outcome = _Outcome(finished=True, error=outcome.error)
+        self._sate(lane)
         if outcome is None:
             lanes += self._joining(lane)
             self._run_slices([one.queue[0] for one in lanes])
@@ -332,6 +341,7 @@ class EngineJobs:
             lane = self._turns.popleft()
             if not lane.dropped and lane.queue:
                 return lane
+            self._sate(lane)
         return None
 
     def _joining(self, first: _Lane) -> list[_Lane]:
@@ -352,6 +362,7 @@ class EngineJobs:
             if outcome is not None:  # what could not begin says so in its own turn
                 full = full or outcome.busy
                 continue
+            self._sate(lane)
             assert work.task is not None
             if work.task.joins and work.task.next_tokens <= room:
                 room -= work.task.next_tokens
@@ -401,9 +412,20 @@ class EngineJobs:
         except Exception as raised:  # noqa: BLE001 - as in _begin
             return _Outcome(finished=True, error=self._as_answer(raised))
 
+    def _sate(self, lane: _Lane) -> None:
+        """Note that a lane waits for memory no more."""
+        if lane in self._hungry:
+            self._hungry.remove(lane)
+            self._overtaken = 0
+
     def _take_samples(self) -> None:
-        """Let samples into the engine in their order, until one has to wait for memory."""
+        """Let samples into the engine in their order, until one has to wait for memory.
+
+        Lanes that wait for it are overtaken by so many samples, and no more.
+        """
         while self._arrived:
+            if self._hungry and self._overtaken >= _PATIENCE:
+                return
             job, outcome = self._arrived[0]
             try:
                 self._engine.add_sample(job)
@@ -413,6 +435,7 @@ class EngineJobs:
                 self._post([(outcome, None, self._as_answer(raised))])
             else:
                 self._samples[job.job_id] = outcome
+                self._overtaken += bool(self._hungry)
             self._arrived.popleft()
 
     def _cancel_samples(self, job_ids: list[str]) -> None:

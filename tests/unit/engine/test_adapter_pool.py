@@ -274,3 +274,21 @@ def test_full_disk_fails_who_needs_room_and_loses_nothing(rig):
     r.pool.remove_adapter("c")
     for name in "ab":
         assert torch.equal(r.pool.adapter(name).weights.flat, adapter(ord(name)).weights.flat)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_move_that_fails_loses_nothing(rig, monkeypatch, levels):
+    r = rig(*[1] * levels)
+    r.put(*"abc")
+
+    def no_memory(*_args, **_kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.Tensor, "to", no_memory)
+    for refused in (lambda: r.pool.adapter("a"), lambda: r.pool.adapter("b")):
+        with pytest.raises(EngineError, match="send less at once"):
+            refused()
+        r.check()
+    monkeypatch.undo()
+    for name in "abc":
+        assert torch.equal(r.pool.adapter(name).weights.flat, adapter(ord(name)).weights.flat)

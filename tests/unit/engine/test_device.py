@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tinkex.engine.device import resolve_device, resolve_dtype
+from tinkex.engine.device import memory_bytes, resolve_device, resolve_dtype
 from tinkex.errors import ConfigurationError
 
 
@@ -30,3 +30,13 @@ def test_auto_dtype_suits_the_device(dtype, device, found):
 def test_unknown_dtype_is_refused():
     with pytest.raises(ConfigurationError, match="int4"):
         resolve_dtype("int4", "cpu")
+
+
+def test_memory_is_the_machines_or_what_a_container_may_have(tmp_path):
+    cpu = torch.device("cpu")
+    machine = memory_bytes(cpu, ())
+    assert machine > 2**28
+    limit = tmp_path / "memory.max"
+    for text, expected in (("max\n", machine), ("1048576\n", 2**20), (f"{2**62}\n", machine)):
+        limit.write_text(text)
+        assert memory_bytes(cpu, (tmp_path / "none", limit)) == expected

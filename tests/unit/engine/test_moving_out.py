@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine_support import datum, flat, gradient, job, sample, shake, tiny_engine, tokens
+from engine_support import (
+    datum,
+    flat,
+    gradient,
+    job,
+    sample,
+    shake,
+    tiny_engine,
+    tiny_model,
+    tokens,
+)
 
 from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel
 from tinkex.errors import EngineBusyError, EngineError, InputError
@@ -253,3 +263,27 @@ def test_hundreds_of_adapters_in_the_room_of_four(small):
     for name in names:
         engine.remove_adapter(name)
     assert held.held_bytes == engine._pool._spill.held_bytes == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_adapters_of_a_gpu_move_to_the_host_and_the_disk_with_their_bits(tmp_path, size):
+    engine = tiny_engine(
+        model=tiny_model().to("cuda"),
+        device="cuda",
+        device_adapter_bytes=int(1.5 * size),
+        host_adapter_bytes=int(1.5 * size),
+        spill_directory=tmp_path / "spill",
+    )
+    expected = {}
+    for name in "abc":
+        crowd(engine, name)
+        engine.forward_backward(name, [datum(5)], "cross_entropy")
+        tensors = engine._pool.adapter(name).tensors()
+        expected[name] = {key: tensor.cpu() for key, tensor in tensors.items()}
+    assert [engine._pool.where("adapter", name) for name in "abc"] == ["disk", "host", "device"]
+    for name in "abcab":
+        found = engine._pool.adapter(name).tensors()
+        assert found.keys() == expected[name].keys()
+        for key, tensor in found.items():
+            assert tensor.is_cuda
+            assert torch.equal(tensor.cpu(), expected[name][key])

@@ -435,3 +435,20 @@ async def test_sample_that_can_never_have_memory_is_told(rig):
         await rig.jobs.sample(sample_job("s"))
     rig.engine.sampling_room = 1
     assert await rig.jobs.sample(sample_job("t")) == "t"
+
+
+async def test_samples_that_keep_coming_do_not_keep_a_lane_from_memory_for_ever(rig):
+    def begin(engine):
+        if engine.samples:
+            raise EngineBusyError("all in use")
+        return ScriptedTask(engine, "lane", 1)
+
+    rig.engine.sampling_room = 2
+    rig.engine.gate.clear()
+    samples = [rig.jobs.sample(sample_job(f"s{n}", 1 + n % 3)) for n in range(200)]
+    lane = rig.jobs.train("lane", begin)
+    rig.engine.gate.set()
+    assert await lane == "lane done"
+    await asyncio.gather(*samples)
+    assert rig.engine.log.index("lane") < 100
+    assert rig.engine.log.count("sample") > 100
