@@ -1,6 +1,6 @@
 """Prompts that share a beginning, with the prefix cache and without it.
 
-    python benchmarks/prefix.py [shared] [chat] [turns]
+    python benchmarks/prefix.py [shared] [chat] [turns] [bits]
 
 CPU seconds of this process, one thread, both sides in one run: least of two rounds, on engines made
 anew, so that nothing is left of the round before. Tokens computed and reused are counted by the
@@ -9,6 +9,8 @@ engine. The model is `tiny` of benchmarks/engine.py, the adapter has rank 16.
 shared: one prompt of 2,000 tokens, 64 samples of 16 tokens, sent as 64 requests and as one.
 chat: a first turn of 2,000 tokens and an answer of 64; the second turn adds 64 tokens to both.
 turns: steps until a short prompt of one user is answered, behind 200 prompts of another.
+bits: 1,000 requests on 3 adapters and the base model, prompts of up to 400 tokens that share
+beginnings, all at once with the cache, against each alone without it.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
 
 
-def request(name: str, ids: list[int], tokens: int, **options: Any) -> SampleJob:
+def request(
+    name: str, ids: list[int], tokens: int, sampler: str | None = "a0", **options: Any
+) -> SampleJob:
     return SampleJob(
         job_id=name,
-        sampler_id="a0",
+        sampler_id=sampler,
         prompt=ModelInput.from_ints(ids),
         sampling_params=SamplingParams(max_tokens=tokens, temperature=1.0, seed=1, stop=[]),
         **options,
@@ -126,13 +130,42 @@ def turns() -> None:
     row("8 tokens behind 200 requests of another (steps)", steps("one"), queued)
 
 
+def bits() -> None:
+    rng = np.random.default_rng(0)
+    stems = [prompt(300, seed) for seed in range(5)]
+    work = [
+        request(
+            f"j{number}",
+            stems[number % 5][: rng.integers(0, 301)] + prompt(rng.integers(1, 101), number % 50),
+            16,
+            ("a0", "a1", "a2", None)[number % 4],
+        )
+        for number in range(1_000)
+    ]
+    made, plain = engine(adapters=3), engine(adapters=3, prefix_cache_tokens=0)
+    seconds, together = run(made, *work)
+    start, same = time.process_time(), 0
+    for job in work:
+        _, done = run(plain, job)
+        pairs = zip(done[job.job_id].sequences, together[job.job_id].sequences, strict=True)
+        same += all(
+            np.array_equal(a.tokens_np, b.tokens_np)
+            and np.array_equal(a.logprobs_np, b.logprobs_np)
+            for a, b in pairs
+        )
+    alone = time.process_time() - start, computed(plain)
+    row("1,000 requests, each alone, no cache", alone, alone)
+    row("1,000 requests at once", (seconds, computed(made)), alone)
+    print(f"\n{same:,} of 1,000 have the same tokens and log-probabilities, bit for bit")
+
+
 def row(name: str, found: tuple[float, int], without: tuple[float, int]) -> None:
     """Print one row: what was found, and how many times better than `without` it is."""
     seconds, count = found
     print(f"| {name} | {seconds:.3f} | {count:,} | {without[0] / seconds:.1f} |", flush=True)
 
 
-PARTS = {"shared": shared, "chat": chat, "turns": turns}
+PARTS = {"shared": shared, "chat": chat, "turns": turns, "bits": bits}
 
 
 def main() -> int:
