@@ -171,9 +171,10 @@ class Prefill:
                 assert block.copy is not None
                 row.slab.copy_in(block.copy, row, block.start)
             end = block.end
-            self.prefix.hold(block, row)
         if source is not None:
             source.slab.copy_row(source, row, start, end)
+        for block in blocks:  # not before all is there: the copying may fail
+            self.prefix.hold(block, row)
         row.length = state.computed = end
         state.reused += end - blocks[0].start
         self.reused_tokens += end - blocks[0].start
