@@ -31,17 +31,21 @@ WRAPPED = ".base_layer"
 """PEFT wraps a module once for each parameter that it targets there, and this names what is inside:
 the outermost has the last parameter."""
 
+_NAMES_OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 _LAYER = re.compile(r"^(.*\.)?layers\.\d+\.")
 
 
 def peft_config(base_model: str, lora: LoraConfig, weights: LoraWeights) -> dict[str, Any]:
     """Describe an adapter as PEFT's LoraConfig does."""
     alpha = weights.scale * weights.rank
-    plain = [shape.name for shape in weights.shapes if shape.fused is None]
+    plain = {shape.name for shape in weights.shapes if shape.fused is None}
     ranks = {
         _LAYER.sub("", name): lora.rank * len(shapes)
         for name, shapes in _fused(weights.shapes).items()
     }
+    # PEFT takes layers of these names for experts of older releases, and would leave them out; as
+    # parameters they are what they are.
+    dense = {name for name in plain if ranks and name.rsplit(".", 1)[-1] in _NAMES_OF_EXPERTS}
     patterns = {name: rank for name, rank in ranks.items() if rank != lora.rank}
     found: dict[str, Any] = {
         "peft_type": "LORA",
@@ -50,7 +54,7 @@ def peft_config(base_model: str, lora: LoraConfig, weights: LoraWeights) -> dict
         "r": lora.rank,
         "lora_alpha": _number(alpha),
         "lora_dropout": 0.0,
-        "target_modules": sorted({_target(name) for name in plain}),
+        "target_modules": sorted({_target(name) for name in plain - dense}),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -60,7 +64,8 @@ def peft_config(base_model: str, lora: LoraConfig, weights: LoraWeights) -> dict
         "use_dora": False,
     }
     if ranks:
-        found["target_parameters"] = sorted(ranks)
+        parameters = {f"{_LAYER.sub('', name)}.weight" for name in dense}
+        found["target_parameters"] = sorted(parameters | set(ranks))
         found["rank_pattern"] = patterns
         found["alpha_pattern"] = {k: _number(alpha * v / lora.rank) for k, v in patterns.items()}
     return found

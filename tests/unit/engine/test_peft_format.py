@@ -23,18 +23,26 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 FAMILIES = ["qwen3_moe", "gpt_oss", "llama"]
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MIXED = {
+    "qwen3_moe": {"mlp_only_layers": [0]},
+    "glm4_moe": {**MOE, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "qwen2_moe": {**MOE, "shared_expert_intermediate_size": 16},
+    "mixtral": {},
+}
+"""Settings of models that have layers without experts, or experts that every token visits."""
 
 
-def engine_with_adapter(family, **lora):
-    engine = tiny_engine(family)
+def engine_with_adapter(family, settings=None, **lora):
+    engine = tiny_engine(model=tiny_model(family, **(settings or {})))
     engine.create_adapter("a", LoraConfig(rank=3, seed=1, **lora))
     shake(engine, "a")
     return engine
 
 
-def saved_base(family, folder):
+def saved_base(family, folder, settings=None):
     """A base model on disk, with a tokenizer."""
-    tiny_model(family).save_pretrained(folder)
+    tiny_model(family, **(settings or {})).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return folder
@@ -63,6 +71,20 @@ def test_peft_loads_what_we_save_and_gives_our_logprobs(tmp_path, family, lora):
     torch.testing.assert_close(our_logprobs(engine, ids), found, rtol=1e-5, atol=1e-5)
     plain = logprobs_of(tiny_model(family), ids)
     assert (found - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", sorted(MIXED))
+def test_models_that_mix_experts_and_dense_layers_are_saved_and_merged_whole(tmp_path, family):
+    engine = engine_with_adapter(family, MIXED[family])
+    engine.save_adapter("a", tmp_path / "c", optimizer=False)
+    ids = tokens(14)
+    ours = our_logprobs(engine, ids)
+    loaded = PeftModel.from_pretrained(tiny_model(family, **MIXED[family]), tmp_path / "c")
+    torch.testing.assert_close(logprobs_of(loaded, ids), ours, rtol=1e-5, atol=1e-5)
+    base = saved_base(family, tmp_path / "base", MIXED[family])
+    merged = merge_adapter(tmp_path / "c", tmp_path / "merged", base_model=str(base))
+    found = logprobs_of(AutoModelForCausalLM.from_pretrained(merged.folder), ids)
+    torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
