@@ -200,7 +200,7 @@ def memory() -> None:
 
 def one(folder: str, form: str) -> None:
     """Load, sample and train in this process; print what each takes over the bare process."""
-    bench.drain(bench.engine("tiny"), bench.jobs(1, 2, [None]))()  # what is not the model's
+    load_base_model(SPROUT)  # the libraries; not the model's own
     before = _resident()
     bench._peak_mib(reset=True)
     if form == "int8":
@@ -209,7 +209,8 @@ def one(folder: str, form: str) -> None:
     else:
         config = EngineConfig(threads=1, pack_weights=form == "float32 packed")
         made = Engine(load_base_model(folder), config)
-    found = [_resident(), bench._peak_mib(reset=True)]
+    found = [_resident(), bench._peak_mib()]
+    bench._peak_mib(reset=True)
     made.create_adapter("a0", LoraConfig(rank=16, seed=0))
     made.snapshot_sampler("a0", "a0")
     bench.drain(made, bench.jobs(1, 8, ["a0"]))()
@@ -241,14 +242,14 @@ def speed() -> None:
             name: bench.drain(made, bench.jobs(rows, tokens, ["a0"], prompt=4))
             for name, made in engines.items()
         }
-        found = {k: rows * tokens / v for k, v in bench.least(work, rounds=3).items()}
+        found = {k: rows * tokens / v for k, v in bench.least(work, rounds=8).items()}
         row(f"decode, batch {rows}, tokens/s", found)
     batch = bench.data([256] * 4)
     work = {
         name: lambda made=made: made.forward_backward("a0", batch, "cross_entropy")
         for name, made in engines.items()
     }
-    found = {k: 1024 / v for k, v in bench.least(work, rounds=2).items()}
+    found = {k: 1024 / v for k, v in bench.least(work, rounds=4).items()}
     row("training, tokens/s", found)
     work = {
         name: lambda made=made: made.forward_backward(
@@ -256,7 +257,7 @@ def speed() -> None:
         )
         for name, made in engines.items()
     }
-    found = {k: 1024 / v for k, v in bench.least(work, rounds=2).items()}
+    found = {k: 1024 / v for k, v in bench.least(work, rounds=4).items()}
     row("forward alone, tokens/s", found)
 
 

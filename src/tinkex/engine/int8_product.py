@@ -158,9 +158,9 @@ def can_multiply_int8() -> bool:
     generator = torch.Generator().manual_seed(0)
     try:
         for values in (
-            torch.randint(-127, 128, (40, 72), generator=generator, dtype=torch.int8),
-            torch.full((40, 72), 127, dtype=torch.int8),
-            torch.full((40, 72), -127, dtype=torch.int8),
+            torch.randint(-127, 128, (64, 320), generator=generator, dtype=torch.int8),
+            torch.full((64, 320), 127, dtype=torch.int8),
+            torch.full((64, 320), -127, dtype=torch.int8),
         ):
             if not _is_exact(values, generator):
                 return False
