@@ -35,6 +35,16 @@ TOLERANCE = 1e-4
 """By which log-probabilities that a client sends along may differ from the recorded ones, nats."""
 
 
+def named_sequences(data: Sequence[Datum]) -> set[str]:
+    """Return the ids of all sequences that the data's provenance names."""
+    return {
+        span.sequence_id
+        for datum in data
+        for spans in (datum.model_input_spans, datum.loss_fn_input_spans)
+        for span in spans or ()
+    }
+
+
 def with_recorded_logprobs(
     data: Sequence[Datum], find: Callable[[str], RecordedSequence | None]
 ) -> list[Datum]:

@@ -10,17 +10,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tinkex.server.futures import Operation
-from tinkex.server.provenance import STABLE_REINFORCE, with_recorded_logprobs
+from tinkex.server.provenance import (
+    STABLE_REINFORCE,
+    named_sequences,
+    with_recorded_logprobs,
+)
 from tinkex.server.runs import Answer, TrainingRun
 from tinkex.types import OptimStepResponse, UnloadModelResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tinkex.server.decoding import ForwardBackwardCall
     from tinkex.server.futures import Future
     from tinkex.server.services import Services
-    from tinkex.types import OptimStepRequest
+    from tinkex.types import Datum, OptimStepRequest
 
 
 class Training:
@@ -36,15 +40,12 @@ class Training:
             async def perform() -> Answer:
                 if call.problem is not None:
                     raise call.problem
-                data = call.data
-                if call.loss_fn == STABLE_REINFORCE:
-                    find = partial(self._s.recordings.find, run.session_id)
-                    data = with_recorded_logprobs(data, find)
+                fill_in = self._recorded_logprobs(run, call)
                 graph = self._s.custom_losses.find(run, call.loss_fn, call.loss_fn_config)
                 output = await run.train(
                     lambda engine: engine.begin_forward_backward(
                         run.model_id,
-                        data,
+                        fill_in(call.data),
                         call.loss_fn,
                         call.loss_fn_config,
                         forward_only=call.forward_only,
@@ -64,6 +65,20 @@ class Training:
             perform_on,
             request_bytes=call.request_bytes,
         )
+
+    def _recorded_logprobs(
+        self, run: TrainingRun, call: ForwardBackwardCall
+    ) -> Callable[[Sequence[Datum]], Sequence[Datum]]:
+        """Look up what was recorded for a call; give what fills it in.
+
+        Filling in is for the engine's thread, in the run's lane: it takes a tenth of a second for
+        a full request, and to wait for it here would let the run's next request go first.
+        """
+        if call.loss_fn != STABLE_REINFORCE:
+            return lambda data: data
+        find = partial(self._s.recordings.find, run.session_id)
+        found = {name: find(name) for name in named_sequences(call.data)}
+        return lambda data: with_recorded_logprobs(data, found.get)
 
     def optim_step(self, owner: str, request: OptimStepRequest, digest: bytes) -> Future:
         """Apply the gradients."""

@@ -72,6 +72,19 @@ async def test_loss_is_that_of_cispo_on_the_logprobs_that_were_recorded(api, ses
     assert found["loss:sum"] == pytest.approx(-2 * np.sum(logprobs), rel=1e-4)
 
 
+async def test_step_that_was_sent_with_its_batch_comes_after_it(api, session):
+    model = await api.model(session)
+    name, tokens, _ = await sampled(api, session)
+    batches = [await api.ok("/forward_backward", batch(model, 1, name, tokens))]
+    step = {"model_id": model, "seq_id": 2, "adam_params": {"learning_rate": 0.01}}
+    stepped = await api.ok("/optim_step", step)
+    batches.append(await api.ok("/forward_backward", batch(model, 3, name, tokens)))
+    before, after = [(await api.result(one))["metrics"] for one in batches]
+    assert (await api.result(stepped))["metrics"]["grad_norm"] > 0
+    assert before["ratio:mean"] == pytest.approx(1, abs=1e-5)
+    assert after["ratio:mean"] > 1.01  # what has an advantage has become likelier
+
+
 async def test_sequence_that_was_not_recorded_is_unknown(api, session):
     model = await api.model(session)
     name, tokens, _ = await sampled(api, session, record=False)

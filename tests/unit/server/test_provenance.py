@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinkex.errors import InputError
-from tinkex.server.provenance import with_recorded_logprobs
+from tinkex.server.provenance import named_sequences, with_recorded_logprobs
 from tinkex.server.recordings import RecordedSequence
 from tinkex.types import Datum, ModelInput, PromptProvenanceSpan, SampledProvenanceSpan
 
@@ -54,6 +54,11 @@ def test_sampled_targets_get_their_recorded_logprobs_and_the_others_no_weight():
     assert found["weights"] == [0, 0, 1, 1, 1]
     assert found["advantages"] == [1.0] * 5
     assert found["target_tokens"] == [2, 3, 10, 11, 12]
+
+
+def test_every_sequence_that_is_named_is_found():
+    spans = ([prompt("b", 5)], [sampled("c", 5)])
+    assert named_sequences([datum(), datum(spans=spans), datum(spans=(None, None))]) == set("abc")
 
 
 def test_two_turns_in_one_datum_name_both_sequences():
