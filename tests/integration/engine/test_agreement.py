@@ -58,26 +58,28 @@ def jobs_of(count, *, most_tokens=32):
     ]
 
 
+@pytest.mark.parametrize("weight_dtype", [None, "int8"])
 @pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.soak)])
-def test_same_seed_gives_the_same_tokens_and_bits_alone_or_in_any_batch(count):
+def test_same_seed_gives_the_same_tokens_and_bits_alone_or_in_any_batch(count, weight_dtype):
     jobs = jobs_of(count)
-    engine = make_engine()
+    engine = make_engine(weight_dtype=weight_dtype)
     alone = {one.job_id: sample(engine, one)[one.job_id] for one in jobs}
     assert any(response.prompt_cache_hit_tokens for response in alone.values())
     for seed, most in ((1, 64), (2, 7)):
         crowd = random.Random(seed).sample(jobs, count)
-        together = sample(make_engine(max_running=most), *crowd)
+        together = sample(make_engine(max_running=most, weight_dtype=weight_dtype), *crowd)
         differ = [name for name in alone if together[name].sequences != alone[name].sequences]
         assert differ == []
 
 
+@pytest.mark.parametrize("weight_dtype", [None, "int8"])
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_sampled_logprobs_equal_the_trainers(count):
+def test_sampled_logprobs_equal_the_trainers(count, weight_dtype):
     """To 1e-5, but for one token in a thousand at most; docs/log.md says where the rest comes from.
 
     The logits of this model reach 16, where neighbouring float32 numbers are 1e-6 apart.
     """
-    engine = make_engine()
+    engine = make_engine(weight_dtype=weight_dtype)
     apart = []
     jobs = jobs_of(count)  # of 16 tokens each, a third of them of no adapter
     while len(apart) < count:

@@ -100,6 +100,13 @@ async def test_local_client_is_told_the_tokenizers_folder_and_a_remote_one_is_no
     assert client_tokenizer_id("tiny", str(colon), local=True) == "tiny"
 
 
+async def test_server_says_that_its_weights_are_int8(make_config):
+    for weight_dtype, said in ((None, "float32"), ("int8", "int8")):
+        running = Running(make_config(weight_dtype=weight_dtype))
+        assert (await running.info()).weight_dtype == said
+        await running.end()
+
+
 async def test_address_in_use_is_refused_before_any_model_is_loaded(make_config):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -60,6 +60,21 @@ def test_bits_do_not_depend_on_how_the_work_is_cut(monkeypatch):
         assert torch.equal(Int8Product(values, scales)(x), whole)
 
 
+def test_bits_do_not_depend_on_the_number_of_threads():
+    product = Int8Product(*parts((200, 500)))
+    x = rows(37, 500)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(product(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_wide_rows_keep_small_values_beside_a_large_one():
     width = 70_000  # more than one integer product may sum
     values, scales = parts((8, width))
