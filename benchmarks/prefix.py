@@ -1,6 +1,6 @@
 """Prompts that share a beginning, with the prefix cache and without it.
 
-    python benchmarks/prefix.py [shared] [chat] [turns] [bits]
+    python benchmarks/prefix.py [shared] [chat] [turns] [bits] [agree]
 
 CPU seconds of this process, one thread, both sides in one run: least of two rounds, on engines made
 anew, so that nothing is left of the round before. Tokens computed and reused are counted by the
@@ -11,6 +11,8 @@ chat: a first turn of 2,000 tokens and an answer of 64; the second turn adds 64 
 turns: steps until a short prompt of one user is answered, behind 200 prompts of another.
 bits: 1,000 requests on 3 adapters and the base model, prompts of up to 400 tokens that share
 beginnings, all at once with the cache, against each alone without it.
+agree: log-probabilities of 10,240 tokens sampled after prompts of 260 to 1,560 tokens that share
+beginnings, against the trainer's.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 from engine import VOCAB, engine
 
 from tinkex.engine.engine import Engine, SampleJob
-from tinkex.types import ModelInput, SamplingParams
+from tinkex.types import Datum, ModelInput, SamplingParams, TensorData
 
 PROMPT = 2_000
 ROUNDS = 2
@@ -159,13 +161,45 @@ def bits() -> None:
     print(f"\n{same:,} of 1,000 have the same tokens and log-probabilities, bit for bit")
 
 
+def agree() -> None:
+    rng = np.random.default_rng(0)
+    stems = [prompt(1_500, seed) for seed in range(2)]
+    made = engine(adapters=2)
+    work = [
+        request(
+            f"j{number}",
+            stems[number % 2][: rng.integers(200, 1_500)] + prompt(60, number),
+            256,
+            f"a{number % 2}",
+        )
+        for number in range(40)
+    ]
+    _, done = run(made, *work)
+    worst = 0.0
+    for job in work:
+        sampled = done[job.job_id].sequences[0]
+        ids = [*job.prompt.to_ints(), *sampled.tokens]
+        datum = Datum(
+            ModelInput.from_ints(ids[:-1]), {"target_tokens": TensorData(np.array(ids[1:]))}
+        )
+        assert job.sampler_id is not None
+        output = made.forward_backward(job.sampler_id, [datum], "cross_entropy", forward_only=True)
+        trained = output.loss_fn_outputs[0]["logprobs"].to_numpy()[job.prompt.length - 1 :]
+        worst = max(worst, float(np.abs(trained - sampled.logprobs_np).max()))
+    total = sum(job.prompt.length for job in work)
+    print(
+        f"\ntrainer / sampler logprobs, worst of 10,240 tokens: {worst:.2e}; of {total:,} prompt "
+        f"tokens {computed(made):,} were computed"
+    )
+
+
 def row(name: str, found: tuple[float, int], without: tuple[float, int]) -> None:
     """Print one row: what was found, and how many times better than `without` it is."""
     seconds, count = found
     print(f"| {name} | {seconds:.3f} | {count:,} | {without[0] / seconds:.1f} |", flush=True)
 
 
-PARTS = {"shared": shared, "chat": chat, "turns": turns, "bits": bits}
+PARTS = {"shared": shared, "chat": chat, "turns": turns, "bits": bits, "agree": agree}
 
 
 def main() -> int:
