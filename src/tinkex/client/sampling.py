@@ -187,6 +187,7 @@ class SamplingClient:
                 sampling_params=sampling_params,
                 sampling_session_id=self.sampling_session_id,
                 topk_sample_logprobs=topk_sample_logprobs,
+                record_stability_info=self._record_stability_info,
             )
         )
         sample_rules.check_request(request)

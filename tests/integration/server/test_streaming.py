@@ -39,6 +39,21 @@ def test_stream_is_the_sample_piece_by_piece(sampler, num_samples):
         assert streamed.sequence_id.endswith(f":{streamed.sequence_id[-1]}")
 
 
+def test_streamed_sequences_are_recorded_under_their_names_too(server):
+    params = tinker.SamplingParams(max_tokens=6, seed=3, stop=[])
+    with tinker.ServiceClient(**server.login) as service:
+        sampler = service.create_sampling_client(
+            base_model=BASE_MODEL, record_stability_info=True
+        ).result(20)
+        stream = sampler.sample_stream(PROMPT, params, 2)
+        list(stream)
+        session_id = next(iter(server.services.sessions._sessions))
+        for sequence in stream.response.sequences:
+            kept = server.services.recordings.find(session_id, sequence.sequence_id)
+            assert kept.tokens.tolist() == sequence.tokens
+            assert kept.logprobs.tolist() == sequence.logprobs
+
+
 def test_tokens_come_while_the_server_still_samples(server, sampler):
     stream = sampler.sample_stream(PROMPT, tinker.SamplingParams(max_tokens=100, stop=[]))
     first = next(iter(stream))
