@@ -38,6 +38,8 @@ _SMALLEST = 1e-30
 """A row whose largest value is below this counts as that large, so that its inverse is finite."""
 _SPLIT_ELEMENTS = 2**18
 """Split at once; what lies between stays in the cache."""
+_BLOCK_ELEMENTS = 2**22
+"""Of the rows in one product: the digits are as many bytes three or four times."""
 _STACKED_ELEMENTS = 2**20
 """Outputs up to which the digits go through one product, and are summed afterwards."""
 _FEW_ELEMENTS = 2**14
@@ -45,16 +47,18 @@ _FEW_ELEMENTS = 2**14
 
 
 class Int8Product:
-    """x -> (x Q^T) * scales, with Q laid out for oneDNN.
+    """x -> ((x * inputs) Q^T) * scales, with Q laid out for oneDNN.
 
     Args:
         values: Q [out, in] int8; not kept.
         scales: [out] float32.
+        inputs: [in] float32; ones when absent.
     """
 
-    def __init__(self, values: Tensor, scales: Tensor) -> None:
+    def __init__(self, values: Tensor, scales: Tensor, inputs: Tensor | None = None) -> None:
         out, width = values.shape
         self._scales = scales
+        self._inputs = inputs
         self._zeros = torch.zeros(out, dtype=torch.int32)
         self._digits = 4 if width > _WIDE else 3
         starts = range(0, width, _MAX_WIDTH)
@@ -66,13 +70,21 @@ class Int8Product:
         return torch.cat([part.to_dense() for part in self._parts]).t().contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute (x Q^T) * scales: [N, in] -> [N, out] float32; records no gradient of its own.
+        """Compute ((x * inputs) Q^T) * scales: [N, in] -> [N, out] float32, without a gradient.
 
         A row with a value that is not finite has no finite results.
         """
-        if not x.shape[0]:
-            return x.new_empty(0, self._scales.shape[0])
-        digits, unit = _split(x, self._digits)
+        rows, width = x.shape
+        step = max(1, _BLOCK_ELEMENTS // width)
+        if 0 < rows <= step:
+            return self._multiply(x)
+        found = x.new_empty(rows, self._scales.shape[0])
+        for start in range(0, rows, step):
+            found[start : start + step] = self._multiply(x[start : start + step])
+        return found
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        digits, unit = _split(x, self._digits, self._inputs)
         if len(self._parts) == 1:
             return self._sum(digits, self._parts[0]).mul_(unit)
         total = torch.zeros(x.shape[0], self._scales.shape[0])
@@ -118,15 +130,15 @@ def _pack(values: Tensor) -> Tensor:
     return packed
 
 
-def _split(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Write rows [N, K] as fixed-point numbers of `count` bytes.
+def _split(x: Tensor, count: int, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Write rows x * inputs [N, K] as fixed-point numbers of `count` bytes.
 
     Returns:
         Digits [count, N, K] uint8, lowest first, each plus 128; what one unit is worth [N, 1].
     """
     rows, width = x.shape
     if x.numel() <= _FEW_ELEMENTS:
-        fixed, top = _fixed_point(x, count)
+        fixed, top = _fixed_point(x, count, inputs)
         digits = fixed.view(torch.uint8).view(rows * width, 4).t()[:count].contiguous()
         return digits.view(count, rows, width), top.div_(_LIMITS[count])
     digits = torch.empty(count, rows, width, dtype=torch.uint8)
@@ -134,7 +146,7 @@ def _split(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     step = max(1, _SPLIT_ELEMENTS // width)
     for start in range(0, rows, step):
         at = slice(start, start + step)
-        fixed, top = _fixed_point(x[at], count)
+        fixed, top = _fixed_point(x[at], count, inputs)
         tops.append(top)
         for place in range(count):
             digits[place, at].copy_(fixed)  # the lowest byte alone
@@ -142,8 +154,10 @@ def _split(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return digits, torch.cat(tops).div_(_LIMITS[count])
 
 
-def _fixed_point(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _fixed_point(x: Tensor, count: int, inputs: Tensor | None) -> tuple[Tensor, Tensor]:
     """Round rows to whole numbers [N, K] int32, 128 added to each byte; and give each row's top."""
+    if inputs is not None:
+        x = x * inputs
     top = x.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST)
     return (x * (_LIMITS[count] / top)).round_().to(torch.int32).add_(_OFFSETS[count]), top
 

@@ -92,16 +92,15 @@ class QuantizedMatrix:
 
     def times(self, g: Tensor) -> Tensor:
         """Compute g W': [N, out] -> [N, in], the gradient of `rows_times` by its input."""
-        scaled = g * self._scales
         if self._product is None:
             total = g.new_zeros(g.shape[0], self.shape[1])
             for at, block in self._blocks():
-                total.addmm_(scaled[:, at], block)
+                total.addmm_(g[:, at] * self._scales[at], block)
             return total
         if self._transposed is None:
             values = self._product.values().t().contiguous()
-            self._transposed = Int8Product(values, torch.ones(self.shape[1]))
-        return self._transposed(scaled)
+            self._transposed = Int8Product(values, torch.ones(self.shape[1]), self._scales)
+        return self._transposed(g)
 
     def _forward(self, x: Tensor) -> Tensor:
         if self._product is not None:

@@ -54,10 +54,12 @@ def test_row_has_the_same_bits_in_any_company(shape):
 def test_bits_do_not_depend_on_how_the_work_is_cut(monkeypatch):
     values, scales = parts((48, 40))
     x = rows(30, 40)
-    whole = Int8Product(values, scales)(x)
-    for name in ("_STACKED_ELEMENTS", "_SPLIT_ELEMENTS", "_FEW_ELEMENTS"):
+    inputs = torch.rand(40, generator=generator(9))
+    whole = Int8Product(values, scales, inputs)(x)
+    assert torch.equal(Int8Product(values, scales)(x * inputs), whole)
+    for name in ("_BLOCK_ELEMENTS", "_STACKED_ELEMENTS", "_SPLIT_ELEMENTS", "_FEW_ELEMENTS"):
         monkeypatch.setattr(int8_product, name, 64)
-        assert torch.equal(Int8Product(values, scales)(x), whole)
+        assert torch.equal(Int8Product(values, scales, inputs)(x), whole)
 
 
 def test_bits_do_not_depend_on_the_number_of_threads():
