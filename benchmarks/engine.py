@@ -285,7 +285,8 @@ def generate(size: str, count: int, tokens: int, folder: Path) -> Callable[[], N
 
 def decode(report: Report) -> None:
     tokens = 64
-    made = engine(adapters=8)
+    # Prompts come again in every round, and `generate` computes them each time.
+    made = engine(adapters=8, prefix_cache_tokens=0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "a"
         made.save_adapter("a0", folder, optimizer=False)

@@ -34,6 +34,8 @@ MIN_CHUNK_ROWS = 128
 
 _SPARSE = 0.75
 """Rows with a gradient are gathered when they are less than this share of a run's slice."""
+_FEW_ROWS = 64
+"""Below this many, LoRA is added to a run's logits in one call."""
 _ADD_COLUMNS = 4096
 """Logits of a row to which LoRA is added at a time: what was just computed is then in the cache."""
 
@@ -267,6 +269,9 @@ class Head:
         if pair is None:
             return
         inner = self._products.rows(x.float(), pair.a).mul_(weights.scale)
+        if x.shape[0] < _FEW_ROWS:
+            z.addmm_(inner, pair.b.t())
+            return
         for start in range(0, z.shape[1], _ADD_COLUMNS):
             at = slice(start, start + _ADD_COLUMNS)
             z[:, at].add_(self._products.rows(inner, pair.b[at]))

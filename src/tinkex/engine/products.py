@@ -32,9 +32,14 @@ class Products:
 
         The bits of a row may tell the number of rows. No gradients.
         """
-        if x.shape[0] * w.shape[0] * x.shape[1] < _WORTH:
+        if self.small(x.shape[0], w.shape[0], x.shape[1]):
             return torch.mm(x, w.t())
         return self.steady(x, w)
+
+    @staticmethod
+    def small(n: int, m: int, k: int) -> bool:
+        """Whether a product of so many multiplications is one for torch's own call."""
+        return n * m * k < _WORTH
 
     def steady(self, x: Tensor, w: Tensor) -> Tensor:
         """Compute the same by one library: a row's bits do not tell the number of rows (4 up)."""
