@@ -47,12 +47,13 @@ class ModelRunner:
         model = base.model
         self.device: torch.device = model.device
         self._decoder = decoder_of(model)
-        full = self.device.type == "cpu" and model.dtype == torch.float32
+        self.layout = choose_layout(config, model)
+        """The form of the frozen matrices."""
+        full = self.layout.quantized or model.dtype == torch.float32
+        full = full and self.device.type == "cpu"
         products = Products(onednn=full and can_pack())
         self._routing = LoraRouting(products, config.row_multiple)
         self._stack = AdapterStack(self.device, products, share=slots_are_neutral())
-        self.layout = choose_layout(config, model)
-        """The form of the frozen matrices."""
         if not linear_modules(model):
             raise EngineError("an engine already drives this model; load it again")
         self._unknown = unknown_experts(model)
