@@ -177,7 +177,8 @@ def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     that of the weights themselves.
     """
     count, size = weights.shape
-    blocks = F.pad(weights, (0, -size % _BLOCK)).view(count, -1, _BLOCK)
+    filler = -size % _BLOCK
+    blocks = (F.pad(weights, (0, filler)) if filler else weights).view(count, -1, _BLOCK)
     sums = blocks.sum(dim=2).double()
     block, rest = _locate(sums, uniform[:, None] * sums.sum(dim=1, keepdim=True))
     inside = blocks[torch.arange(count, device=weights.device), block[:, 0]].double()
