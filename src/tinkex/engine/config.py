@@ -101,10 +101,8 @@ class EngineConfig:
                 f"prefill_block_tokens must be at most prefill_tokens ({self.prefill_tokens}), got "
                 f"{self.prefill_block_tokens}"
             )
-        if self.weight_dtype not in {None, "int8"}:
-            faults.append(f"weight_dtype must be int8 or left out, got {self.weight_dtype!r}")
-        if self.weight_dtype is not None and self.pack_weights:
-            faults.append("pack_weights is for float32 weights; leave it out with weight_dtype")
+        if self.weight_dtype is not None:
+            faults += self._weight_dtype_faults(self.weight_dtype)
         if not self.lora_alpha > 0:
             faults.append(f"lora_alpha must be above 0, got {self.lora_alpha}")
         if not 0 < self.adapter_memory_share <= 1:
@@ -113,6 +111,24 @@ class EngineConfig:
             )
         if faults:
             raise ConfigurationError(faults)
+
+    def _weight_dtype_faults(self, weight_dtype: str) -> list[str]:
+        faults = []
+        if weight_dtype != "int8":
+            faults.append(f"weight_dtype must be int8 or left out, got {weight_dtype!r}")
+        if self.device != "cpu":
+            faults.append(
+                f"weight_dtype {weight_dtype} works on a CPU only, not on {self.device}; leave it "
+                "out, and use dtype bfloat16 to halve the memory"
+            )
+        if self.dtype != "float32":
+            faults.append(
+                f"weight_dtype {weight_dtype} needs dtype float32 for the activations, not "
+                f"{self.dtype}; choose one of the two"
+            )
+        if self.pack_weights:
+            faults.append("pack_weights is for float32 weights; leave it out with weight_dtype")
+        return faults
 
 
 _LOWEST = {

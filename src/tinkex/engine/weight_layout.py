@@ -53,19 +53,14 @@ def choose_layout(config: EngineConfig, model: Any) -> WeightLayout:
     For int8 the model's own dtype may be any: it is rounded as it was loaded (`settle`).
 
     Raises:
-        ConfigurationError: int8 on another device than a CPU, or with another dtype than float32.
+        ConfigurationError: int8 for a model that lies on another device than a CPU.
     """
     on_cpu = model.device.type == "cpu"
     if config.weight_dtype == "int8":
         if not on_cpu:
             raise ConfigurationError(
-                f"weight_dtype int8 works on a CPU only, not on {model.device}; leave it out, and "
-                "use dtype bfloat16 to halve the memory"
-            )
-        if config.dtype != "float32":
-            raise ConfigurationError(
-                f"weight_dtype int8 needs dtype float32 for the activations, not "
-                f"{config.dtype}; choose one of the two"
+                f"weight_dtype int8 works on a CPU only, and the model lies on {model.device}; "
+                "leave it out, and use dtype bfloat16 to halve the memory"
             )
         return WeightLayout.INT8 if can_multiply_int8() else WeightLayout.INT8_BLOCKS
     wanted = config.pack_weights

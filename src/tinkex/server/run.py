@@ -229,6 +229,21 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
     folder = config.spill_dir or config.data_dir / SPILL_NAME
     erase_leftovers(folder)
     for number, source in enumerate(config.base_models):
+        settings = EngineConfig(  # first, as wrong ones should not wait for a model
+            device=device,
+            dtype=dtype,
+            weight_dtype=config.weight_dtype,
+            threads=config.threads,
+            max_rank=limits.max_rank,
+            max_adapters=limits.max_adapters,
+            max_samplers=limits.max_adapters,
+            device_adapter_bytes=limits.device_adapter_bytes,
+            host_adapter_bytes=limits.host_adapter_bytes,
+            adapter_memory_share=0.25 / len(config.base_models),
+            spill_directory=folder / str(number) if config.spill else None,
+            spill_bytes=limits.max_spilled_bytes,
+            max_num_samples=limits.max_num_samples,
+        )
         base = load_base_model(
             source,
             device=device,
@@ -237,24 +252,7 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
             trust_remote_code=source in config.trust_remote_code,
             allow_pickle=source in config.allow_pickle,
         )
-        engines[base.name] = Engine(
-            base,
-            EngineConfig(
-                device=device,
-                dtype=dtype,
-                weight_dtype=config.weight_dtype,
-                threads=config.threads,
-                max_rank=limits.max_rank,
-                max_adapters=limits.max_adapters,
-                max_samplers=limits.max_adapters,
-                device_adapter_bytes=limits.device_adapter_bytes,
-                host_adapter_bytes=limits.host_adapter_bytes,
-                adapter_memory_share=0.25 / len(config.base_models),
-                spill_directory=folder / str(number) if config.spill else None,
-                spill_bytes=limits.max_spilled_bytes,
-                max_num_samples=limits.max_num_samples,
-            ),
-        )
+        engines[base.name] = Engine(base, settings)
     return engines, device
 
 

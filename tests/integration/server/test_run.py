@@ -160,7 +160,10 @@ async def test_two_servers_do_not_share_a_spill_folder(make_config, tmp_path):
         ({"aliases": {"a": "b"}}, "alias 'a'"),
         ({"device": "warp"}, "warp"),
         ({"dtype": "int3"}, "int3"),
-        ({"dtype": "bfloat16", "weight_dtype": "int8"}, "needs dtype float32"),
+        (
+            {"dtype": "bfloat16", "weight_dtype": "int8", "base_models": ("/not/looked/at",)},
+            "needs dtype float32",
+        ),
     ],
 )
 async def test_setting_that_does_not_work_here_is_refused(make_config, settings, message):

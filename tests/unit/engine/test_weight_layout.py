@@ -159,8 +159,10 @@ def test_file_is_not_held_once_it_is_read(tmp_path):
 def test_int8_is_refused_by_name_where_it_is_not_supported():
     for dtype in ("bfloat16", "float16"):
         with pytest.raises(ConfigurationError, match=f"needs dtype float32.*{dtype}"):
-            choose_layout(EngineConfig(dtype=dtype, weight_dtype="int8"), tiny_model())
-    with pytest.raises(ConfigurationError, match=r"CPU only, not on meta.*bfloat16"):
+            EngineConfig(dtype=dtype, weight_dtype="int8")
+    with pytest.raises(ConfigurationError, match=r"CPU only, not on cuda:0.*bfloat16"):
+        EngineConfig(device="cuda:0", weight_dtype="int8")
+    with pytest.raises(ConfigurationError, match=r"CPU only, and the model lies on meta.*bfloat16"):
         choose_layout(EngineConfig(weight_dtype="int8"), tiny_model().to("meta"))
     with pytest.raises(ConfigurationError, match=r"weight_dtype must be int8.*'int4'"):
         EngineConfig(weight_dtype="int4")
