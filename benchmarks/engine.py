@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from tinkex.engine.attention import PrefillAttention
+from tinkex.engine.attention.packed import PrefillAttention
 from tinkex.engine.config import EngineConfig
 from tinkex.engine.engine import Engine, SampleJob
-from tinkex.engine.head import HeadPart
-from tinkex.engine.lora import lora_weights
+from tinkex.engine.lora.weights import lora_weights
+from tinkex.engine.models.head import HeadPart
 from tinkex.engine.models.loader import wrap_model
 from tinkex.types import Datum, LoraConfig, ModelInput, SamplingParams, TensorData
 

@@ -33,12 +33,12 @@ import engine as bench
 import torch
 from torch import Tensor
 
-from tinkex.engine.attention import PrefillAttention
+from tinkex.engine.attention.packed import PrefillAttention
 from tinkex.engine.engine import Engine, EngineConfig, load_base_model
-from tinkex.engine.matrix import Matrix
+from tinkex.engine.matrices.matrix import Matrix
+from tinkex.engine.matrices.quantized import QuantizedMatrix, quantize
 from tinkex.engine.models.loader import SPROUT, wrap_model
 from tinkex.engine.models.support import linear_modules
-from tinkex.engine.quantized import QuantizedMatrix, quantize
 from tinkex.types import LoraConfig
 
 MIB = 2**20

@@ -22,10 +22,23 @@ PURE = {
     "client/chunking.py",
     "client/metrics.py",
     "client/retry.py",
-    "engine/scheduler.py",
+    "engine/sampling/scheduler.py",
     "_backoff.py",
 }
 IMPURE_MODULES = {"asyncio", "socket", "time", "os", "httpx", "threading"}
+
+# Folders of the engine: each imports only those after it (besides what is needed for types alone).
+# `training` and `sampling` do not know each other.
+ENGINE_LAYERS = [
+    "adapters",
+    "files",
+    "sampling",
+    "training",
+    "models",
+    "attention",
+    "lora",
+    "matrices",
+]
 
 # The environment is read once, at the edge.
 ENVIRONMENT_READERS = {"config.py", "credentials.py"}
@@ -46,6 +59,15 @@ def parsed(path: Path) -> ast.Module:
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return [node for node in ast.walk(parsed(path)) if isinstance(node, kinds)]
+
+
+def run_time_imports(path: Path) -> set[str]:
+    """Modules that a file imports as it is loaded: not inside functions, nor for types alone."""
+    return {
+        node.module
+        for node in parsed(path).body
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -92,6 +114,21 @@ def test_no_unfinished_work_is_left(path):
 def test_pure_module_does_no_io(name):
     roots = {module.split(".")[0] for module in imported_modules(SOURCE / name)}
     assert roots & IMPURE_MODULES == set()
+
+
+@pytest.mark.parametrize("folder", ENGINE_LAYERS)
+def test_engine_folder_imports_only_those_below_it(folder):
+    below = set(ENGINE_LAYERS[ENGINE_LAYERS.index(folder) + 1 :])
+    for path in (SOURCE / "engine" / folder).glob("*.py"):
+        imported = {
+            module.split(".")[2]
+            for module in run_time_imports(path)
+            if module.startswith("tinkex.engine.")
+        }
+        above = set(ENGINE_LAYERS) - below - {folder}
+        if folder == "sampling":
+            above.add("training")
+        assert imported & above == set(), path.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tinkex.engine.engine import Engine, SampleFinished
-    from tinkex.engine.prefix_cache import PrefixCache
+    from tinkex.engine.sampling.prefix_cache import PrefixCache
     from tinkex.types import SampleResponse
 
 BLOCK = 16

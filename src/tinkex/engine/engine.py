@@ -17,26 +17,24 @@ from weakref import WeakSet
 import torch
 
 from tinkex._clock import SystemClock
-from tinkex.engine.adapter_pool import AdapterPool, MemoryLevel
-from tinkex.engine.adapters import Adapter, adapter_bytes
+from tinkex.engine.adapters.adapter import Adapter, adapter_bytes
+from tinkex.engine.adapters.pool import AdapterPool, MemoryLevel
+from tinkex.engine.adapters.spill import SpillFolder
 from tinkex.engine.attempts import computing
-from tinkex.engine.batching import BatchLimits, prompt_tokens, training_sequences
-from tinkex.engine.checkpoint import (
+from tinkex.engine.config import EngineConfig
+from tinkex.engine.device import memory_bytes
+from tinkex.engine.files.checkpoint import (
     CheckpointInfo,
     checkpoint_lora_config,
     read_optimizer,
     read_weights,
     write_checkpoint,
 )
-from tinkex.engine.config import EngineConfig
-from tinkex.engine.device import memory_bytes
-from tinkex.engine.generation import Generator
-from tinkex.engine.lora import initial_weights, parameter_count
-from tinkex.engine.losses import custom_loss_call, loss_call
-from tinkex.engine.model_runner import ModelRunner
+from tinkex.engine.lora.weights import initial_weights, parameter_count
 from tinkex.engine.models.loader import BaseModel, load_base_model
-from tinkex.engine.optimizers import ADAMW, find_optimizer
-from tinkex.engine.sequence import (
+from tinkex.engine.models.runner import ModelRunner
+from tinkex.engine.sampling.generation import Generator
+from tinkex.engine.sampling.sequence import (
     JobState,
     SampleFinished,
     SampleJob,
@@ -46,9 +44,11 @@ from tinkex.engine.sequence import (
     check_sampling,
     token_limit,
 )
-from tinkex.engine.spill import SpillFolder
-from tinkex.engine.stops import stop_rule
-from tinkex.engine.trainer import TrainerSettings, TrainingTask, run_together
+from tinkex.engine.sampling.stops import stop_rule
+from tinkex.engine.training.batching import BatchLimits, prompt_tokens, training_sequences
+from tinkex.engine.training.losses import custom_loss_call, loss_call
+from tinkex.engine.training.optimizers import ADAMW, find_optimizer
+from tinkex.engine.training.trainer import TrainerSettings, TrainingTask, run_together
 from tinkex.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tinkex._clock import Clock
-    from tinkex.engine.graph_loss import GraphLoss
+    from tinkex.engine.training.graph_loss import GraphLoss
     from tinkex.types import Datum, ForwardBackwardOutput, LoraConfig, OptimParams
 
 __all__ = [

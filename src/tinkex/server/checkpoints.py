@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from tinkex.engine.checkpoint import checkpoint_lora_config
+from tinkex.engine.files.checkpoint import checkpoint_lora_config
 from tinkex.errors import InputError
 from tinkex.server.blobs import KINDS, CheckpointKey
 from tinkex.server.refusal import not_found

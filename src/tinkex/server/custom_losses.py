@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tinkex.engine.graph_loss import GraphLoss
+from tinkex.engine.training.graph_loss import GraphLoss
 from tinkex.errors import InputError
 from tinkex.server.futures import Operation
 from tinkex.server.refusal import bad_request

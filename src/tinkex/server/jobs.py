@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tinkex._clock import Clock
     from tinkex.engine.engine import Engine
-    from tinkex.engine.sequence import SampleJob
+    from tinkex.engine.sampling.sequence import SampleJob
     from tinkex.types import ForwardBackwardOutput, SampleResponse
 
 R = TypeVar("R")

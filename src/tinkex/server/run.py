@@ -217,10 +217,10 @@ class _Server(uvicorn.Server):
 def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
     """Load every base model: (engines by name, the device). Blocks."""
     # Loaded only here: torch costs a second that wrong settings should not wait for.
+    from tinkex.engine.adapters.spill import erase_leftovers  # noqa: PLC0415
     from tinkex.engine.config import EngineConfig  # noqa: PLC0415
     from tinkex.engine.device import resolve_device, resolve_dtype  # noqa: PLC0415
     from tinkex.engine.engine import Engine, load_base_model  # noqa: PLC0415
-    from tinkex.engine.spill import erase_leftovers  # noqa: PLC0415
 
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tinkex.engine.sequence import SampleJob
+from tinkex.engine.sampling.sequence import SampleJob
 from tinkex.errors import EngineError, InputError, TinkerError
 from tinkex.server.futures import Operation
 from tinkex.server.refusal import bad_request, invalid_fields, not_found

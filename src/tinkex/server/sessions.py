@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tinkex._clock import Clock
-    from tinkex.engine.graph_loss import GraphLoss
+    from tinkex.engine.training.graph_loss import GraphLoss
     from tinkex.server.timers import Timer, Timers
 
 SESSION_ID_BYTES = 16

@@ -9,9 +9,9 @@ from engine_support import shake
 from transformers import AutoModelForCausalLM
 
 from tinkex.demo import arithmetic, translation
-from tinkex.engine.attention import PrefillAttention
+from tinkex.engine.attention.packed import PrefillAttention
 from tinkex.engine.engine import Engine, EngineConfig, load_base_model
-from tinkex.engine.merge import merge_adapter
+from tinkex.engine.files.merge import merge_adapter
 from tinkex.engine.models.loader import SPROUT
 from tinkex.types import AdamParams, Datum, LoraConfig, ModelInput
 

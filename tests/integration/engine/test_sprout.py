@@ -82,8 +82,8 @@ def test_saved_adapter_gives_equal_logits_in_peft(engine, base_folder, tmp_path,
     theirs = peft_logits(plain, tmp_path / "c", ids)
     engine.snapshot_sampler("s", "a")
     weights = engine._pool.sampler("s")
-    from tinkex.engine.attention import PrefillAttention
-    from tinkex.engine.lora import LoraSegment
+    from tinkex.engine.attention.packed import PrefillAttention
+    from tinkex.engine.lora.weights import LoraSegment
 
     n = ids.shape[1]
     segments = [LoraSegment(0, n, weights)]

@@ -1,7 +1,7 @@
 """Base models from a folder, a hub id, or the package itself.
 
 Owns what is accepted: safetensors only, no code from the model's repository unless asked for. What
-the engine can drive is checked in `support`; how the modules are used is `model_runner`'s.
+the engine can drive is checked in `support`; how the modules are used is `models.runner`'s.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tinkex.engine import attention
-from tinkex.engine.experts import has_fused_experts
-from tinkex.engine.kv_cache import DecodeAttention, KVCache
+from tinkex.engine.attention import packed as attention
+from tinkex.engine.attention.kv_cache import DecodeAttention, KVCache
+from tinkex.engine.lora.experts import has_fused_experts
 from tinkex.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
-    from tinkex.engine.lora import LoraShape
+    from tinkex.engine.lora.weights import LoraShape
 
 TESTED = frozenset(
     {

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from tinkex.engine.engine import Engine, EngineConfig
-from tinkex.engine.merge import merge_adapter
+from tinkex.engine.files.merge import merge_adapter
 from tinkex.engine.models.loader import load_base_model
 from tinkex.types import Datum, LoraConfig, ModelInput
 

@@ -16,8 +16,8 @@ from engine_support import (
     tokens,
 )
 
-from tinkex.engine.attention import PrefillAttention
-from tinkex.engine.lora import LoraShape
+from tinkex.engine.attention.packed import PrefillAttention
+from tinkex.engine.lora.weights import LoraShape
 from tinkex.engine.models.loader import wrap_model
 from tinkex.engine.models.support import TESTED, adapter_shapes
 from tinkex.errors import ConfigurationError, InputError

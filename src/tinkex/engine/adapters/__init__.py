@@ -1,0 +1,1 @@
+"""Adapters and frozen samplers, and the memory that each lies in."""

@@ -1,0 +1,1 @@
+"""Files: checkpoints, PEFT's format, merged models."""

@@ -1,0 +1,1 @@
+"""Frozen weight matrices: their forms, and products with them."""

@@ -1,0 +1,230 @@
+"""The decoder of dense Llama-like models, written out: the hot path beside transformers' modules.
+
+Llama, Mistral, Qwen2 and Qwen3: RMS norm before each block, rotary positions, a gated MLP. The same
+arithmetic as transformers' modules, with the layers that read the same input (q, k, v; gate, up) as
+one product, so that a decode step makes half of the calls and a training batch fewer passes
+(benchmarks/engine.py; docs/log.md has the figures). `models.support` finds the general path right
+against plain transformers; the tests compare this one with it.
+
+Owns the order of work in a layer and the matrices that it takes from the modules. Attention and
+LoRA are those of the general path. Works for training, prefill and decode alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinkex.engine.lora.weights import LoraGroup, LoraShape
+
+if TYPE_CHECKING:
+    from tinkex.engine.attention.packed import PackedAttention
+    from tinkex.engine.lora.linear import LoraRouting
+    from tinkex.engine.matrices.layout import FrozenMatrix, WeightLayout
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Values of `model_type` whose layers are built as this module computes them."""
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def fits(model: Any) -> bool:
+    """Whether a causal LM is one of `FAMILIES`, with their activation and positions."""
+    config = model.config
+    if config.model_type not in FAMILIES or config.hidden_act != "silu":
+        return False
+    head_dim = int(model.model.layers[0].self_attn.head_dim)
+    rotated = 2 * int(model.model.rotary_emb.inv_freq.numel())
+    return rotated == head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """A frozen matrix and the layers whose rows it has."""
+
+    matrix: FrozenMatrix
+    group: LoraGroup
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer's weights."""
+
+    norm: Tensor
+    qkv: _Product
+    head_norm: Tensor | None
+    """[query heads + key heads, head_dim] in Qwen3."""
+    out: _Product
+    mlp_norm: Tensor
+    gate_up: _Product
+    down: _Product
+    scaling: float
+    window: int
+
+
+class DenseDecoder:
+    """The decoder of one model; takes the weights of its layers over.
+
+    Args:
+        model: A causal LM that `fits`.
+        layout: The form of the frozen matrices.
+        routing: Which adapter each row uses.
+    """
+
+    def __init__(self, model: Any, layout: WeightLayout, routing: LoraRouting) -> None:
+        config = model.config
+        self._decoder = model.model
+        self._routing = routing
+        self._eps = float(config.rms_norm_eps)
+        self._query_heads = int(config.num_attention_heads)
+        self._key_heads = int(config.num_key_value_heads)
+        self.shapes: dict[str, LoraShape] = {}
+        """The linear layers by name, in the order of transformers' modules."""
+        self._layers = [
+            self._take(f"model.layers.{number}", layer, layout)
+            for number, layer in enumerate(self._decoder.layers)
+        ]
+
+    def _take(self, name: str, layer: Any, layout: WeightLayout) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        shapes = {}
+        for block, part, leaves in (("self_attn", attention, _ATTENTION), ("mlp", mlp, _MLP)):
+            for leaf in leaves:
+                linear = getattr(part, leaf)
+                whole = f"{name}.{block}.{leaf}"
+                shapes[leaf] = LoraShape(whole, linear.in_features, linear.out_features)
+                self.shapes[whole] = shapes[leaf]
+
+        def product(part: Any, *leaves: str) -> _Product:
+            linears = [getattr(part, leaf) for leaf in leaves]
+            weight = torch.cat([one.weight.detach() for one in linears])
+            biases = [one.bias.detach() for one in linears if one.bias is not None]
+            for leaf in leaves:
+                delattr(part, leaf)
+            matrix = layout.matrix(weight, torch.cat(biases) if biases else None)
+            return _Product(matrix, LoraGroup.of(*(shapes[leaf] for leaf in leaves)))
+
+        return _Layer(
+            norm=layer.input_layernorm.weight,
+            qkv=product(attention, "q_proj", "k_proj", "v_proj"),
+            head_norm=self._head_norm(attention),
+            out=product(attention, "o_proj"),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate_up=product(mlp, "gate_proj", "up_proj"),
+            down=product(mlp, "down_proj"),
+            scaling=float(attention.scaling),
+            window=int(self._window(attention) or 0),
+        )
+
+    def _head_norm(self, attention: Any) -> Tensor | None:
+        if not hasattr(attention, "q_norm"):
+            return None
+        query, key = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
+        return torch.stack([query] * self._query_heads + [key] * self._key_heads)
+
+    @staticmethod
+    def _window(attention: Any) -> int | None:
+        """Give the positions that a layer's tokens see: Mistral keeps it in its settings alone."""
+        window = getattr(attention, "sliding_window", None)
+        if window is None and attention.config.model_type == "mistral":
+            window = attention.config.sliding_window
+        return window
+
+    def __call__(self, ids: Tensor, positions: Tensor, attention: PackedAttention) -> Tensor:
+        """Run the decoder on packed tokens.
+
+        Args:
+            ids: [N] int64.
+            positions: [N] int64, each token's place in its own sequence.
+            attention: How tokens attend.
+
+        Returns:
+            Last hidden states [N, C], after the final norm.
+        """
+        x: Tensor = self._decoder.embed_tokens(ids)
+        cos, sin = self._decoder.rotary_emb(x[None], positions[None])
+        half = cos.shape[-1] // 2
+        # Half of the rotation's sign lies in the sine, so that the other half needs no negation.
+        signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        rotation = cos[0, :, None], signed[:, None]
+        product = self._routing.product
+        for number, layer in enumerate(self._layers):
+            y = rms_norm(x, layer.norm, self._eps)
+            y = self._attend(number, layer, y, rotation, attention)
+            x = x + product(y, layer.out.matrix, layer.out.group)
+            y = rms_norm(x, layer.mlp_norm, self._eps)
+            both = product(y, layer.gate_up.matrix, layer.gate_up.group)
+            gate, up = both.chunk(2, dim=-1)
+            x = x + product(F.silu(gate) * up, layer.down.matrix, layer.down.group)
+        return rms_norm(x, self._decoder.norm.weight, self._eps)
+
+    def _attend(
+        self,
+        number: int,
+        layer: _Layer,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attention: PackedAttention,
+    ) -> Tensor:
+        """Compute one layer's attention before its last product: [N, C] -> [N, heads x dim]."""
+        rotated = self._query_heads + self._key_heads
+        heads = rotated + self._key_heads
+        qkv = self._routing.product(x, layer.qkv.matrix, layer.qkv.group)
+        qkv = qkv.view(x.shape[0], heads, -1)
+        qk = qkv[:, :rotated]
+        if layer.head_norm is not None:
+            qk = rms_norm(qk, layer.head_norm, self._eps)
+        cos, sin = rotation
+        half = qk.shape[-1] // 2
+        swapped = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
+        qk = torch.addcmul(qk * cos, swapped, sin)
+        found = attention.attend(
+            number,
+            qk[:, : self._query_heads],
+            qk[:, self._query_heads :],
+            qkv[:, rotated:],
+            scaling=layer.scaling,
+            window=layer.window,
+        )
+        return found.reshape(x.shape[0], -1)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Divide [..., d] by its root mean square and scale it by `weight`, broadcast over rows.
+
+    In float32 whatever the dtype, as transformers does (Zhang & Sennrich 2019, arXiv 1910.07467).
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        found: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return found
+    return F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype) * weight
+
+
+def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Give x / rms(x) in float32, and 1 / rms(x) [..., 1]."""
+    full = x.float()
+    inverse = full.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return full * inverse, inverse
+
+
+class _RmsNorm(torch.autograd.Function):
+    """`rms_norm` with a backward of few passes; autograd's own takes four times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normed, inverse = _normed(x, eps)
+        ctx.save_for_backward(normed, inverse, weight)
+        return normed.to(x.dtype) * weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        normed, inverse, weight = ctx.saved_tensors
+        # y = w n, n = x / rms: dL/dx = (w g - n mean(w g n)) / rms
+        g = gradients[0].float() * weight
+        mean = (g * normed).mean(-1, keepdim=True)
+        return g.addcmul_(normed, mean, value=-1).mul_(inverse).to(gradients[0].dtype), None, None

@@ -1,0 +1,1 @@
+"""Sampling: who runs when, prompts, tokens."""

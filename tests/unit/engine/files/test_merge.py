@@ -1,0 +1,100 @@
+"""An adapter merged into its base gives the logits of the two together."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from engine_support import tiny_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tinkex.engine.files.merge import merge_adapter
+from tinkex.errors import InputError
+
+# PEFT asks transformers what transformers calls
+# deprecated, and warns of what is merged here on purpose: an adapter of a tied unembedding
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+IDS = torch.tensor([[3, 9, 27, 4, 11]])
+
+
+@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+def base(request, tmp_path):
+    """A saved base model, with a tokenizer."""
+    from tokenizers import Tokenizer, models
+
+    folder = tmp_path / "base"
+    model = tiny_model(tie_word_embeddings=request.param)
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def adapter_of(base, folder, modules, rank=3):
+    """An adapter that PEFT itself saved, with weights that are not zero."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(
+        r=rank, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM", lora_dropout=0.0
+    )
+    model = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("modules", [["q_proj", "down_proj"], ["q_proj", "lm_head"]])
+def test_merged_model_has_the_logits_of_base_and_adapter(base, tmp_path, modules):
+    adapter = adapter_of(base, tmp_path / "adapter", modules)
+    merged = merge_adapter(adapter, tmp_path / "out" / "merged", base_model=str(base))
+    together = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    alone = AutoModelForCausalLM.from_pretrained(merged.folder)
+    torch.testing.assert_close(logits_of(alone), logits_of(together), atol=1e-5, rtol=1e-5)
+    plain = logits_of(AutoModelForCausalLM.from_pretrained(base))
+    assert (logits_of(alone) - plain).abs().max() > 1e-3
+    tied = AutoModelForCausalLM.from_pretrained(base).config.tie_word_embeddings
+    assert merged.untied == (tied and "lm_head" in modules)
+    assert (merged.folder / "tokenizer.json").exists()
+    assert [one.name for one in merged.folder.parent.iterdir()] == ["merged"]
+
+
+def test_dtype_is_the_one_asked_for(base, tmp_path):
+    adapter = adapter_of(base, tmp_path / "adapter", ["q_proj"])
+    merged = merge_adapter(adapter, tmp_path / "m", base_model=str(base), dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(merged.folder, dtype="auto")
+    assert model.dtype == torch.bfloat16
+
+
+def test_what_is_no_adapter_or_does_not_fit_is_refused_and_leaves_nothing(base, tmp_path):
+    adapter = adapter_of(base, tmp_path / "adapter", ["q_proj"])
+    out = tmp_path / "merged"
+    with pytest.raises(InputError, match="no adapter"):
+        merge_adapter(base, out, base_model=str(base))
+    other = tmp_path / "other"
+    tiny_model(hidden_size=64).save_pretrained(other)
+    with pytest.raises(InputError, match="does not fit"):
+        merge_adapter(adapter, out, base_model=str(other))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for change in ({"use_dora": True}, {"peft_type": "IA3"}, {"bias": "all"}):
+        changed = tmp_path / "changed"
+        shutil.copytree(adapter, changed, dirs_exist_ok=True)
+        (changed / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(InputError):
+            merge_adapter(changed, out, base_model=str(base))
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(InputError, match="already"):
+        merge_adapter(adapter, out, base_model=str(base))

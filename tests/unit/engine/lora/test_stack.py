@@ -1,0 +1,131 @@
+"""Decoding with adapters side by side: right, bit for bit as alone, and no harm to a neighbour."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+
+import pytest
+import torch
+
+from tinkex.engine.lora.stack import AdapterStack, is_finite, slots_are_neutral
+from tinkex.engine.lora.weights import LoraGroup, LoraShape, initial_weights
+from tinkex.engine.matrices.matrix import can_pack
+from tinkex.engine.matrices.products import Products
+
+CPU = torch.device("cpu")
+SHAPES = (LoraShape("q", 24, 40), LoraShape("k", 24, 16))
+GROUP = LoraGroup.of(*SHAPES)
+WIDE = LoraShape("lm_head", 24, 5000)
+
+
+def adapter(seed, rank=8, shapes=SHAPES):
+    weights = initial_weights(shapes, rank, 32.0, seed, CPU)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weights.flat.add_(torch.randn(weights.flat.shape, generator=generator) * 0.1)
+    return weights.frozen_copy()
+
+
+def stack():
+    return AdapterStack(CPU, Products(onednn=can_pack()), share=slots_are_neutral())
+
+
+def lora_of(pages, weights, x, group=GROUP):
+    """What a step adds to zeros; filler rows up to a multiple of four."""
+    extra = -len(weights) % 4
+    rows = torch.cat([x, torch.zeros(extra, x.shape[1])])
+    out = torch.zeros(len(rows), group.rows_out)
+    pages.rows(weights, len(rows)).add(out, rows, group)
+    return out[: len(weights)]
+
+
+def reference(weights, x, group=GROUP):
+    out = torch.zeros(group.rows_out, dtype=torch.float64)
+    for name in () if weights is None else group.names_of(weights):
+        pair = weights.pairs[name]
+        delta = pair.b.double() @ (pair.a.double() @ x.double())
+        out[group.columns[name]] = weights.scale * delta
+    return out.float()
+
+
+@pytest.mark.parametrize("group", [GROUP, LoraGroup.of(SHAPES[1]), LoraGroup.of(WIDE)])
+def test_each_row_gets_its_own_adapter_of_any_rank_and_coverage(group):
+    shapes = (*SHAPES, WIDE)
+    weights = [
+        adapter(0, 8, shapes),
+        None,
+        adapter(1, 16, shapes),
+        adapter(2, 24, shapes),
+        adapter(3, 1, SHAPES[:1]),
+        adapter(4, 300, shapes),
+    ]
+    weights += [weights[0], weights[3]]
+    x = torch.randn(len(weights), 24)
+    found = lora_of(stack(), weights, x, group)
+    for row, one in enumerate(weights):
+        expected = reference(one, x[row], group)
+        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group", [GROUP, LoraGroup.of(WIDE)])
+def test_row_has_the_bits_that_it_has_alone(group):
+    ones = [
+        adapter(seed, rank, (*SHAPES, WIDE)) for seed, rank in enumerate((16, 8, 3, 32, 40, 16))
+    ]
+    x = torch.randn(7, 24)
+    pages = stack()
+    weights = [*ones, None]
+    found = lora_of(pages, weights, x, group)
+    for row, one in enumerate(weights):
+        assert torch.equal(lora_of(stack(), [one], x[row : row + 1], group)[0], found[row])
+    again = lora_of(pages, weights[::-1], x.flip(0), group)
+    assert torch.equal(again.flip(0), found)
+
+
+def test_more_adapters_than_a_page_holds():
+    ones = [adapter(seed) for seed in range(40)]
+    x = torch.randn(40, 24)
+    found = lora_of(stack(), ones, x)
+    for row, one in enumerate(ones):
+        torch.testing.assert_close(found[row], reference(one, x[row]), rtol=1e-4, atol=1e-4)
+
+
+def test_places_are_taken_over_from_adapters_that_do_not_run():
+    pages = stack()
+    x = torch.randn(1, 24)
+    ones = [adapter(seed) for seed in range(50)]
+    for one in itertools.chain(ones, ones):
+        found = lora_of(pages, [one], x)
+        torch.testing.assert_close(found[0], reference(one, x[0]), rtol=1e-4, atol=1e-4)
+    assert len(pages._pages) == 1
+
+
+def test_adapter_that_is_gone_is_not_kept_alive():
+    pages = stack()
+    one = adapter(0)
+    lora_of(pages, [one], torch.randn(1, 24))
+    held = pages._pages[0]._slots[0]
+    assert held() is one
+    del one
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_adapter_that_diverged_reaches_no_other_row(value):
+    bad = adapter(0)
+    bad.flat.fill_(value)
+    ones = [adapter(1), bad, adapter(2), None]
+    x = torch.randn(4, 24)
+    found = lora_of(stack(), ones, x)
+    assert not found[1].isfinite().any()
+    for row in (0, 2, 3):
+        alone = lora_of(stack(), [ones[row]], x[row : row + 1])[0]
+        assert torch.equal(found[row], alone)
+
+
+def test_finite_tells_sums_that_overflow_from_values_that_do():
+    assert is_finite(torch.full((4,), 3e38))
+    assert not is_finite(torch.tensor([1.0, float("inf"), float("-inf")]))
+    assert not is_finite(torch.tensor([1.0, float("nan")]))

@@ -1,0 +1,34 @@
+"""Checks of a sampling request that need no engine."""
+
+from __future__ import annotations
+
+import pytest
+from engine_support import job
+
+from tinkex.engine.sampling.sequence import check_job, check_sampling, token_limit
+from tinkex.errors import InputError
+from tinkex.types import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "prompt", "limit"),
+    [(None, 60, 41), (None, 100, 1), (5, 60, 5), (41, 60, 41), (1, 100, 1)],
+)
+def test_token_limit_is_what_was_asked_or_what_is_left(max_tokens, prompt, limit):
+    assert token_limit(SamplingParams(max_tokens=max_tokens), prompt, 100) == limit
+
+
+def test_too_many_tokens_are_refused_with_what_is_left():
+    with pytest.raises(InputError, match="leaves room for 41 of the model's 100"):
+        token_limit(SamplingParams(max_tokens=42), 60, 100)
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, 1, 10_000])
+def test_any_sensible_top_k_is_taken(top_k):
+    check_sampling(SamplingParams(top_k=top_k))
+
+
+def test_alternatives_are_bounded_by_the_vocabulary():
+    check_job(job("j", [1], topk_sample_logprobs=50), 8, 50)
+    with pytest.raises(InputError, match="topk_sample_logprobs must be between 0 and 50"):
+        check_job(job("j", [1], topk_sample_logprobs=51), 8, 50)
