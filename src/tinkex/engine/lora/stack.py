@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 _UNIT = 16
 """Columns in which kernels cut their output."""
-_PAGE_UNITS = 16
+_PAGE_UNITS = 4
+"""Adapters of a page share products, whose work grows with the square of their number."""
+_ROWS = 4
 _WIDE = 4096
 """Outputs from which the second product is a large one."""
 
@@ -95,14 +97,30 @@ class AdapterStack:
         parts = []
         for page, slots in used.values():
             first, last = min(slots), max(slots) + 1
-            kept = None
-            if not alone:
-                kept = torch.zeros(count, last - first, dtype=torch.bool)
-                for slot, rows in slots.items():
-                    kept[rows, slot - first] = True
-                kept = kept.to(self._device)
-            parts.append(_Part(page, first, last, kept))
+            if alone:
+                parts.append(_Part(page, first, last, slice(0, count), None))
+                continue
+            taken = [row for rows in slots.values() for row in rows]
+            # Four rows up, a row's bits do not tell how many there are.
+            low, high = min(taken) // _ROWS * _ROWS, -(-(max(taken) + 1) // _ROWS) * _ROWS
+            at = slice(low, min(high, count))
+            kept = torch.zeros(at.stop - low, last - first, dtype=torch.bool)
+            for slot, rows in slots.items():
+                kept[[row - low for row in rows], slot - first] = True
+            parts.append(_Part(page, first, last, at, kept.to(self._device)))
         return tuple(parts)
+
+    def place_of(self, weights: LoraWeights | None) -> tuple[int, int]:
+        """Give page and slot of an adapter: steps are fastest with rows in this order.
+
+        Where it has none yet, and for the base model, they come before all others.
+        """
+        if weights is not None:
+            for number, page in enumerate(self._pages):
+                slot = page.find(weights)
+                if slot is not None:
+                    return number, slot
+        return -1, -1
 
     def _slot_of(self, weights: LoraWeights, needed: frozenset[int]) -> tuple[_Page, int]:
         """Find an adapter's place, or make one where no adapter of this step is."""
@@ -222,6 +240,8 @@ class _Part:
     page: _Page
     first: int
     last: int
+    at: slice
+    """Rows of the batch among which those of these adapters are, n of them."""
     kept: Tensor | None
     """[n, slots] bool: a row's own slot; None when one adapter has every row."""
     factors: dict[tuple[str, ...], _Factors] = field(default_factory=dict)
@@ -278,16 +298,17 @@ class StackedRows:
         for part in self._parts:
             factors = part.factors_of(group)
             width = part.page.units * _UNIT
-            inner = torch.mm(x if x.dtype == factors.a.dtype else x.to(factors.a.dtype), factors.a)
+            rows, into = x[part.at], out[part.at]
+            inner = torch.mm(rows.to(factors.a.dtype), factors.a)
             mask = part.mask(width * layers)
             if mask is not None:
                 inner.masked_fill_(mask, 0.0)
             if layers == 1:
-                self._add(out, inner, factors.b[0])
+                self._add(into, inner, factors.b[0])
                 continue
             by_layer = inner.view(len(inner), -1, layers, width)
             for place, (at, b) in enumerate(zip(group.columns.values(), factors.b, strict=True)):
-                self._add(out[:, at], by_layer[:, :, place].reshape(len(inner), -1), b)
+                self._add(into[:, at], by_layer[:, :, place].reshape(len(inner), -1), b)
 
     def _add(self, out: Tensor, inner: Tensor, b: Tensor) -> None:
         if b.shape[1] >= _WIDE:

@@ -157,6 +157,10 @@ class ModelRunner:
         """
         return self._stack.rows(weights, count)
 
+    def adapter_place(self, weights: LoraWeights | None) -> tuple[int, int]:
+        """Say where an adapter lies: a decode step is fastest with its rows in this order."""
+        return self._stack.place_of(weights)
+
     @contextmanager
     def _routed(
         self,

@@ -253,8 +253,11 @@ class Generator:
         for sequence in running:
             assert sequence.row is not None
             sequence.row = self._cache.make_room(sequence.row)
-        # In the order of the cache, so that it need not be gathered; a row's bits do not tell.
-        running = sorted(running, key=lambda s: _row_of(s).place)
+        # By adapter, then in the order of the cache, so that little need be gathered. A row's bits
+        # do not tell.
+        order = {id(s.state.weights): s.state.weights for s in running}
+        places = {key: self._runner.adapter_place(weights) for key, weights in order.items()}
+        running = sorted(running, key=lambda s: (places[id(s.state.weights)], _row_of(s).place))
         rows = [_row_of(sequence) for sequence in running]
         extra = -len(rows) % self._row_multiple
         ids = torch.tensor([s.tokens[-1] for s in running] + [0] * extra, device=device)
