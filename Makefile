@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test check format lint types imports unit soak bench bench-engine bench-client docs wheel sprout proto clean
+.PHONY: help demo test check format lint types imports unit soak bench bench-engine bench-learning bench-client docs wheel sprout proto clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -66,6 +66,9 @@ bench: $(VENV)/.dev ## Measure training and sampling through the API on the ship
 
 bench-engine: $(VENV)/.dev ## Measure the engine beside its floors, and beside transformers with PEFT
 	$(BIN)/python benchmarks/engine.py
+
+bench-learning: $(VENV)/.dev ## Train by examples and by reward, sweep rates and ranks; figures and plots into docs/learning
+	$(BIN)/python benchmarks/learning.py
 
 bench-client: $(VENV)/.dev ## Measure the client beside the official one, on a server that does nothing
 	$(BIN)/python benchmarks/client.py

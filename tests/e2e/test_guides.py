@@ -27,7 +27,7 @@ def environment(login):
 
 
 def test_there_are_the_guides_and_the_start():
-    assert len(NAMES) == 8
+    assert len(NAMES) == 9
     start = (GUIDES / "getting-started.md").read_text()
     assert {name for name in NAMES if name in start} == set(NAMES) - {"getting-started.md"}
 

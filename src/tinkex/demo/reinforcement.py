@@ -1,8 +1,9 @@
 """The reinforcement part of the demo: small arithmetic, rewarded when the reply is the number.
 
 Policy gradient with group-centred advantages: for each problem several replies are sampled, and a
-reply's advantage is its reward less the mean of its group. The loss is `importance_sampling`, so
-tokens are weighted by how much likelier the trained policy finds them than the one that sampled.
+reply's advantage is its reward less the mean of its group. The loss is `importance_sampling` unless
+the settings name another, so tokens are weighted by how much likelier the trained policy finds them
+than the one that sampled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tinkex._clock import Clock
+    from tinkex.client.future import APIFuture
     from tinkex.client.sampling import SamplingClient
     from tinkex.client.training import TrainingClient
 
@@ -35,8 +37,15 @@ class ReinforcementSettings:
     """Longest reply, in tokens."""
     learning_rate: float = 3e-3
     """Rate of Adam."""
+    loss_fn: types.LossFnType = "importance_sampling"
+    """A loss that takes sampling log-probabilities and advantages: this, `ppo` or `cispo`."""
+    passes: int = 1
+    """Optimiser updates on the replies of one step; from the second on the policy is another one
+    than the one that sampled them."""
     held_out: int = 200
     """Problems of the evaluation before and after."""
+    evaluate_every: int = 0
+    """Steps between two evaluations in between; 0 for none."""
     seed: int = 0
     """Seeds the problems and the sampling."""
 
@@ -55,6 +64,8 @@ class ReinforcementStep:
     """Wall time of saving the weights and sampling."""
     train_seconds: float
     """Wall time of forward, backward and the optimiser."""
+    held_out_accuracy: float | None = None
+    """Greedy accuracy on the held-out problems after this step, where it was evaluated."""
 
 
 @dataclass(slots=True)
@@ -157,14 +168,18 @@ def collect(
     return rollouts
 
 
-def _improve(client: TrainingClient, data: list[types.Datum], learning_rate: float) -> None:
-    """Take one optimiser step on `data`; nothing to learn from means no step."""
+def _improve(
+    client: TrainingClient, data: list[types.Datum], settings: ReinforcementSettings
+) -> None:
+    """Take the step's optimiser updates on `data`; nothing to learn from means none."""
     if not data:
         return
-    forward_backward = client.forward_backward(data, "importance_sampling")
-    optim = client.optim_step(types.AdamParams(learning_rate=learning_rate))
-    forward_backward.result()
-    optim.result()
+    waiting: list[APIFuture[Any]] = []
+    for _ in range(settings.passes):
+        waiting.append(client.forward_backward(data, settings.loss_fn))
+        waiting.append(client.optim_step(types.AdamParams(learning_rate=settings.learning_rate)))
+    for future in waiting:
+        future.result()
 
 
 def train(
@@ -187,11 +202,16 @@ def train(
         on_accuracy: called with the held-out accuracy, before training and after it.
 
     Returns:
-        Mean reward of each step and the greedy held-out accuracy before and after.
+        Mean reward of each step and the greedy held-out accuracy before and after (and in between,
+        where the settings ask for it).
     """
     held_out = arithmetic.held_out(settings.held_out)
-    sampler = client.save_weights_and_get_sampling_client().result()
-    before = accuracy(sampler, tokenizer, held_out, max_tokens=settings.max_tokens)
+
+    def measure() -> float:
+        newest = client.save_weights_and_get_sampling_client().result()
+        return accuracy(newest, tokenizer, held_out, max_tokens=settings.max_tokens)
+
+    before = measure()
     on_accuracy(before)
     result = ReinforcementResult(accuracy_before=before)
     needed = settings.steps * settings.problems_per_step
@@ -204,18 +224,20 @@ def train(
         rollouts = collect(sampler, tokenizer, chosen, settings, seed=seed)
         sampled_at = clock.monotonic()
         data = [datum for rollout in rollouts for datum in rollout.data()]
-        _improve(client, data, settings.learning_rate)
+        _improve(client, data, settings)
+        trained_at = clock.monotonic()
         rewards = [reward for rollout in rollouts for reward in rollout.rewards]
+        evaluate = settings.evaluate_every and (step + 1) % settings.evaluate_every == 0
         record = ReinforcementStep(
             step=step + 1,
             mean_reward=sum(rewards) / len(rewards),
             sampled_tokens=sum(len(r.tokens) for rollout in rollouts for r in rollout.replies),
             sample_seconds=sampled_at - start,
-            train_seconds=clock.monotonic() - sampled_at,
+            train_seconds=trained_at - sampled_at,
+            held_out_accuracy=measure() if evaluate else None,
         )
         result.steps.append(record)
         on_step(record)
-    sampler = client.save_weights_and_get_sampling_client().result()
-    result.accuracy_after = accuracy(sampler, tokenizer, held_out, max_tokens=settings.max_tokens)
+    result.accuracy_after = measure()
     on_accuracy(result.accuracy_after)
     return result

@@ -27,8 +27,9 @@ def adapter(seed, rank=8, shapes=SHAPES):
     return weights.frozen_copy()
 
 
-def stack():
-    return AdapterStack(CPU, Products(onednn=can_pack()), share=slots_are_neutral())
+def stack(*, share=None):
+    share = slots_are_neutral() if share is None else share
+    return AdapterStack(CPU, Products(onednn=can_pack()), share=share)
 
 
 def lora_of(pages, weights, x, group=GROUP):
@@ -50,7 +51,8 @@ def reference(weights, x, group=GROUP):
 
 
 @pytest.mark.parametrize("group", [GROUP, LoraGroup.of(SHAPES[1]), LoraGroup.of(WIDE)])
-def test_each_row_gets_its_own_adapter_of_any_rank_and_coverage(group):
+@pytest.mark.parametrize("share", [True, False])
+def test_each_row_gets_its_own_adapter_of_any_rank_and_coverage(group, share):
     shapes = (*SHAPES, WIDE)
     weights = [
         adapter(0, 8, shapes),
@@ -62,7 +64,7 @@ def test_each_row_gets_its_own_adapter_of_any_rank_and_coverage(group):
     ]
     weights += [weights[0], weights[3]]
     x = torch.randn(len(weights), 24)
-    found = lora_of(stack(), weights, x, group)
+    found = lora_of(stack(share=share), weights, x, group)
     for row, one in enumerate(weights):
         expected = reference(one, x[row], group)
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
@@ -129,3 +131,18 @@ def test_finite_tells_sums_that_overflow_from_values_that_do():
     assert is_finite(torch.full((4,), 3e38))
     assert not is_finite(torch.tensor([1.0, float("inf"), float("-inf")]))
     assert not is_finite(torch.tensor([1.0, float("nan")]))
+
+
+def test_rows_in_the_order_of_places_are_worked_page_by_page():
+    pages = stack(share=True)
+    ones = [adapter(seed) for seed in range(6)]
+    weights = [None, *ones, *ones]
+    x = torch.randn(len(weights), 24)
+    lora_of(pages, weights, x)
+    order = sorted(range(len(weights)), key=lambda row: pages.place_of(weights[row]))
+    found = lora_of(pages, [weights[row] for row in order], x[order])
+    parts = pages._latest[2]._parts
+    assert [(part.at.start, part.at.stop) for part in parts] == [(0, 12), (8, 16)]
+    for place, row in enumerate(order):
+        alone = lora_of(stack(), [weights[row]], x[row : row + 1])[0]
+        assert torch.equal(found[place], alone)
