@@ -41,14 +41,18 @@ def mean_by(rows: list[Row], key: str) -> dict[float, float]:
 
 
 def best_rate(curve: dict[float, float]) -> tuple[float, float]:
-    """Fit a parabola to log loss over log rate, at the best rate and two on either side.
+    """Lay a parabola of log loss over log rate through the best rate and its neighbours.
+
+    No wider: the loss falls slowly on the left and jumps on the right, where training diverges.
 
     Returns:
         The rate at its lowest point, held within those rates, and the loss there.
     """
     rates = sorted(rate for rate, loss in curve.items() if math.isfinite(loss))
     best = min(range(len(rates)), key=lambda at: curve[rates[at]])
-    near = rates[max(best - 2, 0) : best + 3]
+    near = rates[max(best - 1, 0) : best + 2]
+    if len(near) < 3:  # at the border of what was tried
+        return rates[best], curve[rates[best]]
     across = [math.log(rate) for rate in near]
     square, slope, base = np.polyfit(across, [math.log(curve[rate]) for rate in near], 2)
     low = -slope / (2 * square) if square > 0 else math.log(rates[best])
