@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from dataclasses import replace
 
 import httpx
@@ -67,6 +68,14 @@ async def test_ready_server_tells_where_it_is_and_answers_there(make_config, fol
     await running.end()
     with socket.socket() as client, pytest.raises(ConnectionRefusedError):
         client.connect(("127.0.0.1", int(info.url.rpartition(":")[2])))
+
+
+async def test_thread_that_loads_models_ends_and_takes_its_openmp_threads_along(make_config):
+    """Beside those, the engine's own sleep at every product on a machine with few cores."""
+    running = Running(make_config())
+    await running.info()
+    assert not [one.name for one in threading.enumerate() if one.name.startswith("loading")]
+    await running.end()
 
 
 async def test_replies_do_not_wait_for_acknowledgements(tmp_path):
