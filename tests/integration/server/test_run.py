@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tinkex._clock import SystemClock
+from tinkex.engine import engine
 from tinkex.errors import ConfigurationError
 from tinkex.server.config import ServerConfig
 from tinkex.server.run import bound_socket, serve
@@ -70,11 +71,20 @@ async def test_ready_server_tells_where_it_is_and_answers_there(make_config, fol
         client.connect(("127.0.0.1", int(info.url.rpartition(":")[2])))
 
 
-async def test_thread_that_loads_models_ends_and_takes_its_openmp_threads_along(make_config):
+async def test_thread_that_loads_models_ends_and_takes_its_openmp_threads_along(
+    make_config, monkeypatch
+):
     """Beside those, the engine's own sleep at every product on a machine with few cores."""
+    load, threads = engine.load_base_model, []
+
+    def loads(*args, **options):
+        threads.append(threading.current_thread())
+        return load(*args, **options)
+
+    monkeypatch.setattr(engine, "load_base_model", loads)
     running = Running(make_config())
     await running.info()
-    assert not [one.name for one in threading.enumerate() if one.name.startswith("loading")]
+    assert [one.is_alive() for one in threads] == [False]
     await running.end()
 
 
