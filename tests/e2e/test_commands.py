@@ -64,7 +64,7 @@ def call(environment):
                 check=False,
                 **options,
             )
-            # The official one aborts as it exits, now and then (2 of 60: docs/log.md). Ours may not.
+            # The official one aborts as it exits, now and then (docs/log.md). Ours may not.
             if module != "tinker.cli" or done.returncode != -signal.SIGABRT:
                 break
         return done
