@@ -1,0 +1,1 @@
+"""`tinkex mesh ...`: make a network, run its workers, use it."""

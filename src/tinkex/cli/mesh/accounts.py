@@ -1,0 +1,179 @@
+"""`tinkex mesh register|login|logout|password|key|usage`: a user's account in a network."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from tinkex.cli import output
+from tinkex.cli.connect import invocation
+from tinkex.cli.mesh.endpoint import Url, find_endpoint
+from tinkex.cli.mesh.places import DataDir
+from tinkex.cli.mesh.secrets import NEW_PASSWORD_VARIABLE, PASSWORD_VARIABLE, ask_secret
+
+Email = Annotated[str, typer.Option("--email", prompt=True, help="Address of the account.")]
+DAY_S = 86_400.0
+
+keys = typer.Typer(help="API keys of your account.", no_args_is_help=True)
+
+
+def register(
+    context: typer.Context,
+    email: Email,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make an account, and log in."""
+    endpoint = find_endpoint(url, data_dir)
+    password = ask_secret("Password", PASSWORD_VARIABLE, twice=True)
+    body = {"email": email, "password": password}
+    made = endpoint.ask("POST", "/mesh/register", json=body)
+    endpoint.keep_session(endpoint.ask("POST", "/mesh/login", json=body))
+    output.show_properties(
+        invocation(context).form, made, "Account", [("Id", made["account_id"]), ("Email", email)]
+    )
+
+
+def login(
+    email: Email,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Log in; the session is kept for the commands after."""
+    endpoint = find_endpoint(url, data_dir)
+    body = {"email": email, "password": ask_secret("Password", PASSWORD_VARIABLE)}
+    endpoint.keep_session(endpoint.ask("POST", "/mesh/login", json=body))
+    output.remark(f"logged in as {email}")
+
+
+def logout(url: Url = None, data_dir: DataDir = None) -> None:
+    """End the session, here and in the network."""
+    endpoint = find_endpoint(url, data_dir)
+    endpoint.ask("POST", "/mesh/logout", credential=endpoint.access_token())
+    endpoint.forget_session()
+    output.remark("logged out")
+
+
+def password(url: Url = None, data_dir: DataDir = None) -> None:
+    """Change your password: every other session of yours ends, your API keys stay."""
+    endpoint = find_endpoint(url, data_dir)
+    body = {
+        "password": ask_secret("Password", PASSWORD_VARIABLE),
+        "new_password": ask_secret("New password", NEW_PASSWORD_VARIABLE, twice=True),
+    }
+    endpoint.ask("POST", "/mesh/password", credential=endpoint.access_token(), json=body)
+    output.remark("the password is changed; other sessions have ended")
+
+
+@keys.command("create")
+def create_key(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What it may do; several times for several.")
+    ] = None,
+    expires_in: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Days that it lasts; default: for ever.")
+    ] = None,
+    token_cap: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens that it may use in all.")
+    ] = None,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make an API key; it is shown once."""
+    endpoint = find_endpoint(url, data_dir)
+    body: dict[str, Any] = {"name": name}
+    if scope:
+        body["scopes"] = scope
+    if expires_in is not None:
+        body["expires_in_s"] = expires_in * DAY_S
+    if token_cap is not None:
+        body["token_cap"] = token_cap
+    made = endpoint.ask("POST", "/mesh/keys", credential=endpoint.access_token(), json=body)
+    if invocation(context).form == "json":
+        output.show_json(made)
+        return
+    print(made["key"])
+    output.remark(f"{made['info']['key_id']}: keep the key now, it is not shown again")
+
+
+@keys.command("list")
+def list_keys(context: typer.Context, url: Url = None, data_dir: DataDir = None) -> None:
+    """List the keys of your account."""
+    endpoint = find_endpoint(url, data_dir)
+    found = endpoint.ask("GET", "/mesh/keys", credential=endpoint.access_token())["keys"]
+    rows = [
+        [
+            one["key_id"],
+            one["name"],
+            one["prefix"],
+            ", ".join(sorted(one["scopes"])),
+            _moment(one["created_at"]),
+            _moment(one["expires_at"]),
+            output.MISSING if one["token_cap"] is None else f"{one['token_cap']:,}",
+            "revoked" if one["revoked_at"] else "active",
+        ]
+        for one in found
+    ]
+    columns = ("Id", "Name", "Begins with", "Scopes", "Made", "Expires", "Token cap", "State")
+    title = "API keys" if rows else "No API keys: make one with `tinkex mesh key create`"
+    output.show(invocation(context).form, found, output.Table(columns, rows, title))
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="As `tinkex mesh key list` shows it.")],
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """End a key, for good."""
+    endpoint = find_endpoint(url, data_dir)
+    endpoint.ask("DELETE", f"/mesh/keys/{key_id}", credential=endpoint.access_token())
+    output.remark(f"{key_id} is revoked")
+
+
+def close_account(
+    url: Url = None,
+    data_dir: DataDir = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase your account: its keys end, and its personal data cannot be read any more."""
+    if not yes:
+        typer.confirm("Erase your account for good?", abort=True)
+    endpoint = find_endpoint(url, data_dir)
+    body = {"password": ask_secret("Password", PASSWORD_VARIABLE)}
+    endpoint.ask("POST", "/mesh/close-account", credential=endpoint.access_token(), json=body)
+    endpoint.forget_session()
+    output.remark("the account is erased")
+
+
+def usage(context: typer.Context, url: Url = None, data_dir: DataDir = None) -> None:
+    """Show what your account used, entry by entry, and what is left of its quota."""
+    endpoint = find_endpoint(url, data_dir)
+    report = endpoint.ask("GET", "/mesh/usage", credential=endpoint.credential())
+    rows = [
+        [
+            _moment(one["at"]),
+            one["model"],
+            f"{one['prompt_tokens']:,}",
+            f"{one['completion_tokens']:,}",
+            one["key_id"],
+            one["state"],
+        ]
+        for one in report["entries"]
+    ]
+    quota = report["quota_tokens"]
+    title = f"{report['used_tokens']:,} tokens used"
+    if quota is not None:
+        title += f" of {quota:,}, {report['reserved_tokens']:,} reserved"
+    columns = ("When", "Model", "Prompt", "Completion", "Key", "State")
+    output.show(
+        invocation(context).form, report, output.Table(columns, rows, title, {"Model", "State"})
+    )
+
+
+def _moment(seconds: float | None) -> str:
+    return output.moment(None if seconds is None else datetime.fromtimestamp(seconds, UTC))

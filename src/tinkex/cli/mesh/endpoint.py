@@ -1,0 +1,143 @@
+"""The commands' way to the mesh: the local endpoint that a client worker serves.
+
+Owns finding it, whose credential is sent, and reading its errors. The endpoint keeps no session:
+`tinkex mesh login` keeps one in a file of its user's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tinkex.cli.mesh.places import SESSION_NAME, find_ready, mesh_dir, read_private, write_private
+from tinkex.errors import APIConnectionError, ConfigurationError, CredentialError, status_error
+
+if TYPE_CHECKING:
+    import httpx
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="TINKEX_MESH_URL",
+        help="The local endpoint; default: that of the `tinkex mesh up` or `client` that runs.",
+    ),
+]
+RENEW_S = 60.0
+"""An access token that lasts no longer than this is renewed before it is used."""
+ANSWER_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A running endpoint, and what is known of its user."""
+
+    url: str
+    """Without `/v1`."""
+    api_key: str | None
+    folder: Path
+
+    @contextmanager
+    def http(self) -> Iterator[httpx.Client]:
+        """Open a connection."""
+        import httpx
+
+        with httpx.Client(base_url=self.url, timeout=ANSWER_S, trust_env=False) as client:
+            yield client
+
+    def ask(self, verb: str, path: str, *, credential: str | None = None, **parts: Any) -> Any:
+        """Send a request; return the JSON of its reply.
+
+        Raises:
+            APIStatusError: the answer is an error.
+            APIConnectionError: nobody answers.
+        """
+        import httpx
+
+        headers = {} if credential is None else {"authorization": f"Bearer {credential}"}
+        try:
+            with self.http() as client:
+                reply = client.request(verb, path, headers=headers, **parts)
+        except httpx.HTTPError as error:
+            raise APIConnectionError(
+                f"Nobody answers at {self.url} ({error}): start `tinkex mesh up` or `tinkex mesh "
+                "client`, or give another --url."
+            ) from error
+        return answer_of(reply)
+
+    def access_token(self) -> str:
+        """Return the user's access token, renewed if it is about to end.
+
+        Raises:
+            CredentialError: nobody is logged in.
+        """
+        from tinkex._clock import SystemClock
+
+        session = read_private(self.folder / SESSION_NAME)
+        if session is None:
+            raise CredentialError("you are not logged in: run `tinkex mesh login`")
+        if session["access_expires_at"] - RENEW_S <= SystemClock().now():
+            body = {"refresh_token": session["refresh_token"]}
+            session = self.ask("POST", "/mesh/refresh", json=body)
+            self.keep_session(session)
+        return str(session["access_token"])
+
+    def credential(self) -> str:
+        """Return the API key, or else the access token.
+
+        Raises:
+            CredentialError: there is neither.
+        """
+        return self.api_key or self.access_token()
+
+    def keep_session(self, session: dict[str, Any]) -> None:
+        """Remember a session for later commands."""
+        write_private(self.folder / SESSION_NAME, session)
+
+    def forget_session(self) -> None:
+        """Forget it."""
+        (self.folder / SESSION_NAME).unlink(missing_ok=True)
+
+
+def find_endpoint(url: str | None, data_dir: Path | None) -> Endpoint:
+    """Find the endpoint, and the key for it: of the environment, or of the ready file.
+
+    Raises:
+        ConfigurationError: none is given, and none runs.
+    """
+    folder = mesh_dir(data_dir)
+    key = os.environ.get("TINKEX_MESH_KEY") or None
+    ready = find_ready(folder, ("client",))
+    if url is None:
+        if ready is None:
+            raise ConfigurationError(
+                f"no endpoint of the mesh runs in {folder}: start `tinkex mesh up` or `tinkex mesh "
+                "client`, or give --url"
+            )
+        url = str(ready["url"])
+    if ready is not None and ready["url"] == url:
+        key = key or ready.get("api_key")
+    return Endpoint(url.rstrip("/").removesuffix("/v1"), key, folder)
+
+
+def answer_of(reply: httpx.Response) -> Any:
+    """Return the JSON of a reply.
+
+    Raises:
+        APIStatusError: it is an error.
+    """
+    try:
+        content = reply.json()
+    except ValueError:
+        content = None
+    if reply.is_success and content is not None:
+        return content
+    told = content.get("error") if isinstance(content, dict) else None
+    message = told.get("message") if isinstance(told, dict) else None
+    raise status_error(reply.status_code, message or reply.text[:500] or "no reason was given")

@@ -1,0 +1,146 @@
+"""`tinkex mesh receipts`: what gateways signed for you, checked here, against what they report.
+
+Every signature is checked by this command itself. What the mesh says was used is then compared with
+what this machine was given: a gateway that counts more than it sent is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tinkex.cli import output
+from tinkex.cli.connect import invocation
+from tinkex.cli.extras import require_mesh_extra
+from tinkex.cli.mesh.endpoint import Url, find_endpoint
+from tinkex.cli.mesh.places import DataDir
+from tinkex.errors import TrustError
+
+if TYPE_CHECKING:
+    from tinkex.mesh.trust.receipts import ReceiptBody
+
+AGREES = "agrees"
+ON_ITS_WAY = "on its way"
+"""A gateway's books reach the auth workers, who report, some moments after the receipt."""
+TRAVEL_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A receipt, and what is said of it."""
+
+    receipt: ReceiptBody
+    verdict: str
+    """`agrees`, `on its way`, or what is wrong."""
+
+
+def receipts(context: typer.Context, url: Url = None, data_dir: DataDir = None) -> None:
+    """Check the receipts of your account that this machine was given, against the usage report."""
+    require_mesh_extra("tinkex mesh receipts")
+    from tinkex._clock import SystemClock
+
+    endpoint = find_endpoint(url, data_dir)
+    credential = endpoint.credential()
+    held = endpoint.ask("GET", "/mesh/receipts", credential=credential)
+    report = endpoint.ask("GET", "/mesh/usage", credential=credential)
+    checked = check_receipts(
+        held["receipts"], held["client"], report["entries"], now=SystemClock().now()
+    )
+    rows = [
+        [
+            output.moment(datetime.fromtimestamp(one.receipt.at, UTC)),
+            one.receipt.model,
+            f"{one.receipt.prompt_tokens:,}",
+            f"{one.receipt.completion_tokens:,}",
+            one.receipt.gateway.hex()[:10],
+            one.verdict,
+        ]
+        for one in checked
+    ]
+    value = [
+        {
+            "request_id": one.receipt.request_id,
+            "gateway": one.receipt.gateway.hex(),
+            "at": one.receipt.at,
+            "model": one.receipt.model,
+            "prompt_tokens": one.receipt.prompt_tokens,
+            "completion_tokens": one.receipt.completion_tokens,
+            "verdict": one.verdict,
+        }
+        for one in checked
+    ]
+    columns = ("When", "Model", "Prompt", "Completion", "Gateway", "Usage report")
+    table = output.Table(columns, rows, _title(checked, len(report["entries"])), {"Gateway"})
+    output.show(invocation(context).form, value, table)
+    if any(one.verdict not in (AGREES, ON_ITS_WAY) for one in checked):
+        raise TrustError(
+            "a receipt and the usage report differ: show both to whoever runs the network"
+        )
+
+
+def check_receipts(
+    held: Iterable[Mapping[str, str]],
+    client: str,
+    entries: Iterable[Mapping[str, Any]],
+    *,
+    now: float,
+) -> list[Checked]:
+    """Check receipts' signatures, and compare them with the entries of a usage report.
+
+    Args:
+        held: as the endpoint gives them.
+        client: the peer id of the client worker that countersigned them.
+        entries: of the usage report.
+        now: Unix seconds of the report.
+
+    Raises:
+        TrustError: a signature does not hold: the receipt was changed on this machine.
+    """
+    from tinkex.mesh.identity import PeerId
+    from tinkex.mesh.trust.receipts import is_countersigned, verify_receipt
+    from tinkex.mesh.workers.calling.receipt_book import SignedReceipt
+
+    found = {one["request_id"]: one for one in entries}
+    checked = []
+    for line in held:
+        signed = SignedReceipt.of_json(line)
+        body = verify_receipt(signed.body, signed.signature, gateway=signed.gateway)
+        countersigned = is_countersigned(
+            signed.body, signed.countersignature, client=PeerId.parse(client)
+        )
+        if not countersigned:
+            raise TrustError(f"the receipt of {body.request_id} was not countersigned by {client}")
+        checked.append(Checked(body, _compare(body, found.get(body.request_id), now)))
+    return checked
+
+
+def _compare(receipt: ReceiptBody, entry: Mapping[str, Any] | None, now: float) -> str:
+    if entry is None:
+        return ON_ITS_WAY if receipt.at > now - TRAVEL_S else "not in the report"
+    wrong = [
+        f"{name.replace('_', ' ')}: the report says {entry[name]}"
+        for name, right in (
+            ("gateway", receipt.gateway.hex()),
+            ("model", receipt.model),
+            ("prompt_tokens", receipt.prompt_tokens),
+            ("completion_tokens", receipt.completion_tokens),
+            ("key_id", receipt.key_id),
+        )
+        if entry[name] != right
+    ]
+    return "; ".join(wrong) or AGREES
+
+
+def _title(checked: list[Checked], entries: int) -> str:
+    if not checked:
+        return "No receipt of this account is held here"
+    agreeing = sum(one.verdict == AGREES for one in checked)
+    tokens = sum(one.receipt.prompt_tokens + one.receipt.completion_tokens for one in checked)
+    return (
+        f"{len(checked):,} receipts over {tokens:,} tokens, every signature holds; {agreeing:,} "
+        f"agree with the usage report, which has {entries:,} entries"
+    )

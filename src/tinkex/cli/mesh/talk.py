@@ -1,0 +1,105 @@
+"""`tinkex mesh chat`: a conversation with a model of the network, token by token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tinkex.cli.mesh.endpoint import Endpoint, Url, answer_of, find_endpoint
+from tinkex.cli.mesh.places import DataDir
+from tinkex.errors import APIConnectionError, status_error
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="A base model, or an adapter's name.")],
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Say this, print the reply, and end.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of a reply.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    seed: Annotated[int | None, typer.Option(help="For the same reply again.")] = None,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Talk to a model: /reset forgets the conversation, /exit or Ctrl-D ends."""
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    talk = _Talk(find_endpoint(url, data_dir), model, system, options)
+    if message is not None:
+        talk.say(message)
+        return
+    print("/reset forgets the conversation; /exit or Ctrl-D ends.", file=sys.stderr)
+    while (line := _typed()) is not None and line != "/exit":
+        if line == "/reset":
+            talk.reset()
+        elif line:
+            talk.say(line)
+
+
+class _Talk:
+    """The messages so far, and who answers them."""
+
+    def __init__(
+        self, endpoint: Endpoint, model: str, system: str | None, options: dict[str, Any]
+    ) -> None:
+        self._endpoint, self._model, self._options = endpoint, model, options
+        self._first = [] if system is None else [{"role": "system", "content": system}]
+        self.reset()
+
+    def reset(self) -> None:
+        self._messages = list(self._first)
+
+    def say(self, text: str) -> None:
+        asked = [*self._messages, {"role": "user", "content": text}]
+        reply = ""
+        for piece in self._replied(asked):
+            reply += piece
+            print(piece, end="", flush=True)
+        print()
+        self._messages = [*asked, {"role": "assistant", "content": reply}]
+
+    def _replied(self, messages: list[dict[str, str]]) -> Iterator[str]:
+        import httpx
+
+        options = {name: value for name, value in self._options.items() if value is not None}
+        body = {"model": self._model, "messages": messages, "stream": True, **options}
+        headers = {"authorization": f"Bearer {self._endpoint.credential()}"}
+        try:
+            with (
+                self._endpoint.http() as client,
+                client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as reply,
+            ):
+                yield from _contents(reply)
+        except httpx.HTTPError as error:
+            raise APIConnectionError(
+                f"The connection to {self._endpoint.url} ended ({error}): ask again."
+            ) from error
+
+
+def _contents(reply: httpx.Response) -> Iterator[str]:
+    if not reply.is_success:
+        reply.read()
+        answer_of(reply)
+    for line in reply.iter_lines():
+        kind, _, data = line.partition(": ")
+        if kind != "data" or data == "[DONE]":
+            continue
+        event = json.loads(data)
+        if "error" in event:
+            raise status_error(500, event["error"]["message"])
+        for choice in event["choices"]:
+            yield choice["delta"].get("content") or ""
+
+
+def _typed() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None

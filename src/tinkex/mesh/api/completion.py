@@ -1,0 +1,181 @@
+"""A completion on its way through the mesh: `openai_api`'s request and pieces, as messages.
+
+Owns the translation both ways. `tinkex.openai_api.completer` says what each field means.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tinkex.openai_api.completer import (
+    ChatPrompt,
+    CompletionRequest,
+    FinishReason,
+    Piece,
+    Prompt,
+    TextPrompt,
+    Token,
+    TokenPrompt,
+    ToolCall,
+)
+
+
+class Confidential(msgspec.Struct, frozen=True):
+    """Base of messages whose content is a user's: their reprs show nothing of it."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class TextMessage(Confidential, frozen=True, forbid_unknown_fields=True, tag="text"):
+    """A text prompt."""
+
+    text: str
+
+
+class TokensMessage(Confidential, frozen=True, forbid_unknown_fields=True, tag="tokens"):
+    """A prompt of token ids."""
+
+    tokens: list[int]
+
+
+class ChatMessage(Confidential, frozen=True, forbid_unknown_fields=True, tag="chat"):
+    """A conversation."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = []
+    options: dict[str, Any] = {}
+    continue_last: bool = False
+
+
+PromptMessage = TextMessage | TokensMessage | ChatMessage
+
+
+class CompletionMessage(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A completion request."""
+
+    model: str
+    prompt: PromptMessage
+    n: int = 1
+    max_tokens: int | None = None
+    as_context_allows: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int = 0
+    echo: bool = False
+    prompt_logprobs: bool = False
+
+
+class TokenMessage(Confidential, frozen=True, array_like=True):
+    """One token of a piece."""
+
+    token: int
+    text: str
+    data: bytes
+    logprob: float | None
+    top: tuple[TokenMessage, ...] = ()
+    offset: int = 0
+
+
+class PieceMessage(Confidential, frozen=True, array_like=True, tag="piece"):
+    """One piece of a completion."""
+
+    index: int
+    text: str = ""
+    tokens: tuple[TokenMessage, ...] = ()
+    echo: bool = False
+    tool_calls: tuple[tuple[str, str], ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_string: str | None = None
+
+
+def prompt_message(prompt: Prompt) -> PromptMessage:
+    """Turn a prompt into its message."""
+    if isinstance(prompt, TextPrompt):
+        return TextMessage(prompt.text)
+    if isinstance(prompt, TokenPrompt):
+        return TokensMessage(list(prompt.tokens))
+    return ChatMessage(
+        [dict(message) for message in prompt.messages],
+        [dict(tool) for tool in prompt.tools],
+        dict(prompt.options),
+        prompt.continue_last,
+    )
+
+
+def prompt_of(message: PromptMessage) -> Prompt:
+    """Turn a message back into its prompt."""
+    if isinstance(message, TextMessage):
+        return TextPrompt(message.text)
+    if isinstance(message, TokensMessage):
+        return TokenPrompt(message.tokens)
+    return ChatPrompt(
+        messages=message.messages,
+        tools=message.tools,
+        options=message.options,
+        continue_last=message.continue_last,
+    )
+
+
+_SHARED = tuple(
+    name for name in CompletionMessage.__struct_fields__ if name not in {"prompt", "stop"}
+)
+
+
+def completion_message(request: CompletionRequest) -> CompletionMessage:
+    """Turn a request into its message."""
+    return CompletionMessage(
+        prompt=prompt_message(request.prompt),
+        stop=tuple(request.stop),
+        **{name: getattr(request, name) for name in _SHARED},
+    )
+
+
+def completion_request(message: CompletionMessage) -> CompletionRequest:
+    """Turn a message back into its request."""
+    return CompletionRequest(
+        prompt=prompt_of(message.prompt),
+        stop=message.stop,
+        **{name: getattr(message, name) for name in _SHARED},
+    )
+
+
+def piece_message(piece: Piece) -> PieceMessage:
+    """Turn a piece into its message."""
+    return PieceMessage(
+        piece.index,
+        piece.text,
+        tuple(_token_message(token) for token in piece.tokens),
+        piece.echo,
+        tuple((call.name, call.arguments) for call in piece.tool_calls),
+        piece.finish_reason,
+        piece.stop_string,
+    )
+
+
+def piece_of(message: PieceMessage) -> Piece:
+    """Turn a message back into its piece."""
+    return Piece(
+        message.index,
+        message.text,
+        tuple(_token_of(token) for token in message.tokens),
+        echo=message.echo,
+        tool_calls=tuple(ToolCall(name, arguments) for name, arguments in message.tool_calls),
+        finish_reason=message.finish_reason,
+        stop_string=message.stop_string,
+    )
+
+
+def _token_message(token: Token) -> TokenMessage:
+    top = tuple(_token_message(other) for other in token.top)
+    return TokenMessage(token.token, token.text, token.data, token.logprob, top, token.offset)
+
+
+def _token_of(message: TokenMessage) -> Token:
+    top = tuple(_token_of(other) for other in message.top)
+    return Token(message.token, message.text, message.data, message.logprob, top, message.offset)

@@ -1,0 +1,1 @@
+"""Adapters by their content: manifests, chunks, and who may fetch them."""

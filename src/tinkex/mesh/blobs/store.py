@@ -1,0 +1,216 @@
+"""Adapters' files on this machine, by content id.
+
+    <root>/<content>/          a whole adapter: its files, and `manifest`
+    <root>/.coming/<content>/  one that is being fetched; chunks that are here are not asked for
+
+Owns the folder: nothing becomes visible before it is whole and was checked, what is read is checked
+again, and above its size the adapter not used for longest goes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from tinkex.errors import DamagedDataError, InputError, NotFoundError, StorageError
+from tinkex.mesh.blobs.contents import check_contents
+from tinkex.mesh.blobs.manifest import (
+    CHUNK_BYTES,
+    Manifest,
+    content_id,
+    is_content_id,
+    make_manifest,
+    read_manifest,
+)
+
+_MANIFEST = "manifest"
+_COMING = ".coming"
+
+
+class BlobStore:
+    """A folder of adapters. Its methods read and write files: call them off the event loop.
+
+    Args:
+        root: the folder; made when missing.
+        max_bytes: of all whole adapters together.
+    """
+
+    def __init__(self, root: Path, *, max_bytes: int) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+        self._latest: tuple[str, Manifest] | None = None
+        (root / _COMING).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """Content ids of the whole adapters, latest used first."""
+        found = [path for path in self._root.iterdir() if is_content_id(path.name)]
+        found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return tuple(path.name for path in found)
+
+    def has(self, content: str) -> bool:
+        """Whether an adapter is here, whole."""
+        return is_content_id(content) and (self._root / content).is_dir()
+
+    def folder(self, content: str) -> Path:
+        """Return an adapter's folder, and note that it is used.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        if not self.has(content):
+            raise NotFoundError(f"there is no adapter {content[:16]} here")
+        folder = self._root / content
+        os.utime(folder)
+        return folder
+
+    def manifest(self, content: str) -> bytes:
+        """Return an adapter's manifest.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        return (self.folder(content) / _MANIFEST).read_bytes()
+
+    def chunk(self, content: str, place: tuple[int, int]) -> bytes:
+        """Read a chunk.
+
+        Raises:
+            NotFoundError: it is not here.
+            InputError: there is no such chunk.
+            DamagedDataError: it is not what it was; the adapter is forgotten.
+        """
+        folder = self.folder(content)
+        latest = self._latest
+        if latest is None or latest[0] != content:
+            latest = self._latest = content, read_manifest(self.manifest(content), content)
+        manifest = latest[1]
+        file, chunk = place
+        if not (0 <= file < len(manifest.files) and 0 <= chunk < len(manifest.files[file].chunks)):
+            raise InputError(f"the adapter has no chunk {place}")
+        data = _read(folder / manifest.files[file].name, chunk)
+        if not manifest.fits(place, data):
+            self.remove(content)
+            raise DamagedDataError(f"the files of adapter {content[:16]} were damaged here")
+        return data
+
+    def add(self, folder: Path, *, keep: Collection[str] = ()) -> str:
+        """Take a copy of an adapter's files in; gives its content id.
+
+        Raises:
+            InputError: the folder has no adapter.
+            DamagedDataError: its files are not what their names say.
+            StorageError: there is no room.
+        """
+        encoded = make_manifest(folder)
+        content = content_id(encoded)
+        if self.has(content):
+            return content
+        coming = self.begin(content, encoded, keep=keep)
+        for file, chunk in coming.missing():
+            name = coming.manifest.files[file].name
+            if not coming.write((file, chunk), _read(folder / name, chunk)):
+                raise InputError(f"{name} changed while it was read: publish it again")
+        coming.finish()
+        return content
+
+    def begin(self, content: str, encoded: bytes, *, keep: Collection[str] = ()) -> Coming:
+        """Begin to take an adapter in, or go on with it.
+
+        Args:
+            content: its id.
+            encoded: its manifest.
+            keep: adapters that must not go for it.
+
+        Raises:
+            PeerProtocolError: the manifest is not that of `content`.
+            StorageError: there is no room.
+        """
+        manifest = read_manifest(encoded, content)
+        self._make_room(manifest.size, keep)
+        folder = self._root / _COMING / content
+        folder.mkdir(exist_ok=True)
+        (folder / _MANIFEST).write_bytes(encoded)
+        return Coming(folder, self._root / content, manifest)
+
+    def remove(self, content: str) -> None:
+        """Forget an adapter, if it is here."""
+        if self.has(content):
+            gone = self._root / _COMING / f"{content}.gone"
+            shutil.rmtree(gone, ignore_errors=True)
+            (self._root / content).rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def _make_room(self, size: int, keep: Collection[str]) -> None:
+        if size > self._max_bytes:
+            raise StorageError(f"the adapter has {size} bytes; this peer keeps {self._max_bytes}")
+        used = {content: self._size(content) for content in self.contents}
+        for content in reversed(list(used)):
+            if sum(used.values()) + size <= self._max_bytes:
+                return
+            if content not in keep:
+                self.remove(content)
+                del used[content]
+        if sum(used.values()) + size > self._max_bytes:
+            raise StorageError("all adapters that this peer has room for are in use")
+
+    def _size(self, content: str) -> int:
+        return sum(path.stat().st_size for path in (self._root / content).iterdir())
+
+
+class Coming:
+    """An adapter that is being taken in."""
+
+    def __init__(self, folder: Path, target: Path, manifest: Manifest) -> None:
+        self._folder = folder
+        self._target = target
+        self.manifest = manifest
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Return the chunks that are not here yet, by reading what is."""
+        return [place for place in self.manifest.places if not self._is_here(place)]
+
+    def _is_here(self, place: tuple[int, int]) -> bool:
+        path = self._folder / self.manifest.files[place[0]].name
+        return path.exists() and self.manifest.fits(place, _read(path, place[1]))
+
+    def write(self, place: tuple[int, int], data: bytes) -> bool:
+        """Take a chunk in, if it is that chunk."""
+        if not self.manifest.fits(place, data):
+            return False
+        path = self._folder / self.manifest.files[place[0]].name
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.seek(place[1] * CHUNK_BYTES)
+            file.write(data)
+        return True
+
+    def finish(self) -> Path:
+        """Check the whole, and make it visible.
+
+        Raises:
+            DamagedDataError: its files are not what their names say; all of it is erased.
+            StorageError: the disk refused.
+        """
+        if self._target.is_dir():  # somebody else was faster
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return self._target
+        try:
+            check_contents(self._folder)
+            for path in self._folder.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            self._folder.rename(self._target)
+        except DamagedDataError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        except OSError as error:
+            raise StorageError(f"an adapter cannot be kept: {error.strerror}") from error
+        return self._target
+
+
+def _read(path: Path, chunk: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(chunk * CHUNK_BYTES)
+        return file.read(CHUNK_BYTES)

@@ -1,0 +1,226 @@
+"""The thread that owns a processor's engine: calls come in from the event loop, outcomes go back.
+
+Samples run together, one step for all (continuous batching); between two steps come the calls:
+loading an adapter, holding a sample, ending one. Knows nothing of text, permits or peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tinkex.errors import EngineError, TinkerError
+
+if TYPE_CHECKING:
+    from tinkex.engine.engine import Engine
+    from tinkex.engine.sampling.sequence import SampleJob
+    from tinkex.types import SampleResponse
+
+R = TypeVar("R")
+
+_STOPPED = "The processor has stopped."
+_STILL = 8
+"""Steps in a row that compute no token, after which all work is taken to wait for its readers. One
+or two are usual: a prompt may be found whole in the cache."""
+
+
+class EngineThread:
+    """Runs one engine, in its own thread. But for `hold` all methods are for the event loop.
+
+    Args:
+        engine: nobody else may touch it once this has started.
+        name: names the thread.
+        on_fault: told of exceptions that are bugs rather than answers.
+    """
+
+    def __init__(
+        self, engine: Engine, *, name: str, on_fault: Callable[[BaseException], None]
+    ) -> None:
+        self._engine = engine
+        self._on_fault = on_fault
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._changed = threading.Condition()
+        self._calls: deque[Callable[[], None]] = deque()
+        """Guarded by `_changed`."""
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._open: set[asyncio.Future[Any]] = set()
+        self._samples: dict[str, asyncio.Future[SampleResponse]] = {}
+        """The thread's own: those that the engine has."""
+        self._still = 0
+        """The thread's own: steps in a row that moved nothing."""
+        self.failure = ""
+        """Why nothing runs any more; empty while all is well."""
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Let the step that runs come to its end, and end the thread; what waits fails."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._fail_open(_STOPPED)
+
+    def call(self, work: Callable[[Engine], R]) -> asyncio.Future[R]:
+        """Run `work` on the engine between two steps."""
+        outcome: asyncio.Future[R] = self._outcome()
+
+        def act() -> None:
+            try:
+                result = work(self._engine)
+            except Exception as raised:  # noqa: BLE001 - whatever it is becomes the answer
+                self._post([(outcome, None, self._as_answer(raised))])
+            else:
+                self._post([(outcome, result, None)])
+
+        self._submit(act, outcome)
+        return outcome
+
+    def sample(self, job: SampleJob) -> asyncio.Future[SampleResponse]:
+        """Sample, along with whatever else is being sampled."""
+        outcome: asyncio.Future[SampleResponse] = self._outcome()
+
+        def act() -> None:
+            try:
+                self._engine.add_sample(job)
+            except Exception as raised:  # noqa: BLE001 - as above
+                self._post([(outcome, None, self._as_answer(raised))])
+            else:
+                self._samples[job.job_id] = outcome
+
+        self._submit(act, outcome)
+        return outcome
+
+    def cancel(self, job_id: str) -> None:
+        """Stop sampling for a job; its outcome does not come any more."""
+
+        def act() -> None:
+            if self._samples.pop(job_id, None) is not None:
+                self._engine.cancel_sample(job_id)
+
+        self._submit(act)
+
+    def hold(self, job_id: str, *, held: bool) -> None:
+        """Let a job wait for its reader, or go on."""
+        self._submit(lambda: self._engine.hold_sample(job_id, held=held))
+
+    def _outcome(self) -> asyncio.Future[Any]:
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._open.add(outcome)
+        outcome.add_done_callback(self._open.discard)
+        return outcome
+
+    def _submit(self, act: Callable[[], None], outcome: asyncio.Future[Any] | None = None) -> None:
+        with self._changed:
+            if not self.failure and not self._stopping:
+                self._calls.append(act)
+                self._changed.notify()
+                return
+        if outcome is not None:
+            _settle(outcome, None, EngineError(self.failure or _STOPPED))
+
+    def _fail_open(self, why: str) -> None:
+        for outcome in list(self._open):
+            _settle(outcome, None, EngineError(why))
+
+    # in the thread
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as raised:  # noqa: BLE001 - nobody else would hear of it, and wait for ever
+            why = (
+                f"The processor's engine broke down ({type(raised).__name__}) and runs nothing any "
+                "more; its log has the details. Restart the processor."
+            )
+            with self._changed:
+                self.failure = why
+            self._on_loop(lambda: self._fail_open(why))
+            self._on_fault(raised)
+
+    def _turn(self) -> bool:
+        """Do the calls that came, then a step; wait where that moves nothing. Whether to go on."""
+        with self._changed:
+            calls = list(self._calls)
+            self._calls.clear()
+        for act in calls:
+            act()
+        if not self._engine.has_sampling_work():
+            self._still = _STILL
+        elif self._step() or calls:
+            self._still = 0
+        else:
+            self._still += 1
+        with self._changed:
+            # Nothing to do, or all that there is waits for its readers.
+            while self._still >= _STILL and not (self._stopping or self._calls):
+                self._changed.wait()
+            return not self._stopping
+
+    def _step(self) -> bool:
+        """Run one step; whether it did anything."""
+        try:
+            finished = self._engine.step()
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the batch cannot go on
+            self._drop_samples(self._as_answer(raised))
+            return True
+        self._post(
+            [
+                (outcome, end.response, end.error)
+                for end in finished
+                if (outcome := self._samples.pop(end.job_id, None)) is not None
+            ]
+        )
+        return bool(finished or self._engine.served)
+
+    def _drop_samples(self, error: TinkerError) -> None:
+        samples, self._samples = self._samples, {}
+        for job_id in samples:
+            self._engine.cancel_sample(job_id)
+        self._post([(outcome, None, error) for outcome in samples.values()])
+
+    def _as_answer(self, raised: Exception) -> TinkerError:
+        if isinstance(raised, TinkerError):
+            return raised
+        self._on_fault(raised)
+        return EngineError(
+            f"The processor failed in this request ({type(raised).__name__}). It is not your "
+            "input's fault; the processor's log has the details. Send it again, or report it."
+        )
+
+    def _post(self, outcomes: list[tuple[asyncio.Future[Any], Any, TinkerError | None]]) -> None:
+        """Hand outcomes to the event loop, all with one wake-up."""
+        if not outcomes:
+            return
+
+        def deliver() -> None:
+            for outcome, result, error in outcomes:
+                _settle(outcome, result, error)
+
+        self._on_loop(deliver)
+
+    def _on_loop(self, act: Callable[[], None]) -> None:
+        assert self._loop is not None, "started"
+        try:
+            self._loop.call_soon_threadsafe(act)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+
+def _settle(outcome: asyncio.Future[Any], result: Any, error: TinkerError | None) -> None:
+    if outcome.done():
+        return
+    if error is None:
+        outcome.set_result(result)
+        return
+    outcome.set_exception(error)
+    outcome.exception()  # who waits gets it all the same; a job that was cancelled has nobody

@@ -1,0 +1,267 @@
+"""The words of a foreign server that speaks OpenAI's API: what it is asked, and what it says.
+
+Owns request bodies, the reading of its event stream, and every check of what comes: nothing that a
+server sends is believed further than it can be seen. Sans-IO.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from tinkex.errors import PeerProtocolError, UnsupportedError
+from tinkex.openai_api.completer import (
+    ChatPrompt,
+    CompletionRequest,
+    FinishReason,
+    Piece,
+    TextPrompt,
+    Token,
+    ToolCall,
+)
+
+LONGEST_LINE = 2**20
+UNKNOWN_TOKEN = -1
+"""Stands for a token whose id nobody knows: foreign servers send text."""
+_REASONS = {"stop", "length", "tool_calls"}
+_FIELDS = frozenset({"reasoning_effort", "response_format"})
+_BYTES_A_TOKEN = 4
+"""An estimate, where a server does not count a prompt before it answers."""
+
+
+def estimated_tokens(request: CompletionRequest, context: int) -> int:
+    """Estimate the tokens of a prompt, by its bytes."""
+    if isinstance(request.prompt, TextPrompt):
+        size = len(request.prompt.text.encode())
+    elif isinstance(request.prompt, ChatPrompt):
+        size = sum(len(str(message.get("content", "")).encode()) for message in _said(request))
+    else:
+        return max(1, len(request.prompt.tokens))
+    return max(1, min(context, -(-size // _BYTES_A_TOKEN)))
+
+
+def _said(request: CompletionRequest) -> list[Mapping[str, Any]]:
+    return list(request.prompt.messages) if isinstance(request.prompt, ChatPrompt) else []
+
+
+def check_supported(request: CompletionRequest) -> None:
+    """Refuse what a foreign server cannot be trusted to do as asked, instead of losing it.
+
+    Raises:
+        UnsupportedError: naming the field.
+    """
+    prompt = request.prompt
+    refused = {
+        "echo": request.echo,
+        "prompt_logprobs": request.prompt_logprobs,
+        "logprobs": request.top_logprobs > 0,
+        "top_k": request.top_k not in {-1, 0},
+        "a prompt of token ids": not isinstance(prompt, TextPrompt | ChatPrompt),
+        "max_tokens of 0": request.max_tokens == 0,
+    }
+    if isinstance(prompt, ChatPrompt):
+        refused["continuing the last message"] = prompt.continue_last
+        refused |= {name: True for name in prompt.options if name not in _FIELDS}
+    for name, asked in refused.items():
+        if asked:
+            raise UnsupportedError(
+                f"{name} is not supported here: this model runs on a server of another kind, "
+                "which may not keep to it. Leave it out, or use a model that tinkex runs itself."
+            )
+
+
+def body_of(request: CompletionRequest, model: str, index: int) -> tuple[str, dict[str, Any]]:
+    """Make (path, body) of the request for one completion.
+
+    Args:
+        request: what is asked.
+        model: what the server calls its model.
+        index: which of the `n`; each is asked for by itself, as not all servers know `n`.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+    }
+    if request.seed is not None:
+        body["seed"] = (request.seed + index) % 2**31
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if isinstance(request.prompt, ChatPrompt):
+        body["messages"] = [_message(one) for one in request.prompt.messages]
+        if request.prompt.tools:
+            body["tools"] = [dict(tool) for tool in request.prompt.tools]
+        return "chat/completions", body | dict(request.prompt.options)
+    assert isinstance(request.prompt, TextPrompt), "checked by check_supported"
+    return "completions", body | {"prompt": request.prompt.text}
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a message as OpenAI does: arguments of calls are text there."""
+    fields = dict(message)
+    if fields.get("tool_calls"):
+        fields["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _text(call["function"])}}
+            for call in fields["tool_calls"]
+        ]
+    return fields
+
+
+def _text(function: Mapping[str, Any]) -> str:
+    arguments = function["arguments"]
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+class EventLines:
+    """Cuts the bytes of an event stream into the data of its events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes; return the data of the events that are whole now.
+
+        Raises:
+            PeerProtocolError: a line has no end.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LONGEST_LINE:
+            raise PeerProtocolError("the server behind this processor sends a line without an end")
+        lines = [line.strip() for line in lines]
+        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+
+
+@dataclass(slots=True)
+class _Call:
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class ForeignCompletion:
+    """One completion, as a foreign server tells it."""
+
+    index: int
+    max_tokens: int
+    has_tools: bool
+    chunks: int = 0
+    """Pieces of text that came: each is a token at least."""
+    size: int = 0
+    """Bytes of text that came."""
+    reason: FinishReason | None = None
+    claimed: int | None = None
+    """Tokens that the server says it made."""
+    prompt: int = 0
+    """Tokens of the prompt, as the server counts them; 0 while it has not said."""
+    cached: int = 0
+    done: bool = False
+    calls: dict[int, _Call] = field(default_factory=dict)
+
+    def take(self, data: bytes) -> Piece | None:
+        """Read an event; return what can be shown of it.
+
+        Raises:
+            PeerProtocolError: it makes no sense.
+        """
+        if self.done:
+            return None
+        if data == b"[DONE]":
+            self.done = True
+            return None
+        try:
+            event = json.loads(data)
+            self._usage(event.get("usage"))
+            text = "".join(self._choice(choice) for choice in event.get("choices") or ())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise PeerProtocolError(
+                "the server behind this processor sends what is no answer of OpenAI's API"
+            ) from None
+        if "error" in event and not event.get("choices"):
+            raise PeerProtocolError("the server behind this processor failed in mid-stream")
+        if not text:
+            return None
+        self.chunks += 1
+        self.size += len(text.encode())
+        if self.chunks > self.max_tokens:
+            raise PeerProtocolError(
+                "the server behind this processor sends more than it was asked for"
+            )
+        return Piece(self.index, text, (_token(text),))
+
+    def end(self) -> Piece:
+        """Give the last piece, once the stream has ended.
+
+        Tokens that the server counted beyond the pieces that came are believed as far as the text
+        has bytes for them.
+
+        Raises:
+            PeerProtocolError: it broke off, or claims more tokens than there can be.
+        """
+        if self.reason is None:
+            raise PeerProtocolError("the server behind this processor broke off")
+        calls = tuple(
+            ToolCall(call.name, call.arguments or "{}") for _, call in sorted(self.calls.items())
+        )
+        written = sum(len(call.arguments) + len(call.name) for call in calls)
+        made = self.chunks if self.claimed is None else max(self.chunks, self.claimed)
+        # Marks of a chat's form and the end are tokens without text.
+        if made > min(self.max_tokens, self.size + written + _MARKS * (1 + len(calls))):
+            raise PeerProtocolError(
+                f"the server behind this processor claims {made} tokens for {self.size} bytes"
+            )
+        if self.reason == "tool_calls" and not calls:
+            raise PeerProtocolError("the server behind this processor calls no tool it says to")
+        return Piece(
+            self.index,
+            tokens=tuple(_token("") for _ in range(made - self.chunks)),
+            tool_calls=calls,
+            finish_reason="tool_calls" if calls else self.reason,
+        )
+
+    def _usage(self, usage: Any) -> None:
+        if usage is None:
+            return
+        claimed, details = usage["completion_tokens"], usage.get("prompt_tokens_details") or {}
+        prompt, cached = usage.get("prompt_tokens") or 0, details.get("cached_tokens") or 0
+        if any(type(count) is not int or count < 0 for count in (claimed, prompt, cached)):
+            raise ValueError
+        self.claimed, self.prompt, self.cached = claimed, prompt, cached
+
+    def _choice(self, choice: Mapping[str, Any]) -> str:
+        """Read a choice; return its text."""
+        delta = choice.get("delta")
+        text = choice.get("text") if delta is None else delta.get("content")
+        for call in (delta or {}).get("tool_calls") or ():
+            self._call(call)
+        reason = choice.get("finish_reason")
+        if reason is not None and reason not in _REASONS:
+            raise ValueError
+        if reason is not None:
+            self.reason = cast("FinishReason", reason)
+        if not isinstance(text, str | None):
+            raise TypeError
+        return text or ""
+
+    def _call(self, call: Mapping[str, Any]) -> None:
+        if not self.has_tools:
+            raise ValueError
+        number = call.get("index", len(self.calls))
+        if type(number) is not int or not 0 <= number < _MOST_CALLS:
+            raise ValueError
+        known = self.calls.setdefault(number, _Call())
+        function = call["function"]
+        known.name += function.get("name") or ""
+        known.arguments += function.get("arguments") or ""
+
+
+_MARKS = 16
+_MOST_CALLS = 128
+
+
+def _token(text: str) -> Token:
+    return Token(UNKNOWN_TOKEN, text, text.encode(), None)

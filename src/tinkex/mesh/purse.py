@@ -1,0 +1,169 @@
+"""A gateway's leases: what it may spend for whom, request by request.
+
+Owns the gateway's half of `quota`. Pure: every change is returned as a usage entry, which the
+gateway appends to its "usage" feed before it acts on it. Whoever holds a purse asks for leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tinkex.mesh.usage import (
+    FROM_RESERVATION,
+    SETTLED,
+    LeaseClosed,
+    Reserved,
+    Settled,
+    StillHere,
+    UsageEvent,
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """One lease."""
+
+    lease_id: str
+    account_id: str
+    key_id: str
+    left: int
+    expires_at: float
+    reserved: dict[str, Reserved] = field(default_factory=dict)
+
+
+class Purse:
+    """The leases of one gateway.
+
+    Times are unix seconds; one that is earlier than what was seen before is taken for that, so that
+    a clock that is set back reserves nothing under a lease that has ended.
+    """
+
+    def __init__(self) -> None:
+        self._leases: dict[str, _Held] = {}
+        self._lease_of: dict[str, _Held] = {}
+        self._latest = 0.0
+
+    def put_in(
+        self, lease_id: str, account_id: str, key_id: str, tokens: int, expires_at: float
+    ) -> None:
+        """Take a lease that an auth worker gave."""
+        self._leases[lease_id] = _Held(lease_id, account_id, key_id, tokens, expires_at)
+
+    def reserve(
+        self, request_id: str, account_id: str, key_id: str, model: str, tokens: int, now: float
+    ) -> Reserved | None:
+        """Set tokens aside for a request: the entry to append, or None if no lease has them."""
+        now = self._time(now)
+        for lease in self._leases.values():
+            of_caller = (lease.account_id, lease.key_id) == (account_id, key_id)
+            if of_caller and lease.left >= tokens and now < lease.expires_at:
+                lease.left -= tokens
+                entry = Reserved(
+                    lease_id=lease.lease_id,
+                    at=now,
+                    request_id=request_id,
+                    account_id=account_id,
+                    key_id=key_id,
+                    model=model,
+                    tokens=tokens,
+                )
+                lease.reserved[request_id] = entry
+                self._lease_of[request_id] = lease
+                return entry
+        return None
+
+    def settle(
+        self,
+        request_id: str,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        now: float,
+        receipt: bytes = b"",
+    ) -> Settled:
+        """Say what a request cost; what it did not need may be spent again.
+
+        Raises:
+            KeyError: nothing is reserved for it.
+        """
+        lease = self._lease_of.pop(request_id)
+        reserved = lease.reserved.pop(request_id)
+        lease.left += max(0, reserved.tokens - prompt_tokens - completion_tokens)
+        return _settled(
+            reserved, self._time(now), prompt_tokens, completion_tokens, SETTLED, receipt
+        )
+
+    def close_ended(self, now: float) -> list[LeaseClosed]:
+        """Close the leases whose time is over and of which every request is settled."""
+        now = self._time(now)
+        return self._close((one for one in self._leases.values() if now >= one.expires_at), now)
+
+    def give_back(self, account_id: str, key_id: str, now: float) -> list[LeaseClosed]:
+        """Close a caller's leases that no request needs, so that a larger one can be asked for."""
+        who = (account_id, key_id)
+        mine = (one for one in self._leases.values() if (one.account_id, one.key_id) == who)
+        return self._close(mine, self._time(now))
+
+    def close_all(self, now: float) -> list[LeaseClosed]:
+        """Close every lease that no request needs: the gateway stops."""
+        return self._close(self._leases.values(), self._time(now))
+
+    def still_here(self, now: float) -> StillHere:
+        """Say that nothing else happened."""
+        return StillHere(at=self._time(now))
+
+    def _close(self, leases: Iterable[_Held], now: float) -> list[LeaseClosed]:
+        done = [one.lease_id for one in leases if not one.reserved]
+        for lease_id in done:
+            del self._leases[lease_id]
+        return [LeaseClosed(lease_id=lease_id, at=now) for lease_id in done]
+
+    def _time(self, now: float) -> float:
+        self._latest = max(self._latest, now)
+        return self._latest
+
+
+class UsageRecovery:
+    """Folds a gateway's own entries after a start, and says what a crash left to be written."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, dict[str, Reserved]] = {}
+        self._latest = 0.0
+
+    def apply(self, event: UsageEvent) -> None:
+        """Fold one entry of one's own feed, in order."""
+        self._latest = max(self._latest, event.at)
+        if isinstance(event, LeaseClosed):
+            self._open.pop(event.lease_id, None)
+        elif isinstance(event, Reserved):
+            self._open.setdefault(event.lease_id, {})[event.request_id] = event
+        elif isinstance(event, Settled):
+            self._open.setdefault(event.lease_id, {}).pop(event.request_id, None)
+
+    def entries(self, now: float) -> list[UsageEvent]:
+        """Return what to append: what was in progress costs its reservation; leases are closed."""
+        now = max(now, self._latest)
+        settled: list[UsageEvent] = [
+            _settled(reserved, now, reserved.tokens, 0, FROM_RESERVATION, b"")
+            for requests in self._open.values()
+            for reserved in requests.values()
+        ]
+        return [*settled, *(LeaseClosed(lease_id=lease_id, at=now) for lease_id in self._open)]
+
+
+def _settled(
+    reserved: Reserved, at: float, prompt: int, completion: int, state: str, receipt: bytes
+) -> Settled:
+    return Settled(
+        lease_id=reserved.lease_id,
+        at=at,
+        request_id=reserved.request_id,
+        account_id=reserved.account_id,
+        key_id=reserved.key_id,
+        model=reserved.model,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        state=state,
+        receipt=receipt,
+    )

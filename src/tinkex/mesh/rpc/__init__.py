@@ -1,0 +1,1 @@
+"""Remote procedure calls over links: unary and streamed, with deadlines, credits and cancel."""

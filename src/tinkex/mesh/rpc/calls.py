@@ -1,0 +1,101 @@
+"""The caller's end of one call: what its replies wait in until they are read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Reading(Protocol):
+    """What a call's reader tells its link."""
+
+    def consumed(self, call_id: int, body: bytes) -> None:
+        """A reply was read."""
+
+    def dropped(self, call: OutgoingCall) -> None:
+        """Nobody reads any more, and the call has not ended."""
+
+
+class OutgoingCall:
+    """A call that this side made: replies come in, and are read one by one."""
+
+    __slots__ = (
+        "_bodies",
+        "_error",
+        "_link",
+        "_waiter",
+        "began",
+        "call_id",
+        "ended",
+        "items",
+        "method",
+        "reply_bytes",
+        "request_bytes",
+    )
+
+    def __init__(
+        self, call_id: int, method: str, request_bytes: int, began: float, link: Reading
+    ) -> None:
+        self.call_id = call_id
+        self.method = method
+        self.began = began
+        self.request_bytes = request_bytes
+        self.items = 0
+        self.reply_bytes = 0
+        self.ended = False
+        self._link = link
+        self._bodies: deque[bytes] = deque()
+        self._error: Callable[[], BaseException] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def came(self, bodies: tuple[bytes, ...]) -> None:
+        """Take replies that arrived."""
+        self._bodies.extend(bodies)
+        self.items += len(bodies)
+        self.reply_bytes += sum(map(len, bodies))
+        self._notify()
+
+    def end(self, error: Callable[[], BaseException] | None = None) -> None:
+        """Take the end: an orderly one, or an error, which is raised after what came before it."""
+        self.ended = True
+        self._error = error
+        self._notify()
+
+    def take(self) -> bytes | None:
+        """Take the next reply if it is here."""
+        if not self._bodies:
+            return None
+        body = self._bodies.popleft()
+        self._link.consumed(self.call_id, body)
+        return body
+
+    async def next(self) -> bytes | None:
+        """Wait for the next reply; None at the end.
+
+        Raises:
+            TinkerError: the call failed.
+        """
+        while (body := self.take()) is None:
+            if self.ended:
+                if self._error is not None:
+                    raise self._error()
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return body
+
+    def drop(self) -> None:
+        """Read no more: the call is cancelled at the other end, if it has not ended."""
+        self._bodies.clear()
+        if not self.ended:
+            self.ended = True
+            self._link.dropped(self)
+
+    def _notify(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,474 @@
+"""One link at work: its reader, its writer, its signs of life, and the calls on it.
+
+Owns the tasks of a link and its end. What may be sent and when, `session` and `heartbeat` say;
+which link goes to whom, `links`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tinkex._timers import Timer
+from tinkex.errors import (
+    LinkClosedError,
+    MeshError,
+    PeerProtocolError,
+    PeerUnreachableError,
+    TinkerError,
+    TrustError,
+)
+from tinkex.mesh.rpc.calls import OutgoingCall
+from tinkex.mesh.rpc.credentials import RemotePeer
+from tinkex.mesh.rpc.errors import error_of, wire_error
+from tinkex.mesh.rpc.handlers import Handlers
+from tinkex.mesh.rpc.heartbeat import Heartbeat
+from tinkex.mesh.rpc.messages import (
+    MAX_TIMEOUT_MS,
+    Bye,
+    Cancel,
+    Credit,
+    End,
+    Failed,
+    Items,
+    Leave,
+    Message,
+    Pong,
+    Request,
+    Response,
+)
+from tinkex.mesh.rpc.observer import CallReport
+from tinkex.mesh.rpc.session import Limits, Session
+from tinkex.mesh.rpc.surroundings import Surroundings
+from tinkex.mesh.tasks import let_others_run
+from tinkex.mesh.transport.base import Link
+
+_FRAMES_A_TURN = 32
+"""So many frames that need no waiting are taken in before other tasks have a turn."""
+
+
+class Channel:
+    """A link whose greetings were taken.
+
+    Args:
+        link: where frames go.
+        peer: who is at the other end.
+        given: what that peer may have open here.
+        around: what all links share.
+        on_change: called when it takes no calls any more, with the reason once it has ended.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        peer: RemotePeer,
+        given: Limits,
+        around: Surroundings,
+        on_change: Callable[[Channel, TinkerError | None, bool], None],
+    ) -> None:
+        config, now = around.config, around.clock.monotonic()
+        self.peer = peer
+        self.ended = asyncio.Event()
+        """The link is closed, and nothing of it runs."""
+        self.answered = asyncio.Event()
+        """No call of the peer is open."""
+        self.answered.set()
+        self.last_used = now
+        self._link = link
+        self._around = around
+        self._on_change = on_change
+        self._session = Session(
+            given,
+            peer.granted,
+            window=config.window_bytes,
+            coalesce_s=config.coalesce_s,
+            coalesce_bytes=config.coalesce_bytes,
+            coalesce_after=config.coalesce_after,
+        )
+        self._heartbeat = Heartbeat(config, now)
+        self._calls: dict[int, OutgoingCall] = {}
+        self._to_send = asyncio.Event()
+        self._handlers = Handlers(
+            self._session, peer, around.tasks, wake=self._to_send.set, settle=self._settle
+        )
+        self._pings: dict[int, asyncio.Future[None]] = {}
+        self._turn = asyncio.Lock()
+        self._room = asyncio.Event()
+        self._hold: Timer | None = None
+        self._beat_timer: Timer | None = None
+        self._planned = now
+        self._retiring = False
+        self._over: TinkerError | None = None
+        self._expelled: TinkerError | None = None
+        self._io: tuple[asyncio.Task[None], ...] = ()
+
+    def start(self) -> None:
+        """Begin to read and write."""
+        spawn, name = self._around.tasks.spawn, self.peer.peer_id.short
+        self._io = (
+            spawn(self._read(), name=f"read {name}"),
+            spawn(self._write(), name=f"write {name}"),
+        )
+        self._plan_beat()
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether this side may begin calls on it."""
+        return not (self._over or self._expelled or self._retiring or self._session.closing)
+
+    @property
+    def ending(self) -> bool:
+        """Whether it has ended, but may not be closed yet."""
+        return self._over is not None
+
+    @property
+    def outgoing(self) -> int:
+        """How many calls of this side are open."""
+        return self._session.outgoing
+
+    @property
+    def incoming(self) -> int:
+        """How many calls of the peer are open."""
+        return self._session.incoming
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call is open on it."""
+        return not (self._session.outgoing or self._session.incoming or self._turn.locked())
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round trip in seconds, if one was measured."""
+        return self._heartbeat.rtt
+
+    # --- calls ----------------------------------------------------------------
+
+    async def open(
+        self, method: str, body: bytes, *, streamed: bool, deadline: float, trace: str
+    ) -> OutgoingCall | None:
+        """Begin a call, once the peer's limits have room for it.
+
+        Returns:
+            The call; None if the link takes none any more: nothing was sent.
+
+        Raises:
+            TrustError: the peer is no member any more.
+        """
+        try:
+            # In turns: a large request is not passed by small ones for ever.
+            async with self._turn:
+                while self.takes_calls and not self._session.may_request(len(body)):
+                    self._room.clear()
+                    await self._room.wait()
+                if not self.takes_calls:
+                    return None
+                self._check_still()
+                now = self._around.clock.monotonic()
+                call_id = self._session.request(
+                    method,
+                    body,
+                    timeout_ms=int(max(0.0, min((deadline - now) * 1000, MAX_TIMEOUT_MS))),
+                    streamed=streamed,
+                    trace=trace,
+                )
+                call = OutgoingCall(call_id, method, len(body), now, self)
+                self._calls[call_id] = call
+                return call
+        finally:
+            self._settle()
+
+    def consumed(self, call_id: int, body: bytes) -> None:
+        """Give credit for a reply that was read."""
+        if self._session.consumed(call_id, body):
+            self._to_send.set()
+
+    def dropped(self, call: OutgoingCall) -> None:
+        """Cancel a call that nobody reads any more."""
+        if self._calls.pop(call.call_id, None) is not None:
+            self._session.cancel(call.call_id)
+            self._report(call, "Cancelled")
+            self._to_send.set()
+
+    async def ping(self) -> float:
+        """Measure a round trip, in seconds.
+
+        Raises:
+            LinkClosedError: the link ended first.
+        """
+        if self._over is not None:
+            raise _again(self._over)
+        began = self._around.clock.monotonic()
+        nonce = self._send_ping(began)
+        self._pings[nonce] = asyncio.get_running_loop().create_future()
+        try:
+            await self._pings[nonce]
+        finally:
+            self._pings.pop(nonce, None)
+        return self._around.clock.monotonic() - began
+
+    def _check_still(self) -> None:
+        try:
+            self._around.credentials.check_still(self.peer, self._around.clock.now())
+        except TrustError as error:
+            self._expel(error)
+            raise
+
+    # --- the end --------------------------------------------------------------
+
+    def announce_stop(self) -> None:
+        """Tell the peer to begin no call here any more."""
+        if self._over is None:
+            self._session.leave(stopping=True)
+            self._to_send.set()
+
+    def retire(self) -> None:
+        """Begin no call on it any more, nor let the peer; when those open have ended it closes."""
+        if not self._retiring and self._over is None:
+            self._retiring = True
+            self._session.leave(stopping=False)
+            self._room.set()
+            self._on_change(self, None, False)
+            self._settle()
+            self._around.timers.call_later(self._around.config.lost_after_s, self._give_up)
+
+    def _give_up(self) -> None:
+        """End a retired link whose peer does not say good-bye, once nobody uses it."""
+        if self._over is None:
+            if self.idle:
+                self.end(LinkClosedError("the link was not needed any more"), lost=False)
+            else:
+                self._around.timers.call_later(self._around.config.lost_after_s, self._give_up)
+
+    def _expel(self, error: TinkerError) -> None:
+        """End it, but let what is waiting to be sent go first, for a moment."""
+        if self._expelled is None and self._over is None:
+            self._expelled = error
+            self._on_change(self, None, False)
+            self._to_send.set()
+            self._around.timers.call_later(
+                self._around.config.lost_after_s, lambda: self.end(error, lost=True)
+            )
+
+    def end(self, error: TinkerError, *, lost: bool) -> None:
+        """End the link at once: every call on it fails. Harmless twice."""
+        if self._over is not None:
+            return
+        self._over = error
+        for call in self._calls.values():
+            self._report(call, type(error).__name__)
+            call.end(lambda: _again(error))
+        self._calls.clear()
+        self._handlers.cancel_all()
+        for waiter in self._pings.values():
+            if not waiter.done():
+                waiter.set_exception(_again(error))
+        for timer in (self._hold, self._beat_timer):
+            if timer is not None:
+                timer.cancel()
+        self._room.set()
+        self.answered.set()
+        self._around.tasks.spawn(self._shut(), name=f"close {self.peer.peer_id.short}")
+        self._on_change(self, error, lost)
+
+    async def _shut(self) -> None:
+        try:
+            for task in self._io:
+                task.cancel()
+            await self._link.close()
+            await asyncio.gather(*self._io, return_exceptions=True)
+        finally:
+            self.ended.set()
+
+    # --- frames ---------------------------------------------------------------
+
+    async def _read(self) -> None:
+        frames = 0
+        try:
+            while self._over is None:
+                frame = await self._link.receive()
+                self._heartbeat.heard(self._around.clock.monotonic())
+                for message in self._session.receive(frame):
+                    # The link may have ended while the frame came, and its calls with it.
+                    if self._over is None:
+                        self._act(message)
+                self._settle()
+                frames += 1
+                if frames % _FRAMES_A_TURN == 0:
+                    await let_others_run()
+        except LinkClosedError as error:
+            if self._session.finished:
+                self.end(error, lost=False)
+            else:
+                self.end(LinkClosedError(f"the link to {self._name} was lost: {error}"), lost=True)
+        except PeerProtocolError as error:
+            self.end(PeerProtocolError(f"{self._name}: {error}"), lost=True)
+
+    async def _write(self) -> None:
+        try:
+            while self._over is None:
+                self._to_send.clear()
+                frame = self._session.take(self._around.clock.monotonic())
+                if frame is not None:
+                    self._handlers.room()
+                    await self._link.send(frame)
+                    self._settle()
+                elif self._expelled is not None:
+                    self.end(self._expelled, lost=True)
+                elif self._session.finished:
+                    self.end(LinkClosedError("the link was not needed any more"), lost=False)
+                else:
+                    self._hold_until(self._session.due)
+                    await self._to_send.wait()
+        except LinkClosedError as error:
+            self.end(
+                LinkClosedError(f"the link to {self._name} was lost: {error}"),
+                lost=not self._session.finished,
+            )
+
+    def _hold_until(self, due: float | None) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        if due is not None:
+            delay = max(0.0, due - self._around.clock.monotonic())
+            self._hold = self._around.timers.call_later(delay, self._to_send.set)
+
+    @property
+    def _name(self) -> str:
+        return self.peer.peer_id.short
+
+    def _act(self, message: Message) -> None:
+        match message:
+            case Items(call_id, bodies):
+                self._calls[call_id].came(bodies)
+            case Response(call_id, body):
+                self._calls[call_id].came((body,))
+                self._finish(call_id, None)
+            case End(call_id):
+                self._finish(call_id, None)
+            case Failed(call_id, failure):
+                self._finish(call_id, error_of(failure, self.peer.peer_id))
+            case Request():
+                self._answer(message)
+            case Cancel(call_id):
+                self._handlers.cancel(call_id)
+            case Credit():
+                self._handlers.room()
+            case Pong(nonce):
+                self._ponged(nonce)
+            case Leave() | Bye():
+                self._room.set()
+                self._on_change(self, None, False)
+
+    def _finish(self, call_id: int, error: TinkerError | None) -> None:
+        call = self._calls.pop(call_id)
+        call.end(None if error is None else lambda: error)
+        self._report(call, None if error is None else type(error).__name__)
+
+    def _answer(self, request: Request) -> None:
+        around, now = self._around, self._around.clock.monotonic()
+        self.last_used = now
+        try:
+            self._check_still()
+            if around.stopping:
+                raise PeerUnreachableError(
+                    f"{around.credentials.key_pair.peer_id.short} is stopping: call another peer",
+                    retry_after_ms=1000.0,
+                )
+            offered = around.dispatcher.admit(request, self.peer.certificate)
+        except TinkerError as error:
+            self._session.fail(request.id, wire_error(error))
+            around.report(
+                CallReport(
+                    self.peer.peer_id,
+                    "unknown",
+                    True,
+                    type(error).__name__,
+                    0.0,
+                    0,
+                    len(request.body),
+                    0,
+                )
+            )
+            return
+        self._handlers.begin(request, offered, around)
+
+    def _settle(self) -> None:
+        """After anything changed: wake who waits for room, say good-bye, have it sent."""
+        now = self._around.clock.monotonic()
+        busy = bool(self._session.outgoing or self._session.incoming)
+        if busy:
+            self.last_used = now
+        if self._session.incoming:
+            self.answered.clear()
+        else:
+            self.answered.set()
+        self._heartbeat.busy(busy, now)
+        if busy and self._heartbeat.due() < self._planned:
+            self._plan_beat()
+        if self._turn.locked():
+            self._room.set()
+        elif (self._retiring or self._session.closing) and not self._session.outgoing:
+            self._session.bye()
+        self._to_send.set()
+
+    def _report(self, call: OutgoingCall, error: str | None) -> None:
+        self._around.report(
+            CallReport(
+                self.peer.peer_id,
+                call.method,
+                False,
+                error,
+                self._around.clock.monotonic() - call.began,
+                call.items,
+                call.request_bytes,
+                call.reply_bytes,
+            )
+        )
+
+    # --- signs of life --------------------------------------------------------
+
+    def _plan_beat(self) -> None:
+        if self._beat_timer is not None:
+            self._beat_timer.cancel()
+        now = self._around.clock.monotonic()
+        self._planned = max(now, self._heartbeat.due())
+        self._beat_timer = self._around.timers.call_later(self._planned - now, self._beat)
+
+    def _beat(self) -> None:
+        config, now = self._around.config, self._around.clock.monotonic()
+        if now - self._planned > config.ping_s:
+            self._heartbeat.excuse(now)
+        if self._heartbeat.lost(now):
+            self.end(
+                LinkClosedError(f"{self._name} gave no sign of life for {config.lost_after_s} s"),
+                lost=True,
+            )
+            return
+        if self._heartbeat.ping_due(now):
+            self._send_ping(now)
+        try:
+            self._check_still()
+        except TrustError:
+            return
+        if self.idle and now - self.last_used >= config.idle_close_s:
+            self.retire()
+        self._plan_beat()
+
+    def _send_ping(self, now: float) -> int:
+        nonce = self._session.ping()
+        self._heartbeat.pinged(nonce, now)
+        self._to_send.set()
+        return nonce
+
+    def _ponged(self, nonce: int) -> None:
+        self._heartbeat.ponged(nonce, self._around.clock.monotonic())
+        for number, waiter in self._pings.items():
+            if number <= nonce and not waiter.done():
+                waiter.set_result(None)
+
+
+def _again(error: TinkerError) -> TinkerError:
+    """Make a new one: what several tasks raise must not share a traceback."""
+    kind = type(error) if isinstance(error, MeshError) else MeshError
+    return kind(str(error))

@@ -1,0 +1,61 @@
+"""A bound on how long a block may wait, by the injected clock.
+
+As `asyncio.timeout`, whose time is the event loop's and so moves in every test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from tinkex._timers import Timer, Timers
+
+
+class Deadline:
+    """`with Deadline(...)`: what the block awaits is cancelled at the end of the time.
+
+    Args:
+        timers: those of the event loop.
+        seconds: from entering the block.
+        error: makes what is raised then.
+    """
+
+    __slots__ = ("_before", "_error", "_passed", "_seconds", "_task", "_timer", "_timers")
+
+    def __init__(self, timers: Timers, seconds: float, error: Callable[[], Exception]) -> None:
+        self._timers = timers
+        self._seconds = seconds
+        self._error = error
+        self._passed = False
+        self._timer: Timer | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._before = 0
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._before = task.cancelling()
+        self._timer = self._timers.call_later(self._seconds, self._pass)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
+        assert self._task is not None
+        assert self._timer is not None
+        self._timer.cancel()
+        # Somebody else may have cancelled the task too: then that is what happens.
+        alone = self._passed and self._task.uncancel() <= self._before
+        if alone and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise self._error() from None
+
+    def _pass(self) -> None:
+        assert self._task is not None
+        self._passed = True
+        self._task.cancel()

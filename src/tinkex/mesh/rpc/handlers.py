@@ -1,0 +1,192 @@
+"""The callee's end of a link's calls: one task for each, from the request to its last word.
+
+Owns those tasks, their deadlines, and their waiting for credit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from tinkex.errors import LinkClosedError, PeerTimeoutError, TinkerError
+from tinkex.mesh.rpc.credentials import RemotePeer
+from tinkex.mesh.rpc.dispatch import Dispatcher, Offered, handler_error
+from tinkex.mesh.rpc.errors import wire_error
+from tinkex.mesh.rpc.messages import Request
+from tinkex.mesh.rpc.observer import CallReport
+from tinkex.mesh.rpc.service import Call, is_trace
+from tinkex.mesh.rpc.session import Session
+from tinkex.mesh.rpc.surroundings import Surroundings
+from tinkex.mesh.tasks import Tasks
+
+
+@dataclass(slots=True)
+class _Running:
+    """A call that is being answered."""
+
+    request: Request
+    offered: Offered
+    began: float
+    deadline: float
+    task: asyncio.Task[None] | None = None
+    started: bool = False
+    unwanted: bool = False
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    expired: bool = False
+    items: int = 0
+    reply_bytes: int = 0
+
+
+class Handlers:
+    """Answers the calls of one link's peer.
+
+    Args:
+        session: the link's.
+        peer: who calls.
+        tasks: own the tasks.
+        wake: called when the session has an item to send.
+        settle: called when a call ended.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        peer: RemotePeer,
+        tasks: Tasks,
+        *,
+        wake: Callable[[], None],
+        settle: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._peer = peer
+        self._tasks = tasks
+        self._wake = wake
+        self._settle = settle
+        self._running: dict[int, _Running] = {}
+        self._waiting: set[int] = set()
+
+    def begin(self, request: Request, offered: Offered, around: Surroundings) -> None:
+        """Answer a request that was admitted."""
+        now = around.clock.monotonic()
+        running = _Running(request, offered, now, now + request.timeout_ms / 1000)
+        self._running[request.id] = running
+        running.task = self._tasks.spawn(
+            self._run(running, around), name=f"answer {request.method}"
+        )
+
+    def cancel(self, call_id: int) -> None:
+        """Nobody waits for a call's answer any more."""
+        running = self._running.get(call_id)
+        if running is not None:
+            self._cancel(running)
+
+    @staticmethod
+    def _cancel(running: _Running) -> None:
+        # A task that is cancelled before its first step would not run at all, nor answer.
+        running.unwanted = True
+        if running.started and running.task is not None:
+            running.task.cancel()
+
+    def cancel_all(self) -> None:
+        """Nobody waits for any."""
+        for call_id in self._running:
+            self.cancel(call_id)
+
+    def room(self) -> None:
+        """Wake those that wait to send and may."""
+        for call_id in self._waiting:
+            if self._session.may_send(call_id):
+                self._running[call_id].room.set()
+
+    async def _run(self, running: _Running, around: Surroundings) -> None:
+        request = running.request
+        timer = around.timers.call_later(
+            running.deadline - running.began, lambda: self._expire(running)
+        )
+        failure: TinkerError | None = None
+        running.started = True
+        try:
+            if not running.unwanted:
+                await self._answer(running, around.dispatcher)
+            else:
+                failure = _why_cancelled(running)
+        except asyncio.CancelledError:
+            failure = _why_cancelled(running)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes an answer
+            failure = handler_error(request.method, error)
+        finally:
+            timer.cancel()
+            del self._running[request.id]
+            if failure is not None:
+                self._session.fail(request.id, wire_error(failure))
+            self._settle()
+            self._report(running, failure, around)
+
+    async def _answer(self, running: _Running, dispatcher: Dispatcher) -> None:
+        request, offered = running.request, running.offered
+        message = dispatcher.decode(offered, request.body)
+        trace = request.trace if is_trace(request.trace) else ""
+        call = Call(self._peer.peer_id, self._peer.certificate, running.deadline, trace)
+        if offered.method.streamed:
+            await self._stream(running, offered.handler(message, call), dispatcher)
+            self._session.end(request.id)
+            return
+        body = dispatcher.encode(offered, await offered.handler(message, call))
+        running.items, running.reply_bytes = 1, len(body)
+        self._session.respond(request.id, body)
+
+    async def _stream(
+        self, running: _Running, replies: AsyncIterator[object], dispatcher: Dispatcher
+    ) -> None:
+        call_id = running.request.id
+        try:
+            async for reply in replies:
+                body = dispatcher.encode(running.offered, reply)
+                await self._room(running)
+                self._session.item(call_id, body)
+                running.items += 1
+                running.reply_bytes += len(body)
+                self._wake()
+        finally:
+            close = getattr(replies, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _room(self, running: _Running) -> None:
+        """Wait until an item may be sent: this is where a slow reader slows its stream."""
+        call_id = running.request.id
+        while not self._session.may_send(call_id):
+            running.room.clear()
+            self._waiting.add(call_id)
+            try:
+                await running.room.wait()
+            finally:
+                self._waiting.discard(call_id)
+
+    @staticmethod
+    def _expire(running: _Running) -> None:
+        running.expired = True
+        Handlers._cancel(running)
+
+    def _report(self, running: _Running, failure: TinkerError | None, around: Surroundings) -> None:
+        around.report(
+            CallReport(
+                self._peer.peer_id,
+                running.request.method,
+                True,
+                None if failure is None else type(failure).__name__,
+                around.clock.monotonic() - running.began,
+                running.items,
+                len(running.request.body),
+                running.reply_bytes,
+            )
+        )
+
+
+def _why_cancelled(running: _Running) -> TinkerError:
+    path = running.request.method
+    if running.expired:
+        return PeerTimeoutError(f"`{path}` was not done within the caller's time")
+    return LinkClosedError(f"`{path}` was cancelled")

@@ -1,0 +1,1 @@
+"""Encrypted links between peers: iroh, TLS, and memory for tests and simulation."""

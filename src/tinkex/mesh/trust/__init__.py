@@ -1,0 +1,1 @@
+"""Why one peer believes another: root, invitations, role certificates, permits, revocations."""

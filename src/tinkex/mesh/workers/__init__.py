@@ -1,0 +1,1 @@
+"""The workers: auth, gateway, processor, client, bootstrap."""

@@ -1,0 +1,291 @@
+"""The auth worker: accounts, keys, quota and usage, on logs that outlive it.
+
+Owns putting the parts together, and what is made good at a start that a crash left undone. Each
+part is in `workers.authority`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from tinkex._clock import Clock
+from tinkex.errors import NotFoundError, TinkerError
+from tinkex.mesh.accounts.config import AuthConfig
+from tinkex.mesh.accounts.events import NetworkEvent, PublicEvent, network_form, public_form
+from tinkex.mesh.accounts.lockout import LockOut
+from tinkex.mesh.dht.records import Offer
+from tinkex.mesh.feeds.policy import ACCOUNTS_PRIVATE, ACCOUNTS_PUBLIC, NETWORK, USAGE
+from tinkex.mesh.feeds.store import FeedStore
+from tinkex.mesh.feeds.vault import PersonKey, Vault
+from tinkex.mesh.feeds.view import View
+from tinkex.mesh.identity import KeyPair, PeerId
+from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.trust.network import NetworkInfo
+from tinkex.mesh.workers.authority.api import AuthService
+from tinkex.mesh.workers.authority.books import AuthBook, UsageBook
+from tinkex.mesh.workers.authority.hashing import Hashing
+from tinkex.mesh.workers.authority.log import AuthLog, Leadership, SoleMember
+from tinkex.mesh.workers.authority.network import Membership, Place
+from tinkex.mesh.workers.authority.operator import Operator
+from tinkex.mesh.workers.authority.orders import RootOrders
+from tinkex.mesh.workers.authority.people import People
+from tinkex.mesh.workers.authority.signing import Signing
+from tinkex.mesh.workers.authority.spending import Spending
+from tinkex.mesh.workers.base import Worker
+from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.public_accounts import NetworkView, PublicView
+from tinkex.mesh.workers.root_word import RootWord
+from tinkex.passwords import Passwords
+
+_LOG = logging.getLogger("tinkex.mesh.auth")
+TOPIC = "auth"
+
+
+class AuthMember(Protocol):
+    """What an auth worker needs of the worker that it is."""
+
+    @property
+    def key_pair(self) -> KeyPair:
+        """Its own."""
+
+    @property
+    def membership(self) -> Place:
+        """Its place in the network."""
+
+    @property
+    def peers(self) -> Peers:
+        """Its calls."""
+
+    @property
+    def discovery(self) -> Discovery:
+        """Finds others."""
+
+    @property
+    def feeds(self) -> FeedStore:
+        """Its feeds, open."""
+
+    @property
+    def vault(self) -> Vault:
+        """Persons' keys, open."""
+
+    @property
+    def known(self) -> NetworkView:
+        """What is known of the network, open."""
+
+    @property
+    def clock(self) -> Clock:
+        """Tells the time."""
+
+    def root_word(self) -> RootWord | None:
+        """What the holder of the root key said last; None: nothing."""
+
+    def adopt(self, certificate: bytes) -> None:
+        """Show another certificate of its own from now on.
+
+        Raises:
+            TrustError: it does not hold.
+        """
+
+
+class AuthWorker(Worker):
+    """Serves accounts.
+
+    Args:
+        member: the worker that it is.
+        config: its settings.
+        leadership: whether it may write; None: where it is the only auth worker.
+        random: so many random bytes.
+    """
+
+    def __init__(
+        self,
+        member: AuthMember,
+        config: AuthConfig | None = None,
+        *,
+        leadership: Leadership | None = None,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        super().__init__("auth")
+        config = config or AuthConfig()
+        place, feeds, clock = member.membership, member.feeds, member.clock
+        self._member = member
+        self._tasks = Tasks(on_error=_report)
+        self._vault = member.vault
+        self._unreadable: set[str] = set()
+        self._lockout = LockOut(config, _derived(member.key_pair))
+        self._public = PublicView(feeds, place.network.id, on_error=_report)
+        self._known = member.known
+        self._usage: View[UsageBook] = View(feeds, USAGE, UsageBook, name="usage", on_error=_report)
+        leadership = leadership or SoleMember(
+            member.key_pair.peer_id, lambda: self._network()[0], feeds.own(ACCOUNTS_PRIVATE)
+        )
+        self._private: View[AuthBook] = View(
+            feeds,
+            ACCOUNTS_PRIVATE,
+            self._book,
+            name="accounts",
+            by_author=False,
+            only=leadership,
+            on_error=_report,
+        )
+        leadership.on_change(self._private.refold)
+        leadership.on_leading(self._begin_to_lead)
+        self._log = AuthLog(
+            leadership,
+            feeds.own(ACCOUNTS_PUBLIC),
+            feeds.own(NETWORK),
+            current=self._current,
+            untold=self._untold,
+            tasks=self._tasks,
+            clock=clock,
+        )
+        self._signing = Signing(
+            member.key_pair,
+            place.network.id,
+            state=lambda: self.book.state,
+            config=config,
+            random=random,
+        )
+        self.people = self._for_people(config, random)
+        self.spending = self._of_tokens(config, random)
+        self.operator = Operator(lambda: self.book, self.spending)
+        self.network = self._of_peers()
+        self.orders = RootOrders(
+            member.key_pair.peer_id,
+            member.root_word,
+            lambda: member.membership,
+            member.adopt,
+            network=lambda: self._network()[0],
+            membership=self.network,
+            clock=clock,
+        )
+
+    def _for_people(self, config: AuthConfig, random: Callable[[int], bytes]) -> People:
+        return People(
+            self._log,
+            state=lambda: self.book.state,
+            verify=self._public.verify,
+            vault=self._vault,
+            hashing=Hashing(Passwords(memory_kib=config.password_memory_kib), config),
+            lockout=self._lockout,
+            signing=self._signing,
+            config=config,
+            clock=self._member.clock,
+            random=random,
+        )
+
+    def _of_tokens(self, config: AuthConfig, random: Callable[[int], bytes]) -> Spending:
+        return Spending(
+            self._log,
+            book=lambda: self.book,
+            verify=self._public.verify,
+            usage=self._usage_of,
+            gateways=self._usage.authors,
+            config=config,
+            clock=self._member.clock,
+            random=random,
+        )
+
+    def _of_peers(self) -> Membership:
+        return Membership(
+            self._log,
+            self._member.feeds.own(NETWORK),
+            self._member.key_pair,
+            lambda: self._member.membership,
+            network=self._network,
+            state=lambda: self.book.state,
+            clock=self._member.clock,
+        )
+
+    @property
+    def book(self) -> AuthBook:
+        """Accounts and leases as they are now; another object after the feed was folded again."""
+        return self._private.state()
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Fold the logs, make good what a crash left undone, serve, and announce it."""
+        stack.push_async_callback(self._tasks.finished)
+        stack.callback(self._vault.on_keys(self._keyed))
+        for view in (self._usage, self._public, self._private):
+            await view.open()
+            stack.push_async_callback(view.close)
+        await self._try_to_make_good()
+        self._member.peers.serve(AuthService(self.people, self.network, self.spending))
+        await self._member.discovery.announce(TOPIC, Offer())
+        stack.push_async_callback(self._member.discovery.withdraw, TOPIC)
+        watching = Tasks(on_error=_report)
+        watching.spawn(self.orders.run(), name="heed the root")
+        stack.push_async_callback(watching.stop)
+
+    def _begin_to_lead(self) -> None:
+        self._tasks.spawn(self._try_to_make_good(), name="make good what another leader left")
+
+    async def _try_to_make_good(self) -> None:
+        try:
+            await self._make_good()
+        except TinkerError as error:
+            # Reads go on without a majority; what is to be written is, once this worker leads.
+            _report(error)
+
+    async def _make_good(self) -> None:
+        """Write what an earlier life decided and did not get done; announce what is new."""
+        announced, _ = self._signing.key(self._member.clock.now())
+        await self._log.note(*announced)
+        await self.network.describe(self._member.membership.network_encoded)
+        for account in tuple(self.book.state.accounts.values()):
+            if account.closed and not self._vault.erased(account.account_id):
+                await self._vault.erase(account.account_id)
+
+    def _untold(self) -> tuple[list[PublicEvent], list[NetworkEvent]]:
+        held = tuple(self.book.state.dump())
+        return (
+            [event for event in public_form(held) if not self._public.book.knows(event)],
+            [event for event in network_form(held) if not self._known.book.knows(event)],
+        )
+
+    def _book(self, data: bytes | None) -> AuthBook:
+        return AuthBook(data, unseal=self._unseal, usage=self._usage_of, lockout=self._lockout)
+
+    def _unseal(self, account_id: str, sealed: bytes, field: str) -> bytes | None:
+        try:
+            return self._vault.unseal(account_id, sealed, field=field)
+        except NotFoundError:
+            if not self._vault.erased(account_id):
+                self._unreadable.add(account_id)
+            return None
+
+    def _keyed(self, keys: Sequence[PersonKey]) -> None:
+        """Fold again what could not be read while its key was on its way."""
+        came = self._unreadable.intersection(key.person for key in keys)
+        if came:
+            self._unreadable -= came
+            self._private.refold()
+
+    def _usage_of(self, gateway: bytes) -> UsageBook:
+        return self._usage.state(PeerId(gateway))
+
+    def _network(self) -> tuple[NetworkInfo, bytes]:
+        book = self._known.book
+        return book.info, book.encoded
+
+    async def _current(self) -> None:
+        await self._private.current()
+        await self._public.current()
+        await self._known.current()
+
+
+def _derived(key_pair: KeyPair) -> bytes:
+    """A secret of this worker alone, that is on no disk but in its key."""
+    return HKDF(SHA256(), length=32, salt=None, info=b"tinkex-mesh lock-out").derive(key_pair.seed)
+
+
+def _report(error: BaseException) -> None:
+    _LOG.error("%s: %s", type(error).__name__, error)

@@ -1,0 +1,207 @@
+"""Leases to gateways, and what accounts used.
+
+Owns the auth worker's side of both; `quota` has the rules.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+
+from tinkex._clock import Clock
+from tinkex.errors import AuthenticationError, InputError, NotFoundError
+from tinkex.mesh.accounts.accounts import Decision
+from tinkex.mesh.accounts.config import AuthConfig
+from tinkex.mesh.accounts.credentials import new_id
+from tinkex.mesh.accounts.events import QuotaSet
+from tinkex.mesh.accounts.public import Caller
+from tinkex.mesh.accounts.scopes import READ
+from tinkex.mesh.api.auth import Lease, LeaseRequest, UsageEntry, UsageReport
+from tinkex.mesh.identity import PeerId
+from tinkex.mesh.quota import LeaseGranted, LeaseSettled, UsageOf
+from tinkex.mesh.usage import COUNTERSIGNED, GatewayUsage, SettledRequest
+from tinkex.mesh.workers.authority.books import AuthBook
+from tinkex.mesh.workers.authority.log import AuthLog
+
+MAX_LEASE_TOKENS = 1 << 40
+MAX_ENTRIES = 1000
+"""Of a report: the latest."""
+
+
+class Spending:
+    """Lends tokens, and says what became of them.
+
+    Args:
+        log: carries decisions out.
+        book: accounts and leases as they are now.
+        verify: says who a credential speaks for.
+        usage: the fold of a gateway's usage feed.
+        gateways: those that have one.
+        config: how much, and how long.
+        clock: tells the time.
+        random: so many random bytes.
+    """
+
+    def __init__(
+        self,
+        log: AuthLog,
+        *,
+        book: Callable[[], AuthBook],
+        verify: Callable[[str, float], Caller],
+        usage: UsageOf,
+        gateways: Callable[[], Iterable[PeerId]],
+        config: AuthConfig,
+        clock: Clock,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._log = log
+        self._book = book
+        self._verify = verify
+        self._usage = usage
+        self._gateways = gateways
+        self._config = config
+        self._clock = clock
+        self._random = random
+
+    async def lease(self, request: LeaseRequest, gateway: PeerId) -> Lease:
+        """Let a gateway spend some of an account's tokens.
+
+        Raises:
+            InputError: that is no number of tokens.
+            AuthenticationError: the account is closed, or the key does not hold any more.
+            BillingError: the quota or the key's cap is used up.
+            RateLimitError: it is not, but others hold what is left.
+        """
+        if not 0 < request.tokens <= MAX_LEASE_TOKENS:
+            raise InputError("tokens: a lease is of one token or more")
+
+        done: list[tuple[bytes, str]] = []
+
+        async def decide(now: float) -> Decision[LeaseGranted]:
+            book = self._book()
+            account = book.state.open_account(request.account_id)
+            if account is None:
+                raise AuthenticationError("this account was closed")
+            wanted = LeaseGranted(
+                lease_id=new_id("lea", self._random),
+                gateway=gateway.raw,
+                account_id=request.account_id,
+                key_id=request.key_id,
+                tokens=max(request.tokens, self._config.lease_tokens),
+                at=now,
+                expires_at=now + self._config.lease_s,
+            )
+            granted = book.ledger.decide(
+                wanted,
+                least=request.tokens,
+                quota=account.quota_tokens,
+                cap=self._cap(request, now),
+            )
+            accounted = book.ledger.accountable(request.account_id, now)
+            done.extend(
+                (book.ledger.gateway_of(event.lease_id) or b"", event.lease_id)
+                for event in accounted
+            )
+            return Decision((*accounted, granted), granted)
+
+        lease = await self._log.carry(decide)
+        for holder, lease_id in done:
+            self._usage(holder).forget(lease_id)
+        return Lease(lease_id=lease.lease_id, tokens=lease.tokens, expires_at=lease.expires_at)
+
+    def _cap(self, request: LeaseRequest, now: float) -> int | None:
+        if not request.key_id:
+            return None
+        key = self._book().state.key(request.key_id)
+        if key is None or key.created.account_id != request.account_id:
+            raise AuthenticationError("the API key is not known here")
+        if key.revoked_at is not None:
+            raise AuthenticationError("this API key was revoked: make a new one")
+        if key.created.expires_at is not None and now >= key.created.expires_at:
+            raise AuthenticationError("this API key has expired: make a new one")
+        return key.created.token_cap
+
+    async def settle(self, lease_id: str, used_tokens: int, gateway: PeerId) -> None:
+        """Take back what a gateway did not use of a lease; harmless once its log said the same.
+
+        Raises:
+            InputError: that is no number of tokens.
+            NotFoundError: the lease is another gateway's.
+        """
+        if not 0 <= used_tokens <= MAX_LEASE_TOKENS:
+            raise InputError("used_tokens: it cannot be negative")
+
+        async def decide(now: float) -> Decision[None]:
+            holder = self._book().ledger.gateway_of(lease_id)
+            if holder is None:
+                return Decision((), None)
+            if holder != gateway.raw:
+                raise NotFoundError("this gateway has no such lease")
+            return Decision((LeaseSettled(lease_id, used_tokens, now),), None)
+
+        await self._log.carry(decide)
+
+    async def set_quota(self, account_id: str, quota_tokens: int | None) -> None:
+        """Say what an account may use in all.
+
+        Raises:
+            InputError: the number is negative.
+            NotFoundError: there is no such account.
+        """
+        if quota_tokens is not None and quota_tokens < 0:
+            raise InputError("quota_tokens: give 0 or more, or None for no limit")
+
+        async def decide(now: float) -> Decision[None]:
+            if self._book().state.open_account(account_id) is None:
+                raise NotFoundError(f"there is no account {account_id}")
+            event = QuotaSet(at=now, account_id=account_id, quota_tokens=quota_tokens)
+            return Decision((event,), None)
+
+        await self._log.carry(decide)
+
+    def report(self, credential: str, since: float) -> UsageReport:
+        """Say what an account used, to who speaks for it.
+
+        Raises:
+            AuthenticationError: the credential does not hold.
+            PermissionDeniedError: it is not for reading.
+        """
+        caller = self._verify(credential, self._clock.now())
+        caller.need(READ)
+        book = self._book()
+        account = book.state.open_account(caller.account_id)
+        if account is None:
+            raise AuthenticationError("this account was closed")
+        spent = book.ledger.spending(caller.account_id)
+        entries = [
+            _entry(gateway, found)
+            for gateway in self._gateways()
+            for found in self._of(gateway).of_account(caller.account_id, since=since)
+        ]
+        entries.sort(key=lambda entry: entry.at)
+        return UsageReport(
+            account_id=caller.account_id,
+            quota_tokens=account.quota_tokens,
+            used_tokens=spent.used,
+            reserved_tokens=spent.reserved,
+            entries=tuple(entries[-MAX_ENTRIES:]),
+        )
+
+    def _of(self, gateway: PeerId) -> GatewayUsage:
+        return self._usage(gateway.raw)
+
+
+def _entry(gateway: PeerId, found: SettledRequest) -> UsageEntry:
+    settled = found.settled
+    return UsageEntry(
+        request_id=settled.request_id,
+        gateway=gateway.raw,
+        epoch=found.epoch,
+        sequence=found.sequence,
+        at=settled.at,
+        key_id=settled.key_id,
+        model=settled.model,
+        prompt_tokens=settled.prompt_tokens,
+        completion_tokens=settled.completion_tokens,
+        state=COUNTERSIGNED if found.countersigned else settled.state,
+    )

@@ -1,0 +1,223 @@
+"""The gateways that a client knows, and asking one of them.
+
+Owns finding them, keeping links to two of them warm, the order in which they are tried, and when a
+request goes to another: as long as nothing of its answer was used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from tinkex._clock import Clock
+from tinkex.errors import (
+    APIStatusError,
+    LinkClosedError,
+    MeshError,
+    PeerTimeoutError,
+    TinkerError,
+    status_error,
+)
+from tinkex.mesh.api.gateway import GatewayApi
+from tinkex.mesh.dht.records import Record
+from tinkex.mesh.identity import PeerId
+from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.rpc.service import Call
+from tinkex.mesh.transport.base import Contact
+from tinkex.mesh.workers.discovery import Discovery
+
+TOPIC = "gateway"
+RETRY_MS = 1000.0
+ONCE = frozenset(
+    {
+        GatewayApi.rpc_register,
+        GatewayApi.rpc_refresh,
+        GatewayApi.rpc_create_key,
+        GatewayApi.rpc_change_password,
+    }
+)
+"""Not to be repeated where an answer was lost: it may have been done."""
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaysConfig:
+    """How a client treats gateways. Times are in seconds."""
+
+    warm: int = 2
+    """Gateways to which a link is kept."""
+    look_s: float = 10.0
+    """Between two looks for gateways."""
+    avoid_s: float = 5.0
+    """How long one that failed comes last."""
+    attempts: int = 3
+    """Gateways that one request is sent to."""
+    answer_s: float = 30.0
+    """How long an answer that is no stream is waited for."""
+    stream_s: float = 3600.0
+    """How long a stream may take."""
+    idle_s: float = 120.0
+    """How long nothing of a stream may come."""
+
+
+class Gateways:
+    """Asks gateways.
+
+    Args:
+        peers: calls them.
+        discovery: finds them.
+        clock: tells the time.
+        rng: orders those of which nothing is known.
+        config: see there.
+    """
+
+    def __init__(
+        self,
+        peers: Peers,
+        discovery: Discovery,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        config: GatewaysConfig | None = None,
+    ) -> None:
+        self._peers = peers
+        self._discovery = discovery
+        self._clock = clock
+        self._rng = rng
+        self._config = config or GatewaysConfig()
+        self._records: tuple[Record, ...] = ()
+        self._avoided: dict[PeerId, float] = {}
+
+    async def run(self) -> None:
+        """Keep links warm until cancelled."""
+        while True:
+            await self.look()
+            await self._clock.sleep(self._config.look_s)
+
+    async def look(self) -> None:
+        """Look for gateways, and make links to the first of them."""
+        warm = (await self._ordered())[: self._config.warm]
+        await asyncio.gather(*(self._warm(contact) for contact in warm))
+
+    async def ask(
+        self, method: Callable[[Any, Q, Call], Awaitable[A]], request: Q, *, timeout_s: float = 0
+    ) -> A:
+        """Ask a gateway, or another when it cannot be reached.
+
+        Args:
+            method: of `GatewayApi`.
+            request: its message.
+            timeout_s: seconds for an answer; 0: the usual.
+
+        Raises:
+            TinkerError: what a gateway answered.
+            APIStatusError: 503, none can be reached.
+        """
+        problem: TinkerError | None = None
+        for contact in await self._tried():
+            try:
+                return await self._peers.call(
+                    contact, method, request, timeout_s=timeout_s or self._config.answer_s
+                )
+            except TinkerError as error:
+                if not self.elsewhere(contact, error):
+                    raise
+                if method in ONCE and isinstance(error, LinkClosedError | PeerTimeoutError):
+                    raise status_error(
+                        503,
+                        "The gateway's answer was lost: it may have been done. Look before you try "
+                        "again.",
+                    ) from error
+                problem = error
+        raise _nobody(problem) from problem
+
+    async def stream(
+        self, method: Callable[[Any, Q, Call], AsyncIterator[A]], request: Q
+    ) -> AsyncGenerator[tuple[Contact, A], bool]:
+        """Give what a gateway streams, and which gateway it is.
+
+        Whoever reads it sends True once it has used something: from then on there is no going to
+        another gateway.
+
+        Raises:
+            TinkerError: the request failed.
+            APIStatusError: 503, no gateway can be reached.
+        """
+        config, used = self._config, False
+        problem: TinkerError | None = None
+        for contact in await self._tried():
+            events = self._peers.stream(
+                contact,
+                method,
+                request,
+                timeout_s=config.stream_s,
+                idle_timeout_s=config.idle_s,
+            )
+            try:
+                async with aclosing(events):
+                    async for event in events:
+                        used = bool((yield contact, event)) or used
+            except TinkerError as error:
+                if used or not self.elsewhere(contact, error):
+                    raise
+                problem = error
+            else:
+                return
+        raise _nobody(problem) from problem
+
+    def elsewhere(self, contact: Contact, error: TinkerError) -> bool:
+        """Take note of a failure; whether another gateway may do better."""
+        failed = isinstance(error, MeshError) or (
+            isinstance(error, APIStatusError) and error.status_code == 503
+        )
+        if failed:
+            self.avoid(contact.peer_id)
+        return failed
+
+    def avoid(self, peer: PeerId) -> None:
+        """Try a gateway last for a while."""
+        self._avoided[peer] = self._clock.monotonic() + self._config.avoid_s
+
+    async def _tried(self) -> list[Contact]:
+        return (await self._ordered())[: self._config.attempts]
+
+    async def _ordered(self) -> list[Contact]:
+        """Those that did not fail lately first, then by round trip; unknown ones shuffled."""
+        found = await self._discovery.lookup(TOPIC)
+        # Where nobody answers a lookup, those known before may still be there.
+        self._records = found or self._records
+        now = self._clock.monotonic()
+        self._avoided = {peer: until for peer, until in self._avoided.items() if until > now}
+        contacts = [record.contact for record in self._records]
+        self._rng.shuffle(contacts)
+        return sorted(contacts, key=self._order)
+
+    def _order(self, contact: Contact) -> tuple[bool, float]:
+        rtt = self._peers.rtt(contact.peer_id)
+        return contact.peer_id in self._avoided, float("inf") if rtt is None else rtt
+
+    async def _warm(self, contact: Contact) -> None:
+        try:
+            await self._peers.ping(contact)
+        except MeshError:
+            self.avoid(contact.peer_id)
+
+
+def _nobody(problem: TinkerError | None) -> APIStatusError:
+    if isinstance(problem, APIStatusError):
+        return problem
+    why = "none is announced" if problem is None else str(problem)
+    return status_error(
+        503,
+        f"No gateway of the mesh can be reached ({why}): `tinkex mesh status` shows whom this "
+        "worker sees.",
+        retry_after_ms=RETRY_MS,
+    )

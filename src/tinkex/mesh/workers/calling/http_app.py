@@ -1,0 +1,182 @@
+"""A client worker's HTTP: OpenAI's and Anthropic's APIs, and accounts, for programs on its machine.
+
+Owns who is let through and how large a body may be. Every request needs a key of its own: the
+worker has none, so that whoever reaches it from another user's session has nothing either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tinkex._clock import Clock
+from tinkex.errors import AuthenticationError, TinkerError, status_error
+from tinkex.mesh.api.auth import UsageQuery, UsageReport
+from tinkex.mesh.api.gateway import GatewayApi, ListModels
+from tinkex.mesh.workers.account_routes import Ask, account_routes
+from tinkex.mesh.workers.calling.receipt_book import ReceiptBook
+from tinkex.mesh.workers.http import LocalOnly
+from tinkex.mesh.workers.shelf import MAX_UPLOAD_BYTES, Shelf
+from tinkex.openai_api import AnthropicRoutes, Completer, OpenAIRoutes
+from tinkex.openai_api.anthropic_messages import anthropic_error_body
+from tinkex.openai_api.endpoint import Operation, error_reply
+from tinkex.openai_api.refusal import error_body
+
+API_PREFIX = "/v1"
+ACCOUNTS_PREFIX = "/mesh"
+MESSAGES = "/v1/messages"
+FILES = "/files"
+RECEIPTS = "/receipts"
+MAX_BODY_BYTES = 4 * 2**20
+MAX_CREDENTIAL = 4096
+NEED_KEY = (API_PREFIX, ACCOUNTS_PREFIX + FILES, ACCOUNTS_PREFIX + RECEIPTS)
+
+
+def http_app(
+    completer: Completer,
+    ask: Ask,
+    *,
+    clock: Clock,
+    shelf: Shelf | None = None,
+    book: ReceiptBook | None = None,
+) -> ASGIApp:
+    """Make the application.
+
+    Args:
+        completer: completes for credentials.
+        ask: asks a gateway.
+        clock: tells the time.
+        shelf: takes adapters' files; None where they cannot be published.
+        book: has the receipts; None where none are kept.
+    """
+    more = [] if shelf is None else [_files_route(shelf, ask)]
+    if book is not None:
+        more.append(_receipts_route(book, ask, clock))
+    openai = OpenAIRoutes(completer, credential_of, clock).operations()
+    anthropic = AnthropicRoutes(completer, credential_of).operations()
+    app = Starlette(
+        routes=[
+            Mount(API_PREFIX, routes=[_route(one) for one in (*openai, *anthropic)]),
+            Mount(ACCOUNTS_PREFIX, routes=[*more, *account_routes(ask)]),
+        ],
+        exception_handlers={HTTPException: _no_such_path, TinkerError: _failed},
+    )
+    return LocalOnly(_Guard(app))
+
+
+def _files_route(shelf: Shelf, ask: Ask) -> Route:
+    """Take an adapter's files: of anybody whose credential a gateway knows."""
+
+    async def take(request: Request) -> Response:
+        await ask(GatewayApi.rpc_models, ListModels(credential=credential_of(request)))
+        content = await shelf.add(request.stream())
+        return Response(orjson.dumps({"content": content}), media_type="application/json")
+
+    return Route(FILES, take, methods=["POST"])
+
+
+def _receipts_route(book: ReceiptBook, ask: Ask, clock: Clock) -> Route:
+    """Give an account its receipts: the gateway says whose the credential is."""
+
+    async def give(request: Request) -> Response:
+        query = UsageQuery(credential=credential_of(request), since=clock.now())
+        report = await ask(GatewayApi.rpc_usage, query)
+        assert isinstance(report, UsageReport)
+        found = await asyncio.to_thread(book.of_account, report.account_id)
+        content = {
+            "account_id": report.account_id,
+            "client": str(book.client),
+            "receipts": [one.as_json() for one in found],
+        }
+        return Response(orjson.dumps(content), media_type="application/json")
+
+    return Route(RECEIPTS, give, methods=["GET"])
+
+
+def credential_of(request: Request) -> str:
+    """Return the key or token that a request carries; the guard has seen that there is one."""
+    return _credential(request.scope)
+
+
+class _Guard:
+    """Lets requests through that have a key, and a body of bounded size."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_files = scope["path"] == ACCOUNTS_PREFIX + FILES
+        most = MAX_UPLOAD_BYTES if is_files else MAX_BODY_BYTES
+        try:
+            if scope["path"].startswith(NEED_KEY) and not _credential(scope):
+                raise AuthenticationError(
+                    "Send a key of the mesh as `Authorization: Bearer ...`: `tinkex mesh key "
+                    "create` makes one."
+                )
+            _check_length(scope, most)
+        except TinkerError as error:
+            await _reply(scope, error)(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise _too_long(most)
+            return message
+
+        await self._app(scope, bounded, send)
+
+
+def _credential(scope: Scope) -> str:
+    headers = dict(scope["headers"])
+    plain = headers.get(b"x-api-key", b"").decode("latin-1").strip()
+    scheme, _, rest = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    found = plain or (rest.strip() if scheme.lower() == "bearer" else "")
+    return found if len(found) <= MAX_CREDENTIAL else ""
+
+
+def _check_length(scope: Scope, most: int) -> None:
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if not length.isdigit():
+        raise status_error(400, "Content-Length is not a number.")
+    if int(length) > most:
+        raise _too_long(most)
+
+
+def _too_long(most: int) -> TinkerError:
+    return status_error(413, f"The body is longer than {most} bytes.")
+
+
+def _reply(scope: Scope, error: TinkerError) -> Response:
+    body_of = anthropic_error_body if scope["path"].startswith(MESSAGES) else error_body
+    return error_reply(error, body_of(error))
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path}"
+    return _reply(request.scope, status_error(error.status_code, f"There is no {what} here."))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TinkerError)
+    return _reply(request.scope, error)
+
+
+def _route(operation: Operation) -> Route:
+    handler: Callable[[Request], Awaitable[Response]] = operation.handler
+    return Route(operation.path, handler, methods=[operation.method])

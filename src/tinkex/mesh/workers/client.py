@@ -1,0 +1,159 @@
+"""The client worker: the mesh for programs on its own machine.
+
+Owns putting its parts together and their life. What it offers is `url` (OpenAI's API over HTTP, on
+loopback), `completer` (the same for Python) and `ask` (accounts, keys, usage, adapters). It holds
+no account of its own: every request brings its credential.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from tinkex._clock import Clock
+from tinkex.errors import ConfigurationError
+from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.rpc.service import Call
+from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.workers.base import Worker
+from tinkex.mesh.workers.calling.completer import MeshCompleter
+from tinkex.mesh.workers.calling.gateways import Gateways, GatewaysConfig
+from tinkex.mesh.workers.calling.http_app import http_app
+from tinkex.mesh.workers.calling.receipt_book import ReceiptBook
+from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.http import LOOPBACK_NAMES, HttpServer
+from tinkex.mesh.workers.shelf import Shelf
+
+_LOG = logging.getLogger("tinkex.mesh.client")
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A")
+
+
+class ClientMember(Protocol):
+    """What a client needs of the worker that it is."""
+
+    @property
+    def key_pair(self) -> KeyPair:
+        """Its own."""
+
+    @property
+    def peers(self) -> Peers:
+        """Its calls."""
+
+    @property
+    def discovery(self) -> Discovery:
+        """Finds gateways."""
+
+    @property
+    def clock(self) -> Clock:
+        """Tells the time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """Settings of a client worker.
+
+    Raises:
+        ConfigurationError: an address that others could reach, or a port that is none.
+    """
+
+    host: str | None = "127.0.0.1"
+    """Address of its HTTP, on this machine; None: it has none."""
+    port: int = 8100
+    """Its port, the same after a restart, as programs name it; 0 is a free one."""
+    adapter_mib: int = 4096
+    """MiB of adapters' files that are kept for processors to fetch."""
+    gateways: GatewaysConfig = field(default_factory=GatewaysConfig)
+
+    def __post_init__(self) -> None:
+        if self.host is not None and self.host not in LOOPBACK_NAMES:
+            raise ConfigurationError(
+                f"host is {self.host}: a client worker serves programs on its own machine; give "
+                "127.0.0.1 or ::1"
+            )
+        if not 0 <= self.port < 2**16:
+            raise ConfigurationError(f"port is {self.port}: a port is 0 to 65535")
+
+
+class ClientWorker(Worker):
+    """Serves programs.
+
+    Args:
+        member: the worker that it is.
+        config: its settings.
+        shelf: adapters that its users publish; None where they cannot.
+        book: keeps its receipts on disk; None where nobody asks for them later.
+        rng: orders gateways of which nothing is known.
+    """
+
+    def __init__(
+        self,
+        member: ClientMember,
+        config: ClientConfig | None = None,
+        *,
+        shelf: Shelf | None = None,
+        book: ReceiptBook | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__("client")
+        self._shelf = shelf
+        self._book = book
+        self._config = config or ClientConfig()
+        self._clock = member.clock
+        self._tasks = Tasks(on_error=_report)
+        self._gateways = Gateways(
+            member.peers,
+            member.discovery,
+            clock=member.clock,
+            rng=rng or random.SystemRandom(),
+            config=self._config.gateways,
+        )
+        self.completer = MeshCompleter(
+            self._gateways,
+            member.peers,
+            member.key_pair,
+            self._tasks,
+            clock=member.clock,
+            book=book,
+        )
+        """Completes prompts; its callers are credentials."""
+        self.url = ""
+        """Base URL of its HTTP, without `/v1`; empty where it has none."""
+
+    async def ask(
+        self, method: Callable[[Any, Q, Call], Awaitable[A]], request: Q, *, timeout_s: float = 0
+    ) -> A:
+        """Ask a gateway: a method of `GatewayApi`, and its message.
+
+        Raises:
+            TinkerError: what it answered; APIStatusError 503 where none can be reached.
+        """
+        return await self._gateways.ask(method, request, timeout_s=timeout_s)
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Look for gateways, and serve."""
+        stack.push_async_callback(self._tasks.stop)
+        self._tasks.spawn(self._gateways.run(), name="keep links to gateways")
+        if self._shelf is not None:
+            await self._shelf.open(stack)
+        if self._config.host is None:
+            return
+        app = http_app(
+            self.completer, self.ask, clock=self._clock, shelf=self._shelf, book=self._book
+        )
+        server = HttpServer(app, host=self._config.host, port=self._config.port)
+        await stack.enter_async_context(server)
+        self.url = server.url
+
+
+def _report(error: BaseException) -> None:
+    # The text of an exception may quote what a program sent.
+    _LOG.error("background work of the client failed: %s", type(error).__name__)

@@ -1,0 +1,41 @@
+"""Finding one another: what workers need of a DHT, and no more.
+
+`dht.node.DhtNode` is the one that runs; `tinkex.testing.discovery` has the double for unit tests.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tinkex.mesh.dht.records import Offer, Record
+
+
+class Discovery(Protocol):
+    """Announces topics and looks them up.
+
+    Topics: `auth`, `gateway`, `processor`, `bootstrap`, `model:<name>`, `adapter:<hash>`.
+    """
+
+    async def announce(self, topic: str, offer: Offer) -> None:
+        """Make it known that this worker serves `topic`, until `withdraw`.
+
+        Called again, it replaces the offer: at once where models or adapters changed, with the
+        next renewal (at most 15 s) where load and free slots alone did, so call it as often as you
+        like.
+
+        Raises:
+            TrustError: this worker's role may not announce the topic.
+            InputError: the topic or the offer is too long.
+        """
+
+    async def withdraw(self, topic: str) -> None:
+        """Take an announcement back, so that lookups no longer find it. Harmless if there is none.
+
+        A lookup's answer that another worker remembers may show it for 2 s more.
+        """
+
+    async def lookup(self, topic: str) -> tuple[Record, ...]:
+        """Who announces `topic` now, each once; nobody, if nobody does or nobody was reached.
+
+        Remembered for 2 s, so that it may be called for every request.
+        """

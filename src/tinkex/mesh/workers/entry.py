@@ -1,0 +1,187 @@
+"""From settings to a worker that can be started: its folder, its membership, what its role does.
+
+Owns which role is made of what. Each role's own module knows nothing of the others.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from tinkex._clock import Clock
+from tinkex.errors import ConfigurationError, TrustError
+from tinkex.mesh.config import MeshConfig
+from tinkex.mesh.feeds.leadership import Leadership
+from tinkex.mesh.identity import PeerId
+from tinkex.mesh.roles import Role
+from tinkex.mesh.workers.auth import AuthWorker
+from tinkex.mesh.workers.base import Worker
+from tinkex.mesh.workers.bootstrap import BootstrapWorker
+from tinkex.mesh.workers.calling.receipt_book import ReceiptBook
+from tinkex.mesh.workers.client import ClientWorker
+from tinkex.mesh.workers.folder import Membership, WorkerFolder
+from tinkex.mesh.workers.gateway import GatewayWorker
+from tinkex.mesh.workers.joining import join
+from tinkex.mesh.workers.machine import Machine
+from tinkex.mesh.workers.member import Member, report
+from tinkex.mesh.workers.model_config import make_backend
+from tinkex.mesh.workers.news import AuthNews
+from tinkex.mesh.workers.processor import ProcessorWorker
+from tinkex.mesh.workers.public_accounts import PublicView
+from tinkex.mesh.workers.root_word import take_word
+from tinkex.mesh.workers.shelf import Shelf
+from tinkex.mesh.workers.vitals import Work
+from tinkex.mesh.workers.whole import Build, WholeWorker
+
+ADAPTERS_NAME = "adapters"
+RECEIPTS_NAME = "receipts.jsonl"
+
+
+async def enter_network(
+    config: MeshConfig,
+    role: Role,
+    *,
+    invitation: str | None,
+    machine: Machine | None = None,
+    build: Build | None = None,
+) -> WholeWorker:
+    """Make a worker of a role, joining its network first if it has not.
+
+    Args:
+        config: its settings.
+        role: what it is to be.
+        invitation: needed where the folder is in no network, or its certificate has ended; of no
+            use else.
+        machine: what it runs on; None: the machine that it runs on.
+        build: makes what the role does; None: the product's own.
+
+    Raises:
+        ConfigurationError: it is in no network and has no invitation, or is of another role.
+        TrustError: its certificate has expired, or the invitation does not hold.
+        PeerUnreachableError: nobody could be asked to let it in.
+    """
+    machine = machine or Machine()
+    folder = WorkerFolder(config.data_dir)
+    membership = _held(folder, machine.clock, can_join=invitation is not None)
+    if membership is None:
+        membership = await _join(folder, config, role, invitation, machine)
+    if membership.role is not role:
+        raise ConfigurationError(
+            f"{folder.path} belongs to a worker of the role {membership.role}: run `tinkex mesh "
+            f"{membership.role}`, or give another --data-dir"
+        )
+    return WholeWorker(Member(folder, membership, config, machine), build or BUILDERS[role])
+
+
+def _held(folder: WorkerFolder, clock: Clock, *, can_join: bool) -> Membership | None:
+    """Read the worker's place; None where it has none, or one that ended and an invitation."""
+    try:
+        return take_word(folder, now=clock.now())
+    except TrustError as error:
+        if can_join:
+            return None
+        raise TrustError(
+            f"{error}; to come back, give --join with a new invitation (the worker's key and logs "
+            "stay), or for an auth worker run `tinkex mesh renew` where the root key is"
+        ) from error
+
+
+async def _join(
+    folder: WorkerFolder, config: MeshConfig, role: Role, invitation: str | None, machine: Machine
+) -> Membership:
+    if invitation is None:
+        raise ConfigurationError(
+            f"the worker in {folder.path} is in no network yet: give --join with the invitation "
+            f"that `tinkex mesh invite {role}` printed where the network was made"
+        )
+    with folder.locked():
+        return await join(
+            folder,
+            invitation,
+            role=role,
+            transport=lambda: machine.transport(
+                config, folder.key_pair, config.bind, machine.clock
+            ),
+            clock=machine.clock,
+            random=machine.random,
+        )
+
+
+async def _auth(member: Member, stack: AsyncExitStack) -> Worker:
+    leadership: Leadership | None = None
+    if len(member.known.book.info.members) > 1:
+        leadership = Leadership(
+            member.peers,
+            member.feeds,
+            member.replicator,
+            members=lambda: {PeerId(each) for each in member.known.book.info.members},
+            contact_of=member.replicator.contact_of,
+            clock=member.clock,
+            rng=member.machine.rng,
+            on_error=report,
+        )
+        await leadership.start()
+        stack.push_async_callback(leadership.stop)
+    worker = AuthWorker(
+        member, member.config.auth, leadership=leadership, random=member.machine.random
+    )
+    member.serve_operator(worker.operator)
+    return worker
+
+
+async def _gateway(member: Member, stack: AsyncExitStack) -> Worker:
+    accounts = PublicView(member.feeds, member.membership.network.id, on_error=report)
+    await accounts.open()
+    stack.push_async_callback(accounts.close)
+    config = member.config.gateway
+    news = AuthNews(member.replicator, lambda: member.known.book.info.members, member.find_auth)
+    worker = GatewayWorker(
+        member,
+        accounts,
+        news,
+        is_revoked=member.revocations.is_revoked,
+        config=config,
+        rng=member.machine.rng,
+        random=member.machine.random,
+    )
+    member.work = lambda: Work(
+        load=worker.in_progress / config.admission.in_all, trouble=worker.freshness.trouble
+    )
+    return worker
+
+
+async def _processor(member: Member, _: AsyncExitStack) -> Worker:
+    settings = member.config.processor
+    backend = await make_backend(settings.model, clock=member.clock, on_fault=report)
+    worker = ProcessorWorker(member, backend, data_dir=member.folder.path, config=settings.serving)
+
+    def work() -> Work:
+        found = worker.service.description
+        return Work(
+            load=1 - found.free_slots / found.slots,
+            models=tuple(model.name for model in found.models),
+            adapters=len(found.adapters),
+        )
+
+    member.work = work
+    return worker
+
+
+async def _client(member: Member, _: AsyncExitStack) -> Worker:
+    config = member.config.client
+    root = member.folder.path / ADAPTERS_NAME
+    shelf = Shelf(member, root, max_bytes=config.adapter_mib * 2**20)
+    book = ReceiptBook(member.folder.path / RECEIPTS_NAME, member.key_pair.peer_id)
+    return ClientWorker(member, config, shelf=shelf, book=book, rng=member.machine.rng)
+
+
+async def _bootstrap(member: Member, _: AsyncExitStack) -> Worker:
+    return BootstrapWorker(member)
+
+
+BUILDERS: dict[Role, Build] = {
+    Role.AUTH: _auth,
+    Role.GATEWAY: _gateway,
+    Role.PROCESSOR: _processor,
+    Role.CLIENT: _client,
+    Role.BOOTSTRAP: _bootstrap,
+}

@@ -1,0 +1,254 @@
+"""The gateway worker: lets clients' requests in, has processors do them, keeps the books.
+
+Owns putting the parts together, in which order they start and stop, and what goes on by itself: the
+announcement, looking for processors, giving leases back. Each part is in `workers.serving`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from random import Random, SystemRandom
+from typing import Protocol
+
+import msgspec
+
+from tinkex._clock import Clock
+from tinkex._timers import Timers
+from tinkex.errors import ConfigurationError, TinkerError
+from tinkex.mesh.balancer import Balancer, BalancerConfig
+from tinkex.mesh.catalog import AdapterCatalog, decode_catalog
+from tinkex.mesh.dht.records import Offer
+from tinkex.mesh.feeds.entry import Entry
+from tinkex.mesh.feeds.policy import ADAPTERS, USAGE
+from tinkex.mesh.feeds.store import FeedStore
+from tinkex.mesh.identity import KeyPair, PeerId
+from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.usage import UsageEvent, decode_usage
+from tinkex.mesh.workers.base import Worker
+from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.serving.admission import Accounts, Admission, AdmissionConfig
+from tinkex.mesh.workers.serving.api import Gateway
+from tinkex.mesh.workers.serving.auth_calls import AuthCalls
+from tinkex.mesh.workers.serving.completion import CompletionService
+from tinkex.mesh.workers.serving.directory import Directory, DirectoryConfig
+from tinkex.mesh.workers.serving.dispatch import Dispatch, DispatchConfig
+from tinkex.mesh.workers.serving.freshness import Freshness, FreshnessConfig, News
+from tinkex.mesh.workers.serving.ledger import Ledger
+
+_LOG = logging.getLogger("tinkex.mesh.gateway")
+TOPIC = "gateway"
+
+
+class GatewayMember(Protocol):
+    """What a gateway needs of the worker that it is."""
+
+    @property
+    def key_pair(self) -> KeyPair:
+        """Its own."""
+
+    @property
+    def peers(self) -> Peers:
+        """Its calls."""
+
+    @property
+    def discovery(self) -> Discovery:
+        """Finds others."""
+
+    @property
+    def feeds(self) -> FeedStore:
+        """Its feeds, open."""
+
+    @property
+    def clock(self) -> Clock:
+        """Tells the time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Settings of a gateway. Times are in seconds.
+
+    Raises:
+        ConfigurationError: a value that cannot be.
+    """
+
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    balancer: BalancerConfig = field(default_factory=BalancerConfig)
+    directory: DirectoryConfig = field(default_factory=DirectoryConfig)
+    dispatch: DispatchConfig = field(default_factory=DispatchConfig)
+    freshness: FreshnessConfig = field(default_factory=FreshnessConfig)
+    announce_s: float = 5.0
+    """Between two announcements of how busy it is."""
+    sweep_s: float = 5.0
+    """Between two looks for leases whose time is over."""
+
+    def __post_init__(self) -> None:
+        if self.announce_s <= 0 or self.sweep_s <= 0:
+            raise ConfigurationError("announce_s and sweep_s must be more than 0")
+
+
+class GatewayWorker(Worker):
+    """Serves clients.
+
+    Args:
+        member: the worker that it is.
+        accounts: checks credentials, offline.
+        news: says how old what they know is.
+        is_revoked: whether a peer was shut out.
+        config: its settings.
+        rng: draws candidates and seeds.
+        random: so many random bytes.
+    """
+
+    def __init__(
+        self,
+        member: GatewayMember,
+        accounts: Accounts,
+        news: News,
+        *,
+        is_revoked: Callable[[PeerId], bool],
+        config: GatewayConfig | None = None,
+        rng: Random | None = None,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        super().__init__("gateway")
+        self._member = member
+        self._config = config or GatewayConfig()
+        clock, rng = member.clock, rng or SystemRandom()
+        self._tasks = Tasks(on_error=_report)
+        self._timers = Timers(clock, on_error=_report)
+        self._catalog = AdapterCatalog()
+        self._balancer = Balancer(self._config.balancer, rng)
+        self._directory = Directory(
+            member.peers,
+            member.discovery,
+            self._balancer,
+            is_revoked=is_revoked,
+            clock=clock,
+            config=self._config.directory,
+        )
+        self.freshness = Freshness(news, self._tasks, clock=clock, config=self._config.freshness)
+        self._admission = Admission(
+            accounts,
+            self.freshness,
+            lambda: self._directory.gateways,
+            clock=clock,
+            config=self._config.admission,
+        )
+        auth = AuthCalls(member.peers, member.discovery, clock=clock)
+        self._ledger = Ledger(member.feeds.own(USAGE), auth, self._tasks, clock=clock)
+        self._service = Gateway(
+            completions=self._completions(rng, random),
+            admission=self._admission,
+            ledger=self._ledger,
+            directory=self._directory,
+            balancer=self._balancer,
+            catalog=self._catalog,
+            adapters=member.feeds.own(ADAPTERS),
+            auth=auth,
+            peers=member.peers,
+            clock=clock,
+        )
+
+    def _completions(self, rng: Random, random: Callable[[int], bytes]) -> CompletionService:
+        member = self._member
+        dispatch = Dispatch(
+            member.peers,
+            self._balancer,
+            self._directory.contact,
+            self._tasks,
+            self._timers,
+            clock=member.clock,
+            config=self._config.dispatch,
+        )
+        return CompletionService(
+            member.key_pair,
+            self._catalog,
+            self._directory,
+            self._admission,
+            self._ledger,
+            dispatch,
+            self._tasks,
+            clock=member.clock,
+            rng=rng,
+            random=random,
+        )
+
+    @property
+    def in_progress(self) -> int:
+        """Completions that were let in and are not over."""
+        return self._admission.in_progress
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Read the books, close those of an earlier life, and serve."""
+        member = self._member
+        self._timers.start()
+        stack.push_async_callback(self._timers.stop)
+        stack.push_async_callback(self._tasks.stop)
+        stack.push_async_callback(self._directory.close)
+        stack.callback(member.feeds.subscribe(ADAPTERS, self._learn))
+        async for entry in member.feeds.entries(ADAPTERS):
+            self._learn([entry])
+        left = await self._ledger.recover(self._own_usage())
+        if left:
+            _LOG.warning("%d requests of an earlier life cost what was reserved for them", left)
+        stack.callback(member.peers.on_lost(self._directory.lost))
+        member.peers.serve(self._service)
+        await self._directory.refresh()
+        self._tasks.spawn(self._directory.run(), name="look for processors")
+        self._tasks.spawn(self._again(self._sweep, self._config.sweep_s), name="give leases back")
+        stack.push_async_callback(self._ledger.close)
+        stack.push_async_callback(member.discovery.withdraw, TOPIC)
+        await self._announce()
+        self._tasks.spawn(self._again(self._announce, self._config.announce_s), name="announce")
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new completions, and let those in progress end."""
+        self._service.leaving = True
+        await self._member.discovery.withdraw(TOPIC)
+        await self._admission.wait_for_nobody(grace_s)
+
+    async def _announce(self) -> None:
+        if self._service.leaving:
+            return
+        busy, most = self._admission.in_progress, self._config.admission.in_all
+        await self._member.discovery.announce(
+            TOPIC, Offer(load=busy / most, free_slots=max(0, most - busy))
+        )
+
+    async def _sweep(self) -> None:
+        await self._ledger.close_ended()
+        await self._ledger.tell()
+
+    async def _again(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while True:
+            await self._member.clock.sleep(seconds)
+            try:
+                await work()
+            except TinkerError as error:
+                _report(error)  # the next time may be better
+
+    async def _own_usage(self) -> AsyncIterator[UsageEvent]:
+        own = self._member.key_pair.peer_id
+        async for entry in self._member.feeds.entries(USAGE, author=own):
+            yield decode_usage(entry.payload)
+
+    def _learn(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.opens_epoch:
+                continue
+            try:
+                event = decode_catalog(entry.payload)
+            except msgspec.MsgspecError as error:
+                _report(error)  # another gateway's nonsense is its own
+                continue
+            self._catalog.apply(entry.order, event)
+
+
+def _report(error: BaseException) -> None:
+    # The text of an exception may quote what a client sent.
+    _LOG.error("background work of the gateway failed: %s", type(error).__name__)

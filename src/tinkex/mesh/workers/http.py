@@ -1,0 +1,157 @@
+"""An HTTP server inside a worker: on loopback, without signals, gone when the worker stops.
+
+Owns the listening socket and uvicorn's life in a task. What is served is the caller's application,
+which authenticates for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Self
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tinkex.errors import ConfigurationError
+
+KEEP_ALIVE_S = 75
+MAX_CONNECTIONS = 1024
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class HttpServer:
+    """Serves an application while it is entered.
+
+    Args:
+        app: an ASGI application.
+        host: an address of this machine.
+        port: 0 for a free one.
+        grace_s: how long requests in progress may go on at the end, in seconds.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str, port: int, grace_s: float = 1.0) -> None:
+        self._app = app
+        self._host, self._port = host, port
+        self._grace_s = grace_s
+        self.url = ""
+        """Base URL, once it is entered."""
+
+    async def __aenter__(self) -> Self:
+        """Bind and begin to serve.
+
+        Raises:
+            ConfigurationError: the address cannot be bound.
+        """
+        self._listener = self._bound()
+        host, port = self._listener.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._server = _Server(
+            uvicorn.Config(
+                self._app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=max(1, round(self._grace_s)),
+            )
+        )
+        self._serving = asyncio.create_task(
+            self._server.serve(sockets=[self._listener]), name=f"http {self.url}"
+        )
+        await self._server.up.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.stop.set()
+        try:
+            await self._serving
+        finally:
+            self._listener.close()
+
+    def _bound(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        # with the protocol named, asyncio turns Nagle's algorithm off on each connection
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self._host, self._port))
+        except OSError as error:
+            listener.close()
+            raise ConfigurationError(
+                f"cannot listen on {self._host} port {self._port} ({error.strerror}): choose "
+                "another, or port 0 for a free one"
+            ) from error
+        listener.setblocking(False)
+        return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but it says when it is up, wakes for nothing, and leaves signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets=sockets)
+        finally:
+            self.up.set()
+
+    async def main_loop(self) -> None:
+        await self.stop.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class LocalOnly:
+    """Lets through what a program on this machine sent to a name of this machine.
+
+    A web page in the user's browser can send requests to loopback: under its own name (`Origin`),
+    or, after rebinding its name to 127.0.0.1, under that (`Host`).
+
+    Args:
+        app: what is protected.
+        names: further host names that are right.
+    """
+
+    def __init__(self, app: ASGIApp, *, names: frozenset[str] = frozenset()) -> None:
+        self._app = app
+        self._names = LOOPBACK_NAMES | names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 403."""
+        if scope["type"] == "http" and not self._is_local(scope):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            body = b"This address is for programs on its own machine: Host or Origin is another's."
+            await send({"type": "http.response.body", "body": body})
+            return
+        await self._app(scope, receive, send)
+
+    def _is_local(self, scope: Scope) -> bool:
+        headers = [(name, value) for name, value in scope["headers"] if name in _CHECKED]
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        if len(hosts) != 1 or len(origins) > 1:
+            return False
+        named = [hosts[0], *(origin.partition("://")[2] for origin in origins)]
+        return all(_name_of(host) in self._names for host in named)
+
+
+_CHECKED = frozenset({b"host", b"origin"})
+
+
+def _name_of(host: str) -> str:
+    """Return a host's name without its port, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

@@ -1,0 +1,168 @@
+"""A whole network in one process: for a laptop, and for trying things out.
+
+Owns making it, its workers' folders, and the one account that its user has. The workers are the
+ones that run alone, each with a key, a certificate and links of its own: nothing is short-cut.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from tinkex._clock import Clock
+from tinkex.mesh.accounts.scopes import SCOPES
+from tinkex.mesh.api import auth
+from tinkex.mesh.api.gateway import GatewayApi
+from tinkex.mesh.config import MeshConfig
+from tinkex.mesh.roles import Role
+from tinkex.mesh.trust.certificates import certified
+from tinkex.mesh.trust.rootkey import Cipher
+from tinkex.mesh.workers.base import Worker
+from tinkex.mesh.workers.client import ClientWorker
+from tinkex.mesh.workers.entry import enter_network
+from tinkex.mesh.workers.files import read_whole, write_whole
+from tinkex.mesh.workers.folder import WorkerFolder
+from tinkex.mesh.workers.founding import NETWORK_NAME, Founder, found
+from tinkex.mesh.workers.machine import Machine
+from tinkex.mesh.workers.whole import WholeWorker
+
+PASSPHRASE_NAME = "root.passphrase"  # noqa: S105 - a file's
+USER_NAME = "user.json"
+NAME = "local"
+ANSWER_S = 30.0
+_PASSPHRASE_BYTES = 18
+
+
+class LocalUser(msgspec.Struct, frozen=True):
+    """The account of whoever runs the network."""
+
+    email: str
+    password: str
+    account_id: str
+    api_key: str
+
+    def __repr__(self) -> str:
+        """Leave the secrets out."""
+        return f"LocalUser({self.email!r})"
+
+
+class LocalNetwork(Worker):
+    """A network of one auth worker, one gateway, some processors and one client worker.
+
+    Args:
+        config: settings of all of them; `data_dir` holds a folder for each.
+        processors: how many.
+        clock: tells time.
+        cipher: seals the root key.
+    """
+
+    def __init__(
+        self, config: MeshConfig, *, processors: int, clock: Clock, cipher: Cipher | None = None
+    ) -> None:
+        super().__init__("local network")
+        self._cipher = cipher
+        self._config = config
+        self._clock = clock
+        self._names = [
+            ("gateway", Role.GATEWAY),
+            *((f"processor-{number}", Role.PROCESSOR) for number in range(1, processors + 1)),
+            ("client", Role.CLIENT),
+        ]
+        self.workers: dict[str, WholeWorker] = {}
+        """By the names of their folders."""
+
+    @property
+    def folder(self) -> Path:
+        """Where everything lies."""
+        return self._config.data_dir
+
+    @property
+    def url(self) -> str:
+        """The client worker's endpoint, without `/v1`."""
+        return self._client.url
+
+    @property
+    def admin_url(self) -> str:
+        """The client worker's page for operators."""
+        return self.workers["client"].member.admin_url
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Make the network if there is none, start its workers, and see that its user has a key."""
+        passphrase = self._made()
+        founder = self._renewed(passphrase)
+        await self._start(stack, "auth", Role.AUTH, None)
+        for name, role in self._names:
+            invitation = None
+            if not (self.folder / name).exists():
+                founder = founder or Founder(self.folder, passphrase, cipher=self._cipher)
+                contacts = [self.workers["auth"].member.contact]
+                invitation = founder.invite(role, contacts=contacts, now=self._clock.now())
+            await self._start(stack, name, role, invitation)
+        inner = self.workers["client"].inner
+        assert isinstance(inner, ClientWorker)
+        self._client = inner
+        self.user = await self._known_user()
+
+    def _made(self) -> str:
+        """Make the network on the first start: the root key's passphrase.
+
+        It lies beside the key, because nobody is asked for it: a network of consequence is made by
+        `tinkex mesh init`.
+        """
+        path = self.folder / PASSPHRASE_NAME
+        if not (self.folder / NETWORK_NAME).exists():
+            passphrase = secrets.token_urlsafe(_PASSPHRASE_BYTES)
+            found(self.folder, NAME, passphrase, clock=self._clock, cipher=self._cipher)
+            write_whole(path, passphrase.encode())
+        return (read_whole(path) or b"").decode()
+
+    def _renewed(self, passphrase: str) -> Founder | None:
+        """Certify the auth worker anew where a third of its time is left: the root key is here."""
+        held = WorkerFolder(self.folder / Role.AUTH.value).kept()
+        assert held is not None, "it was made with the network"
+        body = certified(held[2])
+        if self._clock.now() < body.expires_at - (body.expires_at - body.not_before) / 3:
+            return None
+        founder = Founder(self.folder, passphrase, cipher=self._cipher)
+        founder.renew(now=self._clock.now())
+        return founder
+
+    async def _start(
+        self, stack: AsyncExitStack, name: str, role: Role, invitation: str | None
+    ) -> None:
+        # The page of the whole is the client worker's; the others have theirs at free ports.
+        config = replace(
+            self._config,
+            data_dir=self.folder / name,
+            admin_port=self._config.admin_port if role is Role.CLIENT else 0,
+        )
+        worker = await enter_network(
+            config, role, invitation=invitation, machine=Machine(clock=self._clock)
+        )
+        await worker.start()
+        stack.push_async_callback(worker.stop, self._config.shutdown_grace_s)
+        self.workers[name] = worker
+
+    async def _known_user(self) -> LocalUser:
+        path = self.folder / USER_NAME
+        content = read_whole(path)
+        if content is not None:
+            return msgspec.json.decode(content, type=LocalUser)
+        email, password = "you@localhost.invalid", secrets.token_urlsafe(_PASSPHRASE_BYTES)
+        made = await self._client.ask(
+            GatewayApi.rpc_register, auth.Register(email=email, password=password)
+        )
+        session = await self._client.ask(
+            GatewayApi.rpc_login, auth.Login(email=email, password=password)
+        )
+        created = await self._client.ask(
+            GatewayApi.rpc_create_key,
+            auth.CreateKey(access_token=session.access_token, name="tinkex mesh up", scopes=SCOPES),
+        )
+        user = LocalUser(email, password, made.account_id, created.key)
+        write_whole(path, msgspec.json.encode(user))
+        return user

@@ -1,0 +1,340 @@
+"""What every worker stands on: its links, its place in the DHT, its logs, its page for operators.
+
+Owns the order in which they start and stop, and what the worker remembers for its next start. What
+the role does, `workers.<role>` adds on top.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from tinkex.errors import ConfigurationError, TinkerError
+from tinkex.mesh.config import MeshConfig
+from tinkex.mesh.dht.node import DhtNode
+from tinkex.mesh.feeds.chain import Head
+from tinkex.mesh.feeds.recovery import open_or_salvage
+from tinkex.mesh.feeds.replication import Replicator
+from tinkex.mesh.feeds.store import FeedStore
+from tinkex.mesh.feeds.vault import Vault
+from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.roles import Role
+from tinkex.mesh.rpc.credentials import Credentials
+from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.transport.base import Contact
+from tinkex.mesh.trust.certificates import check_certificate
+from tinkex.mesh.trust.network import NetworkInfo
+from tinkex.mesh.trust.revocations import Revocations
+from tinkex.mesh.workers.admin import admin_app
+from tinkex.mesh.workers.authority.operator import Operator
+from tinkex.mesh.workers.folder import Membership, WorkerFolder
+from tinkex.mesh.workers.http import HttpServer
+from tinkex.mesh.workers.machine import Machine
+from tinkex.mesh.workers.metrics import WorkerMetrics
+from tinkex.mesh.workers.operator_page import TOKEN_BYTES, OperatorPage, write_pass
+from tinkex.mesh.workers.public_accounts import NetworkView
+from tinkex.mesh.workers.renewal import Renewal
+from tinkex.mesh.workers.root_word import RootWord, latest_certificate, read_word
+from tinkex.mesh.workers.survey import survey
+from tinkex.mesh.workers.vitals import Vitals, Work
+
+FEEDS_NAME = "feeds.db"
+FOLLOW_S = 5.0
+RECOVER_S = 2.0
+_LOG = logging.getLogger("tinkex.mesh.member")
+
+
+class Member:
+    """One worker's part in the network, while it is open.
+
+    Args:
+        folder: its files.
+        membership: its place in the network.
+        config: its settings.
+        machine: what it runs on.
+    """
+
+    def __init__(
+        self,
+        folder: WorkerFolder,
+        membership: Membership,
+        config: MeshConfig,
+        machine: Machine,
+    ) -> None:
+        self.folder = folder
+        self.membership = membership
+        self.config = config
+        self.machine = machine
+        self.clock = machine.clock
+        self.metrics = WorkerMetrics()
+        self.revocations = Revocations()
+        """Who was thrown out, as far as this worker has heard."""
+        self.is_ready: Callable[[], bool] = lambda: False
+        """Whether the worker on top serves; it says so itself."""
+        self.work: Callable[[], Work] = Work
+        """What the worker on top does."""
+        self.admin_url = ""
+        """The page for operators, once it is open; empty where there is none."""
+        self._vault: Vault | None = None
+        self._operator_page: OperatorPage | None = None
+
+    @property
+    def role(self) -> Role:
+        """The worker's certified role."""
+        return self.membership.role
+
+    @property
+    def key_pair(self) -> KeyPair:
+        """The worker's own."""
+        return self.folder.key_pair
+
+    @property
+    def contact(self) -> Contact:
+        """How others reach it."""
+        return self.peers.contact
+
+    @property
+    def vault(self) -> Vault:
+        """Persons' keys, open: an auth worker's alone."""
+        assert self._vault is not None, "only an auth worker has them"
+        return self._vault
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Start links, logs, DHT and page, and enter them into the stack.
+
+        Raises:
+            ConfigurationError: another process has the folder, or an address cannot be bound.
+            DamagedDataError: the logs do not hold what was written.
+        """
+        stack.enter_context(self.folder.locked())
+        self.credentials = Credentials(
+            self.key_pair,
+            self.membership.network.id,
+            self.membership.network.trusted,
+            self.membership.certificate,
+            self.revocations.is_revoked,
+        )
+        self.feeds = await self._logs(stack)
+        self.known = NetworkView(
+            self.feeds,
+            self.membership.network,
+            self.membership.network_encoded,
+            self.revocations,
+            on_change=self._described,
+            on_error=report,
+        )
+        self.peers = await self._linked(stack)
+        await self.known.open()
+        stack.push_async_callback(self.known.close)
+        self.vitals = Vitals(
+            self.role,
+            ready=self._ready,
+            work=self._working,
+            links=lambda: len(self.peers.links()),
+            calls=lambda: self.metrics.answered,
+            certified_until=lambda: self.membership.expires_at,
+            clock=self.clock,
+        )
+        self.peers.serve(self.vitals)
+        self.discovery = DhtNode(
+            self.peers, clock=self.clock, config=self.config.dht, rng=self.machine.rng
+        )
+        await self.discovery.start((*self.config.contacts, *self.folder.contacts()))
+        stack.push_async_callback(self._leave)
+        await self._replicate(stack)
+        if self.config.admin_host is not None:
+            await self._show_page(stack, self.config.admin_host)
+
+    async def _show_page(self, stack: AsyncExitStack, host: str) -> None:
+        page = admin_app(
+            status=self.vitals.status,
+            survey=lambda: survey(self.discovery, self.peers),
+            registry=self.metrics.registry,
+            logs=self._checked_heads,
+            operator=lambda: self._operator_page,
+        )
+        server = HttpServer(page, host=host, port=self.config.admin_port)
+        self.admin_url = (await stack.enter_async_context(server)).url
+
+    def serve_operator(self, operator: Operator) -> None:
+        """Let who owns the folder see and change what is an operator's, over the page."""
+        if self.admin_url:
+            token = self.machine.random(TOKEN_BYTES).hex()
+            self._operator_page = OperatorPage(operator, token)
+            write_pass(self.folder.path, self.admin_url, token)
+
+    def root_word(self) -> RootWord | None:
+        """What the holder of the root key left in the folder; None: nothing."""
+        return read_word(self.folder.path)
+
+    def adopt(self, certificate: bytes) -> None:
+        """Show another certificate from now on, and at the next start, if it lasts longer.
+
+        Raises:
+            TrustError: it does not hold.
+        """
+        held = self.membership
+        given = check_certificate(
+            certificate, network=held.network.id, roots=held.network.trusted, now=self.clock.now()
+        )
+        if given.expires_at > held.expires_at and given.role is held.role:
+            self._keep(held.network, held.network_encoded, certificate)
+
+    def _described(self, info: NetworkInfo, encoded: bytes) -> None:
+        """The root described the network anew: believe it from now on, and at the next start."""
+        certificate = self.membership.certificate
+        word = self.root_word() if self.role is Role.AUTH else None
+        if word is not None:
+            candidates = (certificate, *word.certificates)
+            own, now = self.key_pair.peer_id, self.clock.now()
+            best = latest_certificate(candidates, own, network=info, now=now)
+            certificate = certificate if best is None else best.encoded
+        try:
+            self._keep(info, encoded, certificate)
+        except TinkerError as error:
+            # Believe no root that was dropped, though this worker is out itself.
+            self.folder.keep_unfit(encoded, certificate)
+            self._believe(info, certificate)
+            _LOG.error("this worker is out of its network: %s; join with a new invitation", error)
+
+    def _keep(self, info: NetworkInfo, encoded: bytes, certificate: bytes) -> None:
+        self.membership = self.folder.keep_membership(
+            encoded, certificate, network_id=info.id, now=self.clock.now()
+        )
+        self._believe(info, certificate)
+
+    def _believe(self, info: NetworkInfo, certificate: bytes) -> None:
+        dropped = not self.credentials.roots <= info.trusted
+        self.credentials = replace(self.credentials, roots=info.trusted, certificate=certificate)
+        self.feeds.renew(self.credentials, anew=dropped)
+        self.peers.renew(self.credentials)
+
+    def _ready(self) -> bool:
+        return self.is_ready()
+
+    def _working(self) -> Work:
+        return self.work()
+
+    async def _logs(self, stack: AsyncExitStack) -> FeedStore:
+        """Open the logs; a damaged file is set aside, and peers are asked for what it had."""
+
+        def make() -> FeedStore:
+            path = self.folder.path / FEEDS_NAME
+            store = FeedStore(
+                path,
+                self.credentials,
+                clock=self.clock,
+                inline=self.machine.inline,
+                random=self.machine.random,
+            )
+            store.revoked_at = self.revocations.revoked_at
+            return store
+
+        store, salvage = await open_or_salvage(make)
+        stack.push_async_callback(store.close)
+        if salvage is not None:
+            _LOG.error(
+                "the logs were damaged (%s): %d entries are good, the rest is asked of peers; the "
+                "damaged file is kept as %s",
+                salvage.reason,
+                salvage.entries,
+                salvage.set_aside.name,
+            )
+        return store
+
+    async def _replicate(self, stack: AsyncExitStack) -> None:
+        """Follow the auth workers, and get back what this worker's disk may have lost."""
+        if self.role is Role.AUTH:
+            self._vault = Vault(self.feeds, on_error=report, random=self.machine.random)
+            await self._vault.open()
+            stack.push_async_callback(self._vault.close)
+        self.replicator = Replicator(
+            self.peers,
+            self.feeds,
+            self.role,
+            clock=self.clock,
+            rng=self.machine.rng,
+            config=self.config.replication,
+            vault=self._vault,
+            on_error=report,
+        )
+        await self.replicator.start()
+        stack.push_async_callback(self.replicator.stop)
+        await self.find_auth()
+        await self.replicator.recover(RECOVER_S)
+        self.renewal = Renewal(
+            self.peers,
+            self.discovery,
+            held=lambda: self.membership,
+            adopt=self.adopt,
+            clock=self.clock,
+            rng=self.machine.rng,
+        )
+        self.metrics.certificate(lambda: self.membership.expires_at, self.renewal)
+        tasks = Tasks(on_error=report)
+        tasks.spawn(self._follow_for_ever(), name="find auth workers to follow")
+        tasks.spawn(self.renewal.run(), name="renew the certificate")
+        stack.push_async_callback(tasks.stop)
+
+    async def _follow_for_ever(self) -> None:
+        while True:
+            await self.clock.sleep(FOLLOW_S)
+            await self.find_auth()
+
+    async def find_auth(self) -> None:
+        """Look for auth workers, and follow those that are found."""
+        for record in await self.discovery.lookup(Role.AUTH.value):
+            if record.contact.peer_id != self.key_pair.peer_id:
+                self.replicator.follow(record.contact, Role.AUTH)
+
+    async def _checked_heads(self) -> list[Head]:
+        await self.feeds.verify()
+        return await self.feeds.ends()
+
+    async def _leave(self) -> None:
+        if self.discovery.contacts:
+            self.folder.keep_contacts(self.discovery.contacts)
+        await self.discovery.stop()
+
+    async def _linked(self, stack: AsyncExitStack) -> Peers:
+        """Start the links where this worker was before, or, where that is taken, anywhere."""
+        remembered = self.folder.bind(self.config.bind)
+        places = (remembered, self.config.bind)
+        for bind in places:
+            peers = Peers(
+                self.machine.transport(self.config, self.key_pair, bind, self.clock),
+                self.credentials,
+                clock=self.clock,
+                config=self.config.rpc,
+                observer=self.metrics,
+                random=self.machine.random,
+            )
+            try:
+                await peers.start()
+            except ConfigurationError:
+                if bind is places[-1] or bind == places[-1]:
+                    raise
+                continue
+            stack.push_async_callback(peers.stop)
+            self.folder.keep_ports(_ports(peers.contact))
+            return peers
+        raise AssertionError("unreachable: the last place raises")
+
+
+def _ports(contact: Contact) -> dict[str, int]:
+    """Read the port of each host off a contact's addresses, `scheme:host:port`."""
+    found: dict[str, int] = {}
+    for address in contact.addresses:
+        host, _, port = address.partition(":")[2].rpartition(":")
+        if port.isdigit():
+            found.setdefault(host, int(port))
+    return found
+
+
+def report(error: BaseException) -> None:
+    """Log that background work failed."""
+    # The text of an exception may quote what a client sent.
+    _LOG.error("background work failed: %s", type(error).__name__)

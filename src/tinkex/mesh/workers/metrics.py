@@ -1,0 +1,96 @@
+"""Counters of one worker, in Prometheus' form.
+
+Owns their names and labels: methods, roles and kinds of errors, never peers, users or models that a
+caller chooses. A worker has a registry of its own, so that several in one process share nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from tinkex.mesh.identity import PeerId
+from tinkex.mesh.rpc.observer import CallReport
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Renewals(Protocol):
+    """How often the certificate was not renewed."""
+
+    @property
+    def failed(self) -> int:
+        """So often."""
+
+
+class WorkerMetrics:
+    """The registry of one worker, and what is counted of its calls; an `rpc.observer.Observer`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)
+        self.answered = 0
+        """Calls of others that this worker has answered."""
+        self._calls = Counter(
+            "tinkex_mesh_calls",
+            "Remote calls that ended, by method, direction and outcome (ok or the error's class).",
+            ("method", "direction", "outcome"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "tinkex_mesh_call_duration_seconds",
+            "From a remote call's request to the end of its reply.",
+            ("method", "direction"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._bytes = Counter(
+            "tinkex_mesh_call_bytes",
+            "Bytes of requests and replies.",
+            ("method", "direction", "part"),
+            registry=self.registry,
+        )
+        self._links = Gauge(
+            "tinkex_mesh_links", "Open connections to other peers.", registry=self.registry
+        )
+        self._lost = Counter(
+            "tinkex_mesh_links_ended",
+            "Connections that ended, by how: orderly or lost.",
+            ("how",),
+            registry=self.registry,
+        )
+
+    def certificate(self, expires_at: Callable[[], float], renewal: Renewals) -> None:
+        """Show until when the worker is certified, and how its renewals went."""
+        gauge = Gauge(
+            "tinkex_mesh_certificate_expires_timestamp_seconds",
+            "When the worker's role certificate ends, in Unix seconds; it is renewed before.",
+            registry=self.registry,
+        )
+        gauge.set_function(expires_at)
+        failed = Gauge(
+            "tinkex_mesh_certificate_renewals_failed",
+            "Times that the certificate was due and no auth worker gave another, since the start.",
+            registry=self.registry,
+        )
+        failed.set_function(lambda: renewal.failed)
+
+    def call_ended(self, report: CallReport) -> None:
+        """Count a call."""
+        direction = "incoming" if report.incoming else "outgoing"
+        self.answered += report.incoming
+        self._calls.labels(report.method, direction, report.error or "ok").inc()
+        self._seconds.labels(report.method, direction).observe(report.seconds)
+        self._bytes.labels(report.method, direction, "request").inc(report.request_bytes)
+        self._bytes.labels(report.method, direction, "reply").inc(report.reply_bytes)
+
+    def link_opened(self, peer: PeerId) -> None:  # noqa: ARG002 - a label for each peer has no end
+        """Count a link."""
+        self._links.inc()
+
+    def link_ended(self, peer: PeerId, reason: str, lost: bool) -> None:  # noqa: ARG002 - as above
+        """Count a link's end."""
+        self._links.dec()
+        self._lost.labels("lost" if lost else "orderly").inc()

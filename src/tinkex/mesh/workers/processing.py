@@ -1,0 +1,202 @@
+"""A processor's answers to gateways: permits, slots, pieces as they come.
+
+Owns the order of the checks and the life of one request. What runs it is a back end's, who may
+fetch an adapter's files `blobs`'.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from tinkex.errors import EngineBusyError, InputError, NotFoundError, UnsupportedError
+from tinkex.mesh.api.completion import (
+    CompletionMessage,
+    PieceMessage,
+    completion_request,
+    piece_message,
+)
+from tinkex.mesh.api.processor import (
+    Begun,
+    Counted,
+    CountTokens,
+    Describe,
+    Description,
+    Ended,
+    ProcessorApi,
+    Work,
+    WorkEvent,
+)
+from tinkex.mesh.processing.backend import Backend, Job, Run
+from tinkex.mesh.processing.slots import Slots
+from tinkex.mesh.rpc.service import Call
+from tinkex.mesh.trust.permits import Permit, PermitCheck
+from tinkex.openai_api.completer import CompletionRequest
+
+_LOG = logging.getLogger("tinkex.mesh.processor")
+MOST_COMPLETIONS = 128
+"""Of one request."""
+LEAVING_RETRY_MS = 1000.0
+
+
+class AdapterFiles(Protocol):
+    """Where adapters' files are, or can be had."""
+
+    async def folder(self, content: str, *, permit: bytes, certificate: bytes) -> Path:
+        """Return the folder with an adapter's files, fetched and verified.
+
+        Raises:
+            NotFoundError: nobody has them.
+            TrustError: the permit does not let this processor have them.
+        """
+
+
+class Processor(ProcessorApi):
+    """Answers gateways.
+
+    Args:
+        backend: runs the model.
+        permits: what is demanded of a request.
+        slots: who may run now.
+        files: adapters' files; None where the back end has no adapters.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        permits: PermitCheck,
+        slots: Slots,
+        files: AdapterFiles | None = None,
+    ) -> None:
+        self._backend = backend
+        self._permits = permits
+        self._slots = slots
+        self._files = files
+        self.leaving = False
+        """Whether new requests are refused."""
+
+    async def rpc_complete(self, request: Work, call: Call) -> AsyncIterator[WorkEvent]:
+        """Complete a prompt, once the permit holds."""
+        message = _decoded(request.request)
+        permit = self._permits.check(
+            request.permit,
+            caller=call.peer,
+            request=request.request,
+            model=message.model,
+            tokens=message.n * (message.max_tokens or 0),
+        )
+        if self.leaving:
+            raise EngineBusyError(
+                "This processor is about to stop: use another.", retry_after_ms=LEAVING_RETRY_MS
+            )
+        job = self._job(message, permit, request)
+        if job.adapter:
+            await self._fetch(job, request, call)
+        async with self._slots.take(permit.account, message.n - len(request.finished)):
+            run = await self._begin(job)
+            try:
+                known = run.prompt_tokens
+                yield Begun(
+                    prompt_tokens=known,
+                    fingerprint=self._backend.fingerprint,
+                    deterministic=run.deterministic,
+                )
+                made = 0
+                async with aclosing(_events(run)) as events:
+                    async for piece in events:
+                        made += 0 if piece.echo else len(piece.tokens)
+                        yield piece
+                yield Ended(
+                    completion_tokens=made,
+                    cached_tokens=run.cached_tokens,
+                    prompt_tokens=0 if known else run.prompt_tokens,
+                )
+            finally:
+                run.cancel()
+
+    async def rpc_describe(self, request: Describe, call: Call) -> Description:  # noqa: ARG002
+        """Say what is here."""
+        return self.description
+
+    async def rpc_count_tokens(self, request: CountTokens, call: Call) -> Counted:  # noqa: ARG002
+        """Count a prompt's tokens."""
+        return Counted(await self._backend.count_tokens(completion_request(request.request)))
+
+    @property
+    def description(self) -> Description:
+        """What is here, and how busy it is."""
+        idle = self.leaving or self._backend.failure
+        return Description(
+            models=(self._backend.model,),
+            adapters=self._backend.adapters,
+            fingerprint=self._backend.fingerprint,
+            slots=self._slots.total,
+            free_slots=0 if idle else self._slots.free,
+            waiting=self._slots.waiting,
+        )
+
+    def _job(self, message: CompletionMessage, permit: Permit, work: Work) -> Job:
+        if not 1 <= message.n <= MOST_COMPLETIONS:
+            raise InputError(f"n is {message.n}: it must be 1 to {MOST_COMPLETIONS}")
+        if work.resume and len(work.resume) != message.n:
+            raise InputError(f"resume has {len(work.resume)} completions of {message.n}")
+        if any(not 0 <= index < message.n for index in work.finished) or (
+            len(set(work.finished)) != len(work.finished) or (work.finished and not work.resume)
+        ):
+            raise InputError("finished names completions that there are not, or without resume")
+        if permit.adapter and not self._backend.model.adapters:
+            raise UnsupportedError("This processor's back end cannot load adapters of the mesh.")
+        return Job(
+            request=_bounded(completion_request(message), permit),
+            account=permit.account,
+            adapter=permit.adapter,
+            resume=work.resume,
+            finished=work.finished,
+        )
+
+    async def _fetch(self, job: Job, work: Work, call: Call) -> None:
+        if job.adapter in self._backend.adapters:
+            return
+        if self._files is None:
+            raise UnsupportedError("This processor has no store for adapters.")
+        assert call.certificate is not None, "gateways alone may call"
+        folder = await self._files.folder(
+            job.adapter, permit=work.fetch, certificate=call.certificate.encoded
+        )
+        await self._backend.load_adapter(job.adapter, folder)
+
+    async def _begin(self, job: Job) -> Run:
+        try:
+            return await self._backend.begin(job)
+        except NotFoundError:
+            if not job.adapter or self._files is None:
+                raise
+        # It had to go for another adapter while this request waited: its files are still here.
+        folder = await self._files.folder(job.adapter, permit=b"", certificate=b"")
+        await self._backend.load_adapter(job.adapter, folder)
+        return await self._backend.begin(job)
+
+
+def _decoded(request: bytes) -> CompletionMessage:
+    try:
+        return msgspec.msgpack.decode(request, type=CompletionMessage)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise InputError(f"the request is no completion request ({error!s:.200})") from None
+
+
+def _bounded(request: CompletionRequest, permit: Permit) -> CompletionRequest:
+    """Hold a request that names no number of tokens to what was permitted."""
+    if request.max_tokens is not None:
+        return request
+    return replace(request, max_tokens=permit.max_tokens // request.n, as_context_allows=True)
+
+
+async def _events(run: Run) -> AsyncGenerator[PieceMessage, None]:
+    async for piece in run.pieces():
+        yield PieceMessage(0) if piece is None else piece_message(piece)

@@ -1,0 +1,178 @@
+"""Who may ask, and how often: the first thing that a gateway does with a request.
+
+Owns the check of a credential's scope, the windows and counts of each key and each client, and the
+refusals with their Retry-After. Whether a credential is right, the accounts know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tinkex._clock import Clock
+from tinkex.errors import PermissionDeniedError, RateLimitError
+from tinkex.mesh.accounts.credentials import UnknownCredentialError
+from tinkex.mesh.identity import PeerId
+from tinkex.mesh.limits import InProgress, SlidingWindow, Ticket
+from tinkex.mesh.workers.serving.freshness import Freshness
+
+INFER = "infer"
+READ = "read"
+PUBLISH = "publish"
+BUSY_MS = 1000.0
+DRAIN_LOOK_S = 0.05
+
+
+class Caller(Protocol):
+    """Whom a credential belongs to."""
+
+    @property
+    def account_id(self) -> str:
+        """The account."""
+
+    @property
+    def key_id(self) -> str:
+        """The key, or nothing for an access token."""
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """What it may do."""
+
+
+class Accounts(Protocol):
+    """Checks credentials, offline."""
+
+    def verify(self, credential: str, now: float) -> Caller:
+        """Say whose a credential is.
+
+        Raises:
+            UnknownCredentialError: nobody's that is known here.
+            AuthenticationError: nobody's, or not any more.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionConfig:
+    """How much one key may ask for. Each is divided among the gateways that there are."""
+
+    requests_per_minute: int = 600
+    """Completions of one key that are let in."""
+    tokens_per_minute: int = 2_000_000
+    """Tokens reserved, prompt and completion."""
+    account_calls_per_minute: int = 60
+    """Registrations, logins and the like, of one client worker."""
+    per_key: int = 64
+    """Requests of one key in progress at once, at one gateway."""
+    in_all: int = 512
+    """Requests in progress at once, at one gateway."""
+
+
+class Admission:
+    """Lets requests in.
+
+    Args:
+        accounts: checks credentials.
+        freshness: whether what they know is new enough.
+        gateways: says how many share the limits.
+        clock: tells the time.
+        config: the limits.
+    """
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        freshness: Freshness,
+        gateways: Callable[[], int],
+        *,
+        clock: Clock,
+        config: AdmissionConfig,
+    ) -> None:
+        self._accounts = accounts
+        self._freshness = freshness
+        self._gateways = gateways
+        self._clock = clock
+        self._requests = SlidingWindow(config.requests_per_minute)
+        self._tokens = SlidingWindow(config.tokens_per_minute)
+        self._account_calls = SlidingWindow(config.account_calls_per_minute)
+        self._progress = InProgress(per_key=config.per_key, in_all=config.in_all)
+
+    @property
+    def in_progress(self) -> int:
+        """Requests that were let in and are not over."""
+        return self._progress.total
+
+    async def caller(self, credential: str, scope: str) -> Caller:
+        """Say whose a credential is, if it may do this.
+
+        One that is not known here may have been made a moment ago: auth workers are asked.
+
+        Raises:
+            AuthenticationError: it is nobody's.
+            PermissionDeniedError: it lacks the scope.
+            APIStatusError: 503, this gateway cannot know.
+        """
+        await self._freshness.ensure()
+        try:
+            caller = self._accounts.verify(credential, self._clock.now())
+        except UnknownCredentialError:
+            await self._freshness.catch_up()
+            caller = self._accounts.verify(credential, self._clock.now())
+        if scope not in caller.scopes:
+            raise PermissionDeniedError(
+                f"This key lacks the scope {scope!r}: make one that has it, or use another."
+            )
+        return caller
+
+    def enter(self, caller: Caller) -> Ticket:
+        """Let a completion in; the ticket is left when it is over.
+
+        Raises:
+            RateLimitError: the key has too many at once, or asks too often, or there are too many.
+        """
+        who = _key(caller)
+        self._take(self._requests, who, 1, "requests")
+        ticket = self._progress.enter(who)
+        if ticket is None:
+            raise RateLimitError(
+                "Too many requests in progress: wait for one to end.", retry_after_ms=BUSY_MS
+            )
+        return ticket
+
+    def take_tokens(self, caller: Caller, tokens: int) -> None:
+        """Count the tokens that a request may cost.
+
+        Raises:
+            RateLimitError: too many within a minute.
+        """
+        self._take(self._tokens, _key(caller), tokens, "tokens")
+
+    def take_account_call(self, client: PeerId) -> None:
+        """Count a call about accounts.
+
+        Raises:
+            RateLimitError: too many within a minute.
+        """
+        self._take(self._account_calls, str(client), 1, "account requests")
+
+    async def wait_for_nobody(self, seconds: float) -> None:
+        """Wait until no request is in progress, and no longer than so many seconds."""
+        until = self._clock.monotonic() + seconds
+        while self.in_progress and (left := until - self._clock.monotonic()) > 0:
+            await self._clock.sleep(min(DRAIN_LOOK_S, left))
+
+    def _take(self, window: SlidingWindow, who: str, amount: int, name: str) -> None:
+        wait = window.take(who, amount, self._clock.monotonic(), shared_by=self._gateways())
+        if wait is None:
+            return
+        if math.isinf(wait):
+            raise RateLimitError(
+                f"This request may need {amount} {name}, more than a minute's limit at this "
+                "gateway: ask for fewer."
+            )
+        raise RateLimitError(f"Too many {name} in a minute.", retry_after_ms=wait * 1000)
+
+
+def _key(caller: Caller) -> str:
+    return f"{caller.account_id}/{caller.key_id}"

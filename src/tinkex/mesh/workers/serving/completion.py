@@ -1,0 +1,270 @@
+"""One completion at a gateway, from the request to the receipt.
+
+Owns the order: bounds, limits, reservation, processors, settlement, receipt. Each of them is
+another module's; here is what happens when they are crossed by an error or a client that leaves.
+
+What a request costs: the prompt and every token that was passed on. One that fails before anything
+was passed on costs nothing; one whose client leaves costs what it has by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+
+from tinkex._clock import Clock
+from tinkex.errors import TinkerError
+from tinkex.mesh.api.completion import CompletionMessage, PieceMessage
+from tinkex.mesh.api.gateway import CompletionEvent, Finished, Receipt
+from tinkex.mesh.api.processor import Work
+from tinkex.mesh.balancer import Offer, Wanted
+from tinkex.mesh.catalog import AdapterCatalog, NamedModel
+from tinkex.mesh.feeds.entry import EntryId
+from tinkex.mesh.identity import KeyPair, PeerId
+from tinkex.mesh.rpc.service import Call
+from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.trust.permits import NONCE_BYTES, PERMIT_S, make_blob_permit, make_permit
+from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt
+from tinkex.mesh.workers.serving.admission import Admission, Caller
+from tinkex.mesh.workers.serving.bounds import Cost, check_request, cost_of
+from tinkex.mesh.workers.serving.directory import Directory
+from tinkex.mesh.workers.serving.dispatch import Dispatch, Job
+from tinkex.mesh.workers.serving.ledger import Ledger, Reservation
+from tinkex.mesh.workers.serving.relay import Relay
+from tinkex.openai_api.refusal import model_not_found
+
+SEED_BITS = 62
+REQUEST_ID_BYTES = 12
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Served:
+    """A request that is served."""
+
+    caller: Caller
+    client: PeerId
+    message: CompletionMessage
+    """As it goes to processors."""
+    named: NamedModel
+    asked_for: str
+    cost: Cost
+    reservation: Reservation
+    job: Job
+    failed: bool = False
+    settled: bool = False
+
+    async def reserved(self) -> EntryId:
+        """Wait until the reservation is written; where it is.
+
+        Raises:
+            StorageError: it cannot be.
+        """
+        written = self.reservation.written
+        return written.result() if written.done() else await asyncio.shield(written)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Those that are charged."""
+        relay = self.job.relay
+        charged = self.job.accepted and (relay.sent or relay.complete or not self.failed)
+        return (relay.prompt_tokens or 0) if charged else 0
+
+
+class CompletionService:
+    """Serves completions.
+
+    Args:
+        key_pair: the gateway's.
+        catalog: says what a model's name stands for.
+        directory: knows the base models.
+        admission: lets requests in.
+        ledger: reserves and settles.
+        dispatch: has processors do it.
+        tasks: owns the settlement of what a client left.
+        clock: tells the time.
+        rng: draws seeds.
+        random: so many random bytes.
+    """
+
+    def __init__(
+        self,
+        key_pair: KeyPair,
+        catalog: AdapterCatalog,
+        directory: Directory,
+        admission: Admission,
+        ledger: Ledger,
+        dispatch: Dispatch,
+        tasks: Tasks,
+        *,
+        clock: Clock,
+        rng: Random,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._key_pair = key_pair
+        self._catalog = catalog
+        self._directory = directory
+        self._admission = admission
+        self._ledger = ledger
+        self._dispatch = dispatch
+        self._tasks = tasks
+        self._clock = clock
+        self._rng = rng
+        self._random = random
+
+    async def serve(
+        self, caller: Caller, message: CompletionMessage, call: Call
+    ) -> AsyncGenerator[CompletionEvent, None]:
+        """Give what the client gets: `Accepted`, pieces, `Finished`, `Receipt`.
+
+        Raises:
+            TinkerError: it is refused, or cannot be done.
+        """
+        check_request(message)
+        ticket = self._admission.enter(caller)
+        try:
+            served = await self._let_in(caller, message, call)
+            try:
+                async with aclosing(self._dispatch.events(served.job)) as events:
+                    async for event in events:
+                        if isinstance(event, PieceMessage):
+                            await served.reserved()
+                        yield event
+                yield self._finished(served)
+                receipt = self._receipt(served, await served.reserved())
+                await asyncio.shield(self._settle(served, receipt))
+                yield receipt
+            except TinkerError:
+                served.failed = True
+                raise
+            finally:
+                if not served.settled:
+                    self._settle(served, None)
+        finally:
+            ticket.leave()
+
+    async def resolve(self, caller: Caller, model: str) -> tuple[NamedModel, int]:
+        """Say what a model's name stands for, and the context of its base model.
+
+        Raises:
+            APIStatusError: 404, there is no such model for this caller, or nobody runs it.
+        """
+        named = self._catalog.resolve(caller.account_id, model)
+        context = self._directory.context(named.base_model)
+        if context is None:
+            await self._directory.look_for(named.base_model)
+            context = self._directory.context(named.base_model)
+        if context is None:
+            raise model_not_found(
+                f"No processor of this mesh runs {model!r}, or it is not yours: the list of models "
+                "has those that you may name."
+            )
+        return named, context
+
+    async def _let_in(self, caller: Caller, message: CompletionMessage, call: Call) -> _Served:
+        named, context = await self.resolve(caller, message.model)
+        cost = cost_of(message, context)
+        self._admission.take_tokens(caller, cost.tokens)
+        request_id = self._random(REQUEST_ID_BYTES).hex()
+        seed = self._rng.getrandbits(SEED_BITS) if message.seed is None else message.seed
+        reservation = await self._ledger.reserve(request_id, caller, message.model, cost.tokens)
+        given = msgspec.structs.replace(message, model=named.base_model, seed=seed)
+        relay = Relay(given, cost, context)
+        job = Job(
+            request_id=request_id,
+            wanted=Wanted(model=named.base_model, adapter=named.content),
+            relay=relay,
+            sequences=message.n,
+            work=lambda offer: self._work(served, encoded, offer),
+            deadline=call.deadline,
+        )
+        served = _Served(
+            caller=caller,
+            client=call.peer,
+            message=given,
+            named=named,
+            asked_for=message.model,
+            cost=cost,
+            reservation=reservation,
+            job=job,
+        )
+        encoded = msgspec.msgpack.encode(given)
+        return served
+
+    def _work(self, served: _Served, encoded: bytes, offer: Offer) -> Work:
+        """Make the message for one processor, with a permit that only it can use, and once."""
+        asked = served.message.max_tokens
+        each = served.cost.each if asked is None else asked
+        account, content = served.caller.account_id, served.named.content
+        expires_at = self._clock.now() + PERMIT_S
+        permit = make_permit(
+            self._key_pair,
+            processor=offer.peer,
+            account=account,
+            model=served.named.base_model,
+            adapter=content or "",
+            request=encoded,
+            max_tokens=each * served.message.n,
+            expires_at=expires_at,
+            nonce=self._random(NONCE_BYTES),
+        )
+        fetch = b""
+        if content is not None:
+            fetch = make_blob_permit(
+                self._key_pair,
+                fetcher=offer.peer,
+                account=account,
+                content=content,
+                expires_at=expires_at,
+            )
+        relay = served.job.relay
+        return Work(
+            permit=permit,
+            request=encoded,
+            resume=relay.resume,
+            finished=relay.finished,
+            fetch=fetch,
+        )
+
+    def _finished(self, served: _Served) -> Finished:
+        return Finished(
+            prompt_tokens=served.prompt_tokens, cached_tokens=served.job.relay.cached_tokens
+        )
+
+    def _receipt(self, served: _Served, entry: EntryId) -> Receipt:
+        relay, job = served.job.relay, served.job
+        assert served.message.seed is not None, "drawn when none is given"
+        body = ReceiptBody(
+            request_id=job.request_id,
+            gateway=self._key_pair.peer_id.raw,
+            client=served.client.raw,
+            account_id=served.caller.account_id,
+            key_id=served.caller.key_id,
+            model=served.asked_for,
+            prompt_tokens=served.prompt_tokens,
+            completion_tokens=relay.tokens,
+            cached_tokens=relay.cached_tokens,
+            output=relay.digest.digest(),
+            reproducible=job.reproducible,
+            seed=served.message.seed,
+            at=self._clock.now(),
+            epoch=entry.epoch,
+            sequence=entry.sequence,
+        )
+        encoded, signature = sign_receipt(self._key_pair, body)
+        return Receipt(body=encoded, signature=signature)
+
+    def _settle(self, served: _Served, receipt: Receipt | None) -> asyncio.Task[None]:
+        """Write what it cost, whether or not somebody waits for it."""
+        served.settled = True
+        writing = self._ledger.settle(
+            served.reservation,
+            prompt_tokens=served.prompt_tokens,
+            completion_tokens=served.job.relay.tokens,
+            receipt=receipt,
+        )
+        return self._tasks.spawn(writing, name="settle a request")

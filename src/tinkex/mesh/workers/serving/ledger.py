@@ -1,0 +1,269 @@
+"""A gateway's books: what it may spend, and what it wrote of what was spent.
+
+Owns the order of things: a reservation is in the usage feed before its client has a token, so that
+a crash at any moment leaves books that can be closed. It is written while a processor begins, which
+costs a request no time. Which tokens may be spent `purse` knows, whose they are the auth workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from tinkex._clock import Clock
+from tinkex.errors import (
+    BillingError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    TinkerError,
+    status_error,
+)
+from tinkex.mesh.api.auth import AuthApi, LeaseRequest, SettleLease
+from tinkex.mesh.api.gateway import Countersign, Receipt
+from tinkex.mesh.feeds.entry import EntryId
+from tinkex.mesh.identity import PeerId
+from tinkex.mesh.purse import Purse, UsageRecovery
+from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.trust.receipts import ReceiptBody, is_countersigned
+from tinkex.mesh.usage import (
+    Countersigned,
+    LeaseClosed,
+    Reserved,
+    Settled,
+    UsageEvent,
+    encode_usage,
+)
+from tinkex.mesh.workers.serving.auth_calls import AuthCalls
+
+REMEMBERED_RECEIPTS = 10_000
+LEASE_TIMEOUT_S = 5.0
+TELL_S = 30.0
+OWES_S = 300.0
+"""For so long after a start, or after a lease was asked for, there may be one that is not known
+here: lost in a crash, or with an answer. It counts until an entry comes that is later than its end;
+so, where nothing else is written for `TELL_S`, an entry says that."""
+
+
+class Feed(Protocol):
+    """One's own feed."""
+
+    async def append(self, payload: bytes) -> EntryId:
+        """Write an entry; it is on the disk when this returns."""
+
+
+class Account(Protocol):
+    """Who spends."""
+
+    @property
+    def account_id(self) -> str:
+        """The account."""
+
+    @property
+    def key_id(self) -> str:
+        """The key, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Tokens set aside for a request."""
+
+    request_id: str
+    tokens: int
+    written: asyncio.Future[EntryId]
+    """Where it is written, once it is."""
+
+
+class Ledger:
+    """Reserves and settles.
+
+    Args:
+        feed: one's own usage feed.
+        auth: gives leases.
+        tasks: owns what is written for a caller that has gone.
+        clock: tells the time.
+    """
+
+    def __init__(self, feed: Feed, auth: AuthCalls, tasks: Tasks, *, clock: Clock) -> None:
+        self._feed = feed
+        self._auth = auth
+        self._tasks = tasks
+        self._clock = clock
+        self._purse = Purse()
+        self._used: dict[str, int] = {}
+        """Tokens settled under each lease that is open."""
+        self._asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._receipts: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._wrote_at = clock.monotonic()
+        self._owes_until = self._wrote_at + OWES_S
+
+    async def recover(self, own_entries: AsyncIterator[UsageEvent]) -> int:
+        """Close the books of an earlier life: what was in progress costs what was reserved.
+
+        Args:
+            own_entries: of one's own feed, in order.
+
+        Returns:
+            How many requests there were.
+        """
+        recovery = UsageRecovery()
+        async for event in own_entries:
+            recovery.apply(event)
+            if isinstance(event, Settled) and event.receipt:
+                self._remember(event)
+        entries = recovery.entries(self._clock.now())
+        for entry in entries:
+            await self._write(entry)
+        return sum(isinstance(entry, Settled) for entry in entries)
+
+    async def reserve(
+        self, request_id: str, account: Account, model: str, tokens: int
+    ) -> Reservation:
+        """Set tokens aside, under a lease that is there or one that is asked for.
+
+        Raises:
+            BillingError: the quota or the key's cap is used up.
+            RateLimitError: others hold what is left: try again.
+            APIStatusError: 503, no auth worker can be reached, and no lease has enough.
+        """
+        reserved = self._take(request_id, account, model, tokens)
+        if reserved is None:
+            who = (account.account_id, account.key_id)
+            lock = self._asking.setdefault(who, asyncio.Lock())
+            async with lock:
+                reserved = self._take(request_id, account, model, tokens)
+                if reserved is None:
+                    await self._ask_for_lease(account, tokens)
+                    reserved = self._take(request_id, account, model, tokens)
+        if reserved is None:
+            raise status_error(
+                503, "The auth worker gave a lease that is over already: check the clocks."
+            )
+        written: asyncio.Future[EntryId] = asyncio.get_running_loop().create_future()
+        self._tasks.spawn(self._write_down(reserved, written), name="write a reservation")
+        return Reservation(request_id, tokens, written)
+
+    async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
+        try:
+            written.set_result(await self._write(reserved))
+        except TinkerError as error:
+            written.set_exception(error)
+            written.exception()  # it may be that nobody waits any more
+
+    async def settle(
+        self,
+        reservation: Reservation,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        receipt: Receipt | None,
+    ) -> None:
+        """Write what a request cost."""
+        settled = self._purse.settle(
+            reservation.request_id,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            now=self._clock.now(),
+            receipt=b"" if receipt is None else msgspec.msgpack.encode(receipt),
+        )
+        spent = prompt_tokens + completion_tokens
+        self._used[settled.lease_id] = self._used.get(settled.lease_id, 0) + spent
+        if receipt is not None:
+            self._remember(settled)
+        await self._write(settled)
+
+    async def countersign(self, message: Countersign, client: PeerId) -> None:
+        """Write that a client agrees with a receipt.
+
+        Raises:
+            NotFoundError: no such receipt was given, or not lately, or it is agreed with already.
+            PermissionDeniedError: it is somebody else's, or the signature does not hold.
+        """
+        try:
+            body = msgspec.msgpack.decode(message.body, type=ReceiptBody)
+        except ValueError:
+            raise NotFoundError("This is no receipt of this gateway.") from None
+        given, lease_id = self._receipts.get(body.request_id, (b"", ""))
+        if given != message.body or body.client != client.raw:
+            raise NotFoundError("This gateway gave you no such receipt lately.")
+        if not is_countersigned(message.body, message.signature, client=client):
+            raise PermissionDeniedError("The signature under the receipt does not hold.")
+        del self._receipts[body.request_id]
+        await self._write(
+            Countersigned(
+                lease_id=lease_id,
+                at=self._clock.now(),
+                request_id=body.request_id,
+                signature=message.signature,
+            )
+        )
+
+    async def close_ended(self) -> None:
+        """Give back the leases whose time is over."""
+        await self._close(self._purse.close_ended(self._clock.now()))
+
+    async def tell(self) -> None:
+        """Say that nothing happened, where somebody may wait for a word."""
+        now = self._clock.monotonic()
+        if now < self._owes_until and now >= self._wrote_at + TELL_S:
+            await self._write(self._purse.still_here(self._clock.now()))
+
+    async def close(self) -> None:
+        """Give every lease back that no request needs."""
+        await self._close(self._purse.close_all(self._clock.now()))
+
+    def _take(self, request_id: str, account: Account, model: str, tokens: int) -> Reserved | None:
+        return self._purse.reserve(
+            request_id, account.account_id, account.key_id, model, tokens, self._clock.now()
+        )
+
+    async def _ask_for_lease(self, account: Account, tokens: int) -> None:
+        try:
+            await self._lease(account, tokens)
+        except (BillingError, RateLimitError):
+            # What is left may lie in one's own leases, each too small.
+            ended = self._purse.give_back(account.account_id, account.key_id, self._clock.now())
+            if not ended:
+                raise
+            await self._close(ended)
+            await self._lease(account, tokens)
+
+    async def _lease(self, account: Account, tokens: int) -> None:
+        self._owes_until = self._clock.monotonic() + OWES_S
+        lease = await self._auth.ask(
+            AuthApi.rpc_lease,
+            LeaseRequest(account.account_id, account.key_id, tokens),
+            deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
+        )
+        self._purse.put_in(
+            lease.lease_id, account.account_id, account.key_id, lease.tokens, lease.expires_at
+        )
+
+    async def _close(self, ended: list[LeaseClosed]) -> None:
+        for closed in ended:
+            await self._write(closed)
+            used = self._used.pop(closed.lease_id, 0)
+            try:
+                await self._auth.ask(
+                    AuthApi.rpc_settle,
+                    SettleLease(closed.lease_id, used),
+                    deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
+                )
+            except TinkerError:
+                continue  # the feed says the same, and reaches them when they are back
+
+    async def _write(self, event: UsageEvent) -> EntryId:
+        self._wrote_at = self._clock.monotonic()
+        return await self._feed.append(encode_usage(event))
+
+    def _remember(self, settled: Settled) -> None:
+        receipt = msgspec.msgpack.decode(settled.receipt, type=Receipt)
+        self._receipts[settled.request_id] = (receipt.body, settled.lease_id)
+        if len(self._receipts) > REMEMBERED_RECEIPTS:
+            self._receipts.popitem(last=False)

@@ -1,0 +1,133 @@
+"""A client worker's adapters: the files that its users published, for whoever holds a permit.
+
+Owns taking files in, and announcing what there is. Whose an adapter is and what it is called, the
+gateways know; here are only files, by what is in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Protocol
+
+from tinkex._clock import Clock
+from tinkex.errors import BadRequestError, InputError
+from tinkex.mesh.blobs.manifest import LARGEST_FILES
+from tinkex.mesh.blobs.service import BlobService
+from tinkex.mesh.blobs.store import BlobStore
+from tinkex.mesh.dht.records import Offer
+from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.trust.permits import BlobPermitCheck
+from tinkex.mesh.workers.discovery import Discovery
+
+MAX_ANNOUNCED = 48
+"""Adapters that are announced, latest used first: a peer may announce 64 topics."""
+_TAR_ROOM = 64 * 2**10
+MAX_UPLOAD_BYTES = sum(LARGEST_FILES.values()) + _TAR_ROOM
+
+
+class ShelfMember(Protocol):
+    """What a shelf needs of the worker that it is in."""
+
+    @property
+    def peers(self) -> Peers:
+        """Its calls."""
+
+    @property
+    def discovery(self) -> Discovery:
+        """Makes known what it has."""
+
+    @property
+    def clock(self) -> Clock:
+        """Tells the time."""
+
+
+class Shelf:
+    """Adapters' files that this worker gives to processors.
+
+    Args:
+        member: the worker that it is in.
+        root: the folder of the files.
+        max_bytes: of all of them; above it the one not used for longest goes.
+    """
+
+    def __init__(self, member: ShelfMember, root: Path, *, max_bytes: int) -> None:
+        self._member = member
+        self._root = root
+        self._store = BlobStore(root, max_bytes=max_bytes)
+        self._announced: list[str] = []
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Give files from now on, and announce those that are here."""
+        credentials = self._member.peers.credentials
+        permits = BlobPermitCheck(
+            credentials.network,
+            lambda: self._member.peers.credentials.roots,
+            is_revoked=credentials.is_revoked,
+            clock=self._member.clock,
+        )
+        self._member.peers.serve(BlobService(self._store, permits))
+        stack.push_async_callback(self._withdraw)
+        for content in reversed(self._store.contents[:MAX_ANNOUNCED]):
+            await self._announce(content)
+
+    async def add(self, archive: AsyncIterator[bytes]) -> str:
+        """Take an adapter in: a tar archive of its files, as it arrives. Gives its content id.
+
+        Raises:
+            BadRequestError: it is too long, or no archive of an adapter's files.
+            DamagedDataError: the files are not what their names say.
+            StorageError: there is no room.
+        """
+        with tempfile.TemporaryDirectory(prefix=".upload-", dir=self._root) as temporary:
+            folder = Path(temporary)
+            await _receive(archive, folder / "archive")
+            try:
+                await asyncio.to_thread(_unpack, folder / "archive", folder)
+                content = await asyncio.to_thread(self._store.add, folder)
+            except (InputError, FileExistsError, tarfile.TarError) as error:
+                raise BadRequestError(f"This is no adapter: {error}.") from error
+        await self._announce(content)
+        return content
+
+    async def _announce(self, content: str) -> None:
+        if content in self._announced:
+            return
+        self._announced.append(content)
+        if len(self._announced) > MAX_ANNOUNCED:
+            await self._member.discovery.withdraw(f"adapter:{self._announced.pop(0)}")
+        await self._member.discovery.announce(f"adapter:{content}", Offer(adapters=(content,)))
+
+    async def _withdraw(self) -> None:
+        topics = [f"adapter:{content}" for content in self._announced]
+        self._announced.clear()
+        await asyncio.gather(*(self._member.discovery.withdraw(topic) for topic in topics))
+
+
+async def _receive(archive: AsyncIterator[bytes], path: Path) -> None:
+    size = 0
+    with path.open("wb") as file:
+        async for part in archive:
+            size += len(part)
+            if size > MAX_UPLOAD_BYTES:
+                raise BadRequestError(f"An adapter has at most {MAX_UPLOAD_BYTES} bytes.")
+            await asyncio.to_thread(file.write, part)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write out an adapter's files; whatever else is in the archive is refused."""
+    with tarfile.open(archive, "r:") as tar:
+        for entry in tar:
+            if entry.name not in LARGEST_FILES or not entry.isreg():
+                raise InputError(f"the archive has {entry.name!r}, which is none of its files")
+            if entry.size > LARGEST_FILES[entry.name]:
+                raise InputError(f"{entry.name} has {entry.size} bytes, which is too many")
+            source = tar.extractfile(entry)
+            assert source is not None, "it is a regular file"
+            with (folder / entry.name).open("xb") as target:
+                while part := source.read(2**20):
+                    target.write(part)

@@ -1,0 +1,215 @@
+"""Calls over the real transports, on this machine's loopback and its own clock."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+
+import mesh_rpc_program
+import pytest
+from mesh_rpc import Answer, Ask, Echo, caught, not_found
+from mesh_rpc_program import TRANSPORTS, description
+from mesh_trust import TestNetwork
+
+from tinkex._clock import SystemClock
+from tinkex.errors import (
+    LinkClosedError,
+    MeshError,
+    NotFoundError,
+    PeerTimeoutError,
+    PermissionDeniedError,
+    TrustError,
+)
+from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.roles import Role
+from tinkex.mesh.rpc.config import RpcConfig
+from tinkex.mesh.rpc.peers import Credentials, Peers
+from tinkex.mesh.transport.base import Contact
+
+PATIENCE_S = 30.0
+
+
+class Net:
+    """Peers over one kind of transport."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.clock = SystemClock()
+        self.trust = TestNetwork(self.clock.now())
+        self.peers = []
+
+    def credentials(self, role, key_pair=None):
+        key_pair = key_pair or KeyPair.generate()
+        encoded = None if role is None else self.trust.peer(role, key_pair).encoded
+        return Credentials(key_pair, self.trust.network, self.trust.roots, encoded)
+
+    async def peer(self, role=Role.GATEWAY, *services, credentials=None, config=None):
+        credentials = credentials or self.credentials(role)
+        transport = TRANSPORTS[self.kind](credentials.key_pair, clock=self.clock)
+        peers = Peers(transport, credentials, clock=self.clock, config=config)
+        for service in services:
+            peers.serve(service)
+        await peers.start()
+        self.peers.append(peers)
+        return peers
+
+
+@pytest.fixture(params=sorted(TRANSPORTS))
+async def net(request):
+    net = Net(request.param)
+    async with asyncio.timeout(PATIENCE_S):
+        yield net
+        for peers in net.peers:
+            await peers.stop()
+
+
+async def true(condition):
+    """Wait until something is true."""
+    while not condition():  # noqa: ASYNC110 - what it waits for has no event
+        await asyncio.sleep(0.005)  # noqa: TID251 - real sockets take real time
+
+
+async def test_calls_streams_and_errors_pass(net):
+    echo = Echo()
+    echo.error = not_found()
+    server, client = await net.peer(Role.AUTH, echo), await net.peer()
+    assert await client.call(server.contact, Echo.rpc_say, Ask("a", 1), timeout_s=9) == Answer(
+        "a", 1
+    )
+    stream = client.stream(server.contact, Echo.rpc_count, Ask(count=500, size=300), timeout_s=9)
+    assert [reply.number async for reply in stream] == list(range(500))
+    error = await caught(client.call(server.contact, Echo.rpc_fail, Ask(), timeout_s=9))
+    assert (type(error), error.request_id) == (NotFoundError, "r-1")
+    big = Ask("x" * 1_000_000)
+    assert len((await client.call(server.contact, Echo.rpc_say, big, timeout_s=9)).text) == 10**6
+    assert 0 < await client.ping(server.contact) < 5
+    assert len(client.links()) == 1
+
+
+async def test_cancel_and_deadline_reach_the_handler(net):
+    echo = Echo()
+    server, client = await net.peer(Role.AUTH, echo), await net.peer()
+    stream = client.stream(server.contact, Echo.rpc_count_then_wait, Ask(count=1), timeout_s=9)
+    await anext(stream)
+    await stream.aclose()
+    await true(lambda: echo.cancelled == 1)
+    late = client.call(server.contact, Echo.rpc_wait, Ask(), timeout_s=0.2)
+    assert isinstance(await caught(late), PeerTimeoutError)
+    await true(lambda: echo.cancelled == 2)
+
+
+async def test_thousand_calls_at_once_are_answered(net):
+    server, client = await net.peer(Role.AUTH, Echo()), await net.peer()
+    replies = await asyncio.gather(
+        *(
+            client.call(server.contact, Echo.rpc_say, Ask(count=n), timeout_s=PATIENCE_S)
+            for n in range(1000)
+        )
+    )
+    assert [reply.number for reply in replies] == list(range(1000))
+
+
+async def test_stuck_reader_stops_no_other_stream(net):
+    echo = Echo()
+    server, client = await net.peer(Role.PROCESSOR, echo), await net.peer()
+    asked = Ask(count=3000, size=200)
+    stuck = client.stream(server.contact, Echo.rpc_count, asked, timeout_s=PATIENCE_S)
+    await anext(stuck)
+    flowing = client.stream(server.contact, Echo.rpc_count, asked, timeout_s=PATIENCE_S)
+    assert [reply.number async for reply in flowing] == list(range(3000))
+    assert echo.yielded < 3000 + 2 * RpcConfig().window_bytes / 200
+    assert [reply.number async for reply in stuck] == list(range(1, 3000))
+
+
+async def test_answering_peer_that_works_in_a_thread_is_alive(net):
+    class Busy(Echo):
+        async def rpc_wait(self, request, call):
+            await asyncio.to_thread(time.sleep, 0.8)  # noqa: TID251 - it blocks a thread
+            return Answer("done")
+
+    config = RpcConfig(ping_s=0.05, lost_after_s=0.4)
+    server, client = await net.peer(Role.AUTH, Busy(), config=config), await net.peer(config=config)
+    reply = await client.call(server.contact, Echo.rpc_wait, Ask(), timeout_s=9)
+    assert reply == Answer("done")
+    assert client.rtt(server.peer_id) < 0.4
+
+
+async def test_both_may_dial_at_once(net):
+    one, other = await net.peer(Role.AUTH, Echo()), await net.peer(Role.GATEWAY, Echo())
+    await asyncio.gather(
+        *(a.call(b.contact, Echo.rpc_say, Ask(), timeout_s=9) for a, b in ((one, other),) * 5),
+        *(a.call(b.contact, Echo.rpc_say, Ask(), timeout_s=9) for a, b in ((other, one),) * 5),
+    )
+    await true(lambda: len(one.links()) == len(other.links()) == 1)
+
+
+async def test_strangers_and_wrong_roles_are_refused_by_name(net):
+    server = await net.peer(Role.AUTH, Echo())
+    client, guest = await net.peer(Role.CLIENT), await net.peer(None)
+    stranger = await net.peer(credentials=Net(net.kind).credentials(Role.GATEWAY))
+    for caller, method, error in (
+        (client, Echo.rpc_gateways, PermissionDeniedError),
+        (guest, Echo.rpc_say, PermissionDeniedError),
+        (stranger, Echo.rpc_say, TrustError),
+    ):
+        refused = caller.call(server.contact, method, Ask(), timeout_s=9)
+        assert type(await caught(refused)) is error
+    assert await guest.call(server.contact, Echo.rpc_guests, Ask("in"), timeout_s=9) == Answer("in")
+
+
+async def test_stopping_peer_drains_and_its_last_answers_arrive(net):
+    echo = Echo()
+    server, client = await net.peer(Role.AUTH, echo), await net.peer()
+    calls = [
+        asyncio.create_task(client.call(server.contact, Echo.rpc_wait, Ask("end"), timeout_s=9))
+        for _ in range(20)
+    ]
+    await true(lambda: echo.started == 20)
+    stopping = asyncio.create_task(server.stop(grace_s=10))
+    await asyncio.sleep(0)  # noqa: TID251 - it begins
+    echo.gate.set()
+    assert await asyncio.gather(*calls) == [Answer("end")] * 20
+    await stopping
+
+
+async def test_killed_process_is_noticed_in_time_and_called_again_when_it_is_back(net):
+    credentials = net.credentials(Role.PROCESSOR)
+    client = await net.peer()
+    async with contextlib.AsyncExitStack() as stack:
+        process, contact = await started(stack, net.kind, credentials)
+        stream = client.stream(contact, Echo.rpc_count_then_wait, Ask(count=2), timeout_s=60)
+        assert [(await anext(stream)).number for _ in range(2)] == [0, 1]
+        failing = asyncio.create_task(caught(anext(stream)))
+        process.kill()
+        began = time.perf_counter()
+        assert isinstance(await failing, LinkClosedError)
+        assert time.perf_counter() - began < 2.0
+        assert isinstance(await caught(ask(client, contact, 0.5)), MeshError)
+        _, contact = await started(stack, net.kind, credentials)
+        assert await ask(client, contact, 10) == Answer("x")
+
+
+def ask(client, contact, timeout_s):
+    return client.call(contact, Echo.rpc_say, Ask("x"), timeout_s=timeout_s)
+
+
+async def started(stack, kind, credentials):
+    """Start a process with a peer; returns it and where it listens."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        mesh_rpc_program.__file__,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    stack.push_async_callback(killed, process)
+    process.stdin.write(description(kind, credentials).encode() + b"\n")
+    line = await process.stdout.readline()
+    return process, Contact(credentials.key_pair.peer_id, tuple(json.loads(line)))
+
+
+async def killed(process):
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+    process._transport.close()

@@ -1,0 +1,355 @@
+"""A foreign server as a back end, over real HTTP: served, or failing in every way we know of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import uvicorn
+from mesh_processor import MODEL, backend_of, pieces_of, request_of, told, until
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+
+from tinkex._clock import SystemClock
+from tinkex.errors import (
+    APIStatusError,
+    BadRequestError,
+    ConfigurationError,
+    EngineBusyError,
+    EngineError,
+    NotFoundError,
+    PeerProtocolError,
+    UnsupportedError,
+)
+from tinkex.mesh.processing.backend import Job
+from tinkex.mesh.processing.openai_backend import OpenAIBackend, OpenAIBackendConfig
+from tinkex.openai_api import (
+    ChatPrompt,
+    CompletionRequest,
+    ModelCard,
+    OpenAIRoutes,
+    TextPrompt,
+    TokenPrompt,
+)
+from tinkex.testing import VirtualClock
+
+HI = {"role": "user", "content": "What is 3 plus 4?"}
+
+
+class Foreign:
+    """A server that says what a test tells it: events, and bytes as they are."""
+
+    def __init__(self):
+        self.bodies = []
+        self.keys = []
+        self.status = 200
+        self.say = [text("Good"), text("bye"), text("", reason="stop"), usage(3), b"[DONE]"]
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.sent = 0
+
+    async def models(self, request):
+        self.keys.append(request.headers.get("authorization"))
+        return JSONResponse({"object": "list", "data": [{"id": "llama"}]})
+
+    async def complete(self, request):
+        self.bodies.append((request.url.path, json.loads(await request.body())))
+        if self.status != 200:
+            return Response('{"error": {"message": "no"}}', self.status)
+
+        async def events():
+            for one in self.say:
+                await self.gate.wait()
+                self.sent += 1
+                yield one if one.startswith(b"raw:") else b"data: " + one + b"\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def text(words, *, reason=None, chat=True, **delta):
+    choice = {"delta": {"content": words, **delta}} if chat else {"text": words}
+    return json.dumps({"choices": [{"index": 0, "finish_reason": reason, **choice}]}).encode()
+
+
+def usage(tokens, cached=0):
+    details = {"prompt_tokens_details": {"cached_tokens": cached}}
+    counts = {"prompt_tokens": 9, "completion_tokens": tokens}
+    return json.dumps({"choices": [], "usage": counts | details}).encode()
+
+
+@asynccontextmanager
+async def listening(app):
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not server.started:  # noqa: ASYNC110 - uvicorn sets no event
+            await asyncio.sleep(0.005)  # noqa: TID251 - a real server
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await serving
+
+
+@pytest.fixture
+async def foreign():
+    made = Foreign()
+    made.app = Starlette(
+        routes=[
+            Route("/v1/models", made.models),
+            Route("/v1/chat/completions", made.complete, methods=["POST"]),
+            Route("/v1/completions", made.complete, methods=["POST"]),
+        ]
+    )
+    async with listening(made.app) as made.url:
+        yield made
+        made.gate.set()
+
+
+@pytest.fixture
+async def backend(foreign):
+    faults = []
+    config = OpenAIBackendConfig(url=foreign.url, model="llama", api_key="k-1", slots=4)
+    made = OpenAIBackend(config, clock=VirtualClock(), on_fault=faults.append)
+    await made.start()
+    yield made
+    await made.stop()
+    assert faults == []
+
+
+def chat(**fields):
+    fields = {"model": "llama", "max_tokens": 20, "seed": 5, **fields}
+    return CompletionRequest(prompt=fields.pop("prompt", ChatPrompt(messages=[HI])), **fields)
+
+
+async def ask(backend, **fields):
+    job = {name: fields.pop(name) for name in ("resume", "adapter") if name in fields}
+    run = await backend.begin(Job(request=chat(**fields), account="ada", **job))
+    try:
+        async with asyncio.timeout(20):
+            return await pieces_of(run)
+    finally:
+        run.cancel()
+
+
+async def test_stream_becomes_pieces_and_says_that_it_is_not_deterministic(foreign, backend):
+    run = await backend.begin(Job(request=chat(stop=("x",)), account="ada"))
+    assert run.prompt_tokens == 0  # nobody knows yet
+    words, tokens, reason = told(await pieces_of(run))
+    assert (words, tokens, reason) == ("Goodbye", [(-1, None)] * 3, "stop")
+    assert not run.deterministic
+    assert run.prompt_tokens == 9  # as the server counts
+    path, body = foreign.bodies[0]
+    assert path == "/v1/chat/completions"
+    assert body["messages"] == [HI]
+    assert (body["seed"], body["stop"], body["stream"]) == (5, ["x"], True)
+    assert foreign.keys == ["Bearer k-1"]
+
+
+async def test_each_completion_is_asked_for_by_itself(foreign, backend):
+    foreign.say = [text("a", chat=False, reason="length"), usage(1, cached=2), b"[DONE]"]
+    pieces = await ask(backend, n=3, prompt=TextPrompt("Once"))
+    assert [told(pieces, index)[0] for index in range(3)] == ["a"] * 3
+    assert sorted(body["seed"] for _, body in foreign.bodies) == [5, 6, 7]
+    assert {path for path, _ in foreign.bodies} == {"/v1/completions"}
+
+
+async def test_calls_of_tools_come_with_the_end(foreign, backend):
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    first = {"index": 0, "id": "c", "function": {"name": "add", "arguments": '{"a"'}}
+    second = {"index": 0, "function": {"arguments": ": 1}"}}
+    foreign.say = [
+        text("", tool_calls=[first]),
+        text("", tool_calls=[second], reason="tool_calls"),
+        b"[DONE]",
+    ]
+    called = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+        ],
+    }
+    pieces = await ask(backend, prompt=ChatPrompt(messages=[HI, called], tools=[tool]))
+    (call,) = pieces[-1].tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("add", {"a": 1})
+    assert pieces[-1].finish_reason == "tool_calls"
+    sent = foreign.bodies[0][1]["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert json.loads(sent) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"resume": [[1]]}, UnsupportedError, "gone on"),
+        ({"adapter": "ab"}, UnsupportedError, "adapter"),
+        ({"echo": True}, UnsupportedError, "echo"),
+        ({"prompt_logprobs": True}, UnsupportedError, "prompt_logprobs"),
+        ({"top_logprobs": 2}, UnsupportedError, "logprobs"),
+        ({"top_k": 5}, UnsupportedError, "top_k"),
+        ({"prompt": TokenPrompt([1])}, UnsupportedError, "token ids"),
+        ({"prompt": ChatPrompt(messages=[HI], continue_last=True)}, UnsupportedError, "last"),
+        ({"prompt": ChatPrompt(messages=[HI], options={"thinking": 1})}, UnsupportedError, "think"),
+        ({"model": "other"}, NotFoundError, "runs 'llama'"),
+    ],
+)
+async def test_what_such_a_server_may_not_keep_to_is_refused_by_name(
+    foreign, backend, fields, error, message
+):
+    with pytest.raises(error, match=message):
+        await ask(backend, **fields)
+    assert foreign.bodies == []
+    with pytest.raises(UnsupportedError):
+        await backend.load_adapter("ab" * 32, Path("x"))
+
+
+GARBAGE = {
+    "no JSON": [b"{"],
+    "no object": [b"[1]"],
+    "another shape": [b'{"choices": [{"delta": {"content": 5}}]}'],
+    "an unknown reason": [text("a", reason="because")],
+    "an error in the stream": [b'{"error": {"message": "out of memory"}}'],
+    "broken off": [text("a")],
+    "more than was asked for": [text("a")] * 21,
+    "more tokens than bytes": [text("a", reason="stop"), usage(1000), b"[DONE]"],
+    "negative tokens": [text("a", reason="stop"), usage(-1), b"[DONE]"],
+    "calls where there is no tool": [text("", tool_calls=[{"function": {"name": "f"}}])],
+    "a call that does not come": [text("a", reason="tool_calls"), b"[DONE]"],
+    "a line without an end": [b"raw:" + b"x" * 2**21],
+    "deep nesting": [b"[" * 100_000],
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+async def test_garbage_is_told_and_nothing_of_it_is_counted(foreign, backend, name):
+    foreign.say = GARBAGE[name]
+    with pytest.raises(PeerProtocolError, match="behind this processor"):
+        await ask(backend)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, BadRequestError),
+        (401, EngineError),
+        (404, EngineError),
+        (429, EngineBusyError),
+        (500, EngineError),
+        (503, EngineBusyError),
+        (302, EngineError),
+    ],
+)
+async def test_refusals_become_the_errors_that_they_are(foreign, backend, status, error):
+    foreign.status = status
+    with pytest.raises(error) as raised:
+        await ask(backend)
+    assert isinstance(raised.value, APIStatusError) == (status == 400)
+
+
+async def test_server_that_hangs_gives_signs_of_life_and_then_up(foreign, backend):
+    foreign.gate.clear()
+    run = await backend.begin(Job(request=chat(), account="ada"))
+    seen = []
+    with pytest.raises(EngineError, match="says nothing"):
+        await _read_while_time_passes(run, backend._timers._clock, seen)
+    assert seen == [None] * 29
+    run.cancel()
+
+
+async def _read_while_time_passes(run, clock, seen):
+    pieces = run.pieces()
+    while True:
+        waiting = asyncio.ensure_future(anext(pieces))
+        while not waiting.done():
+            await asyncio.sleep(0)  # noqa: TID251 - no time passes
+            clock.advance(5)
+        seen.append(await waiting)
+
+
+async def test_slow_reader_holds_the_server_up(foreign, backend):
+    foreign.say = [text("word " * 2000)] * 4000
+    run = await backend.begin(Job(request=chat(max_tokens=4000), account="ada"))
+    await until(run._unread.full)
+    for _ in range(30):
+        await asyncio.sleep(0.01)  # noqa: TID251 - a real server, which would go on sending
+    assert foreign.sent < 4000
+    assert run._unread.qsize() == 64
+    run.cancel()
+
+
+async def test_cancelled_run_closes_its_stream(foreign, backend):
+    foreign.say = [text("a")] + [b"raw: " * 2**14] * 2000
+    run = await backend.begin(Job(request=chat(), account="ada"))
+    assert (await anext(run.pieces())).text == "a"
+    foreign.gate.clear()
+    run.cancel()
+    await asyncio.wait_for(backend._tasks.finished(), 20)
+
+
+async def test_server_without_the_model_or_without_an_answer_is_told_at_the_start(foreign):
+    for url, model, message in (
+        (foreign.url, "gemma", "llama"),
+        ("http://127.0.0.1:9/v1", "llama", "list its models"),
+        (foreign.url + "/nowhere", "llama", "list its models"),
+    ):
+        config = OpenAIBackendConfig(url=url, model=model)
+        made = OpenAIBackend(config, clock=SystemClock(), on_fault=lambda error: None)
+        with pytest.raises(ConfigurationError, match=message):
+            await made.start()
+        with pytest.raises(EngineError, match="stopped"):
+            await made.begin(Job(request=chat(model=model), account="ada"))
+
+
+class Own:
+    """Our own API over our own engine."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    async def models(self, caller):
+        return [await self.model(caller, MODEL)]
+
+    async def model(self, caller, name):
+        return ModelCard(
+            name=name, created=1, owned_by="t", base_model=name, max_context_length=128
+        )
+
+    async def complete(self, caller, request):
+        run = await self.inner.begin(Job(request=request, account=caller))
+        run.request_id = "r-1"
+        return run
+
+
+async def test_our_own_api_as_a_back_end_gives_what_the_engine_gives():
+    engine = backend_of()
+    await engine.start()
+    routes = OpenAIRoutes(Own(engine), lambda _: "ada", SystemClock()).routes()
+    async with listening(Starlette(routes=[Mount("/v1", routes=routes)])) as url:
+        config = OpenAIBackendConfig(url=url, model=MODEL, name="mine")
+        made = OpenAIBackend(config, clock=SystemClock(), on_fault=pytest.fail)
+        await made.start()
+        request = request_of(max_tokens=30)
+        own = told(await pieces_of(await engine.begin(Job(request=request, account="ada"))))
+        run = await made.begin(Job(request=replace(request, model="mine"), account="ada"))
+        found = told(await pieces_of(run))
+        await made.stop()
+    await engine.stop()
+    assert (found[0], len(found[1]), found[2]) == (own[0], len(own[1]), own[2])
+
+
+def test_settings_that_cannot_be_are_told_at_once_and_no_key_is_shown():
+    with pytest.raises(ConfigurationError, match=r"url.*model.*context_length.*slots.*idle"):
+        OpenAIBackendConfig(url="x", model="", context_length=0, slots=0, idle_timeout_s=0)
+    assert "secret" not in repr(OpenAIBackendConfig(url="http://x", model="m", api_key="secret"))
+
+
+async def test_prompt_that_the_server_does_not_count_is_estimated(foreign, backend):
+    foreign.say = [text("a", reason="stop"), b"[DONE]"]
+    run = await backend.begin(Job(request=chat(), account="ada"))
+    await pieces_of(run)
+    assert run.prompt_tokens == await backend.count_tokens(chat()) == 5

@@ -1,0 +1,71 @@
+"""The local HTTP server of a worker, and who may talk to it."""
+
+import asyncio
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from tinkex.errors import ConfigurationError
+from tinkex.mesh.workers.http import HttpServer, LocalOnly
+
+
+def hello(gate=None):
+    async def answer(_request):
+        if gate is not None:
+            gate["came"].set()
+            await gate["go"].wait()
+        return PlainTextResponse("hello")
+
+    return LocalOnly(Starlette(routes=[Route("/", answer)]), names=frozenset({"box.example"}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_application_is_served_until_the_end_and_no_longer(host):
+    async with HttpServer(hello(), host=host, port=0) as server, httpx.AsyncClient() as client:
+        assert (await client.get(server.url)).text == "hello"
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(server.url)
+
+
+async def test_address_in_use_is_told_with_what_to_do():
+    async with HttpServer(hello(), host="127.0.0.1", port=0) as server:
+        port = int(server.url.rpartition(":")[2])
+        with pytest.raises(ConfigurationError, match=f"port {port}.*port 0 for a free one"):
+            await HttpServer(hello(), host="127.0.0.1", port=port).__aenter__()
+
+
+async def test_request_in_progress_is_answered_before_the_end():
+    gate = {"came": asyncio.Event(), "go": asyncio.Event()}
+    async with httpx.AsyncClient() as client:
+        server = HttpServer(hello(gate), host="127.0.0.1", port=0, grace_s=20)
+        await server.__aenter__()
+        reply = asyncio.create_task(client.get(server.url))
+        await gate["came"].wait()
+        stopping = asyncio.create_task(server.__aexit__())
+        gate["go"].set()
+        assert (await reply).text == "hello"
+        await stopping
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:1"}, 200),
+        ({"host": "BOX.example"}, 200),
+        ({"host": "[::1]:80"}, 200),
+        ({"origin": "http://localhost:3000"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": ""}, 403),
+    ],
+)
+async def test_pages_of_others_are_refused(headers, status):
+    async with HttpServer(hello(), host="127.0.0.1", port=0) as server, httpx.AsyncClient() as http:
+        assert (await http.get(server.url, headers=headers)).status_code == status

@@ -1,0 +1,174 @@
+"""Whole workers over TLS links: what the root key's holder decides reaches every one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
+import httpx
+import pyrage
+import pytest
+from mesh_rpc import caught
+
+from tinkex._clock import SystemClock
+from tinkex.errors import AuthenticationError, TrustError
+from tinkex.mesh.accounts.config import AuthConfig
+from tinkex.mesh.api import auth
+from tinkex.mesh.api.gateway import GatewayApi, ListModels
+from tinkex.mesh.config import MeshConfig
+from tinkex.mesh.feeds.config import ReplicationConfig
+from tinkex.mesh.roles import Role
+from tinkex.mesh.workers.entry import enter_network
+from tinkex.mesh.workers.founding import Founder, found
+from tinkex.mesh.workers.gateway import GatewayConfig
+from tinkex.mesh.workers.serving.freshness import FreshnessConfig
+
+PASSPHRASE, PASSWORD = "a long passphrase", "correct horse battery"
+
+
+class QuickCipher:
+    """Age with a key instead of a stretched passphrase."""
+
+    def __init__(self):
+        self.identity = pyrage.x25519.Identity.generate()
+
+    def seal(self, plaintext, _):
+        return pyrage.encrypt(plaintext, [self.identity.to_public()])
+
+    def open(self, sealed, _):
+        return pyrage.decrypt(sealed, [self.identity])
+
+
+class Network:
+    """Workers in one folder, as `tinkex mesh` makes them."""
+
+    def __init__(self, folder):
+        self.folder, self.clock, self.cipher = folder, SystemClock(), QuickCipher()
+        self.stack = AsyncExitStack()
+        found(folder, "ours", PASSPHRASE, clock=self.clock, cipher=self.cipher)
+
+    def founder(self):
+        return Founder(self.folder, PASSPHRASE, cipher=self.cipher)
+
+    async def start(self, role, contact=None, *, stale_after_s=60.0, **terms):
+        config = MeshConfig(
+            data_dir=self.folder / role.value,
+            transport="tls",
+            bind=("127.0.0.1:0",),
+            auth=AuthConfig(password_memory_kib=64),
+            gateway=GatewayConfig(freshness=FreshnessConfig(stale_after_s=stale_after_s)),
+            replication=ReplicationConfig(poll_s=0.2),
+        )
+        invitation = None
+        if contact is not None:
+            invitation = self.founder().invite(
+                role, contacts=[contact], now=self.clock.now(), **terms
+            )
+        worker = await enter_network(config, role, invitation=invitation)
+        await worker.start()
+        self.stack.push_async_callback(worker.stop)
+        return worker
+
+    async def until(self, condition):
+        for _ in range(600):
+            if condition():
+                return
+            await self.clock.sleep(0.02)
+        raise AssertionError("it never came true")
+
+
+@pytest.fixture
+async def network(tmp_path):
+    made = Network(tmp_path / "net")
+    async with made.stack:
+        yield made
+
+
+async def test_new_root_and_revoked_peer_reach_every_worker(network):
+    authority = await network.start(Role.AUTH)
+    contact = authority.member.contact
+    gateway = await network.start(Role.GATEWAY, contact)
+    client = await network.start(Role.CLIENT, contact)
+
+    async def call(method, request):
+        return await client.member.peers.call(gateway.member.contact, method, request, timeout_s=10)
+
+    await call(GatewayApi.rpc_register, auth.Register("ann@example.org", PASSWORD))
+    login = auth.Login("ann@example.org", PASSWORD)
+    session = await call(GatewayApi.rpc_login, login)
+    made = await call(GatewayApi.rpc_create_key, auth.CreateKey(session.access_token, "laptop"))
+
+    told = json.loads((network.folder / "auth" / "operator.json").read_text())
+    async with httpx.AsyncClient(base_url=told["url"]) as page:
+        shown = {"authorization": f"Bearer {told['token']}"}
+        reply = await page.get("/operator/accounts", headers=shown)
+        assert [one["email"] for one in reply.json()] == ["ann@example.org"]
+        assert (await page.get("/operator/accounts")).status_code == 401
+
+    founder = network.founder()
+    founder.rotate(PASSPHRASE, now=network.clock.now(), keep_old=True)
+    assert founder.heard
+    others = (authority, gateway, client)
+    await network.until(lambda: all(one.member.membership.network.sequence == 2 for one in others))
+    assert await call(GatewayApi.rpc_login, login)
+    assert await call(GatewayApi.rpc_models, ListModels(credential=made.key))
+
+    late = await network.start(Role.BOOTSTRAP, authority.member.contact)
+    assert late.member.membership.network.sequence == 2
+    shut_out = client.member.key_pair.peer_id
+    before = network.clock.monotonic()
+    network.founder().shut_out(shut_out, now=network.clock.now())
+    await network.until(
+        lambda: all(one.member.revocations.is_revoked(shut_out) for one in (gateway, late))
+    )
+    assert network.clock.monotonic() - before < 5
+    assert isinstance(await caught(call(GatewayApi.rpc_login, login)), TrustError)
+    await asyncio.gather(*(one.stop() for one in (late, client, gateway, authority)))
+
+
+async def test_certificates_are_renewed_while_everybody_works(network):
+    authority = await network.start(Role.AUTH)
+    gateway = await network.start(Role.GATEWAY, authority.member.contact, certificate_s=1.5)
+    first = gateway.member.membership.expires_at
+    await network.until(lambda: gateway.member.renewal.renewed >= 2)
+    assert gateway.member.membership.expires_at > first + 1
+    kept = gateway.member.folder.membership(now=network.clock.now())
+    assert kept == gateway.member.membership
+    assert gateway.member.peers.credentials.certificate == kept.certificate
+
+    before = authority.member.membership.expires_at
+    until = network.founder().renew(now=network.clock.now(), certificate_s=1e9)
+    await network.until(lambda: authority.member.membership.expires_at == until)
+    assert until > before
+    await asyncio.gather(*(one.stop() for one in (gateway, authority)))
+
+
+async def test_gateway_that_hears_of_no_auth_worker_refuses_everybody_and_says_why(network):
+    authority = await network.start(Role.AUTH)
+    gateway = await network.start(Role.GATEWAY, authority.member.contact, stale_after_s=1.0)
+    client = await network.start(Role.CLIENT, authority.member.contact)
+
+    async def call(method, request):
+        return await client.member.peers.call(gateway.member.contact, method, request, timeout_s=10)
+
+    await call(GatewayApi.rpc_register, auth.Register("ann@example.org", PASSWORD))
+    session = await call(GatewayApi.rpc_login, auth.Login("ann@example.org", PASSWORD))
+    made = await call(GatewayApi.rpc_create_key, auth.CreateKey(session.access_token, "laptop"))
+    models = ListModels(credential=made.key)
+    assert await call(GatewayApi.rpc_models, models), "at once, wherever it was made"
+    wrong = ListModels(credential=f"tmk-{'a' * 43}")
+    assert isinstance(await caught(call(GatewayApi.rpc_models, wrong)), AuthenticationError)
+    await authority.stop()
+    await network.until(lambda: not gateway.member.vitals.status().ready)
+    async with httpx.AsyncClient(base_url=gateway.member.admin_url) as page:
+        reply = await page.get("/readyz")
+    assert (reply.status_code, "most auth workers" in reply.json()["detail"]) == (503, True)
+    for request in (models, wrong):
+        error = await caught(call(GatewayApi.rpc_models, request))
+        assert (error.status_code, "auth workers" in str(error)) == (503, True)
+
+    authority = await network.start(Role.AUTH)
+    await network.until(lambda: gateway.member.vitals.status().ready)
+    assert await call(GatewayApi.rpc_models, models)
+    await asyncio.gather(*(one.stop() for one in (client, gateway, authority)))

@@ -1,0 +1,98 @@
+"""What goes wrong in a simulated mesh: drawn from its seed, one after the other and at once."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from tinkex.testing.network import CALM, Weather
+
+STORM = Weather(delay_s=(0.001, 0.08), stall_share=0.03, stall_s=(0.05, 0.9), break_every_s=12.0)
+SKEW_S = 30.0
+"""Two clocks are a minute apart at most."""
+KINDS = {"kill": 5, "partition": 3, "storm": 2, "skew": 2, "pause": 2, "cut": 2}
+
+
+class Chaos:
+    """Faults, for a while; then everything is made good.
+
+    Args:
+        world: what it happens to.
+        every_s: between two faults, in the mean.
+        kinds: which, with their weights.
+    """
+
+    def __init__(self, world, *, every_s=3.0, kinds=KINDS):
+        self.world, self.every_s, self.kinds = world, every_s, kinds
+        self.rng = Random(f"{world.seed}/chaos")
+        self.done = []
+        self._tasks = []
+
+    async def run(self, seconds):
+        """Do harm for a while."""
+        clock = self.world.clock
+        end = clock.monotonic() + seconds
+        while True:
+            await clock.sleep(self.rng.expovariate(1 / self.every_s))
+            if clock.monotonic() > end:
+                return
+            (kind,) = self.rng.choices(list(self.kinds), list(self.kinds.values()))
+            self._tasks.append(asyncio.create_task(getattr(self, kind)(), name=kind))
+
+    async def over(self):
+        """Wait for the end of what was begun, and make good what is left."""
+        await asyncio.gather(*self._tasks)
+        self.world.network.heal()
+        self.world.network.weather = CALM
+
+    def note(self, *what):
+        self.done.append((round(self.world.clock.monotonic(), 3), *what))
+
+    async def kill(self):
+        node = self.rng.choice(self.world.nodes)
+        power, pause = self.rng.random() < 0.3, self.rng.uniform(0.2, 8.0)
+        if node.process.stopped:
+            return
+        self.note("kill", node.name, "power" if power else "")
+        node.kill(power=power)
+        await self.world.clock.sleep(pause)
+        await node.start()
+        self.note("back", node.name)
+
+    async def pause(self):
+        node, seconds = self.rng.choice(self.world.nodes), self.rng.uniform(0.1, 5.0)
+        process = node.process
+        if process.stopped:
+            return
+        self.note("pause", node.name)
+        process.stop()
+        await self.world.clock.sleep(seconds)
+        process.go_on()
+        self.note("go on", node.name)
+
+    async def partition(self):
+        apart = [node for node in self.world.nodes if self.rng.random() < 0.4]
+        seconds = self.rng.uniform(0.5, 10.0)
+        self.note("partition", *(node.name for node in apart))
+        self.world.network.partition([], [node.peer_id for node in apart])
+        await self.world.clock.sleep(seconds)
+        self.world.network.heal()
+        self.note("heal")
+
+    async def cut(self):
+        """Break every link between two workers, once."""
+        one, other = self.rng.sample(self.world.nodes, 2)
+        self.note("cut", one.name, other.name)
+        self.world.network.break_links(one.peer_id, other.peer_id)
+
+    async def storm(self):
+        seconds = self.rng.uniform(1.0, 10.0)
+        self.note("storm")
+        self.world.network.weather = STORM
+        await self.world.clock.sleep(seconds)
+        self.world.network.weather = CALM
+
+    async def skew(self):
+        node = self.rng.choice(self.world.nodes)
+        node.clock.skew_s = self.rng.uniform(-SKEW_S, SKEW_S)
+        self.note("skew", node.name, round(node.clock.skew_s, 3))

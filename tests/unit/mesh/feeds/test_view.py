@@ -1,0 +1,444 @@
+"""Views over feeds: folding, saving, folding again, pruning."""
+
+import asyncio
+import shutil
+
+import msgspec
+import pytest
+from mesh_feeds import copy_all, key, member, payloads, store
+
+from tinkex.errors import PeerProtocolError, TrustError, UnsupportedError
+from tinkex.mesh.feeds.key_values import KeyValues
+from tinkex.mesh.feeds.pruning import prune
+from tinkex.mesh.feeds.snapshot import Snapshot, decode_snapshot
+from tinkex.mesh.feeds.view import View
+from tinkex.testing import VirtualClock
+
+FEED = "accounts-public"
+ONE, TWO = key(1).peer_id, key(2).peer_id
+
+
+class Words(KeyValues):
+    """`name=value` sets, `-name` deletes; each value tells its history, so order shows."""
+
+    def fold(self, entry):
+        text = entry.payload.decode()
+        if text.startswith("-"):
+            self.values.pop(text[1:], None)
+            return
+        name, _, value = text.partition("=")
+        if not value:
+            raise ValueError("no value")
+        self.values[name] = self.values.get(name, b"") + value.encode()
+
+
+class Views:
+    """Views that are closed when the test ends."""
+
+    def __init__(self):
+        self.errors = []
+        self.opened = []
+
+    async def __call__(self, held, restore=Words, **options):
+        view = View(held, FEED, restore, name="words", on_error=self.errors.append, **options)
+        self.opened.append(view)
+        await view.open()
+        return view
+
+
+@pytest.fixture
+async def views():
+    made = Views()
+    yield made
+    for view in made.opened:
+        await view._tasks.stop()
+
+
+async def write(held, *texts):
+    for text in texts:
+        await held.own(FEED).append(text.encode())
+
+
+async def test_view_holds_what_was_appended_before_and_after_it_opened(tmp_path, views):
+    async with store(tmp_path, inline=False) as held:
+        await write(held, "a=1", "b=2")
+        view = await views(held)
+        assert view.state(ONE).values == {"a": b"1", "b": b"2"}
+        await write(held, "a=3", "-b", "c=4")
+        assert view.state(ONE).values == {"a": b"13", "c": b"4"}
+        assert view.authors() == [ONE]
+        assert view.state(TWO).values == {}
+        await view.close()
+
+
+async def test_entry_that_cannot_be_folded_is_reported_and_skipped(tmp_path, views):
+    async with store(tmp_path) as held:
+        view = await views(held)
+        await write(held, "nonsense", "a=1")
+        assert view.state(ONE).values == {"a": b"1"}
+        assert view.skipped == 1
+        assert [str(error) for error in views.errors] == ["no value"]
+
+
+async def test_saved_view_folds_only_what_came_after(tmp_path, views):
+    folded = []
+
+    class Counting(Words):
+        def fold(self, entry):
+            folded.append(entry.payload)
+            super().fold(entry)
+
+    async with store(tmp_path) as held:
+        await write(held, "a=1", "b=2")
+        view = await views(held, Counting)
+        await view.close()
+        await view.close()
+        await write(held, "c=3")
+        folded.clear()
+        view = await views(held, Counting)
+        assert folded == [b"c=3"]
+        assert view.state(ONE).values == {"a": b"1", "b": b"2", "c": b"3"}
+        await view.close()
+        folded.clear()
+        await views(held, Counting, version=2)
+        assert folded == [b"a=1", b"b=2", b"c=3"]
+
+
+async def test_long_views_are_saved_now_and_then(tmp_path, views, monkeypatch):
+    monkeypatch.setattr("tinkex.mesh.feeds.view.SAVE_EVERY", 3)
+    async with store(tmp_path) as held:
+        view = await views(held)
+        await write(held, "a=1", "b=2", "c=3")
+        await view.current()
+        again = await views(held)
+        assert again.state(ONE).values == view.state(ONE).values
+
+
+async def test_saved_view_of_entries_that_are_gone_is_not_believed(tmp_path, views):
+    async with store(tmp_path / "1") as held:
+        await write(held, "a=1")
+    shutil.copytree(tmp_path / "1", tmp_path / "old")
+    async with store(tmp_path / "1") as held:
+        await write(held, "a=2")
+        view = await views(held)
+        await view.close()
+        kept = await held.read(lambda c: c.execute("SELECT * FROM views").fetchall())
+    async with store(tmp_path / "old") as held:
+        await held.database.write(
+            lambda t: t.connection.executemany("INSERT INTO views VALUES (?, ?, ?, ?)", kept)
+        )
+        view = await views(held)
+        assert view.state(ONE).values == {"a": b"1"}
+
+
+async def test_line_of_a_restored_backup_is_folded_into_its_place(tmp_path, views):
+    clock = VirtualClock()
+    async with store(tmp_path / "1", clock=clock) as one:
+        await write(one, "a=1")
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    async with (
+        store(tmp_path / "1", clock=clock) as one,
+        store(tmp_path / "2", clock=clock) as restored,
+        store(tmp_path / "3", member(3), clock=clock) as reader,
+    ):
+        clock.advance(1)
+        await write(one, "a=2")
+        clock.advance(1)
+        await write(restored, "a=3")
+        await copy_all(restored, reader, FEED)
+        view = await views(reader)
+        assert view.state(ONE).values == {"a": b"13"}
+        await copy_all(one, reader, FEED)
+        await view.current()
+        assert view.state(ONE).values == {"a": b"123"}
+        assert views.errors == []
+
+
+async def test_joint_view_folds_all_authors_in_the_one_order(tmp_path, views):
+    clock = VirtualClock()
+    async with (
+        store(tmp_path / "1", clock=clock) as one,
+        store(tmp_path / "2", member(2), clock=clock) as two,
+    ):
+        first = await views(one, by_author=False)
+        second = await views(two, by_author=False)
+        for n in range(6):
+            clock.advance(1)
+            await write((one, two)[n % 2], f"a={n}")
+        await copy_all(one, two, FEED)
+        await copy_all(two, one, FEED)
+        await first.current()
+        await second.current()
+        assert first.state().values == second.state().values == {"a": b"012345"}
+        assert [key for key, _ in first.states()] == [None]
+        assert first.authors() == sorted([ONE, TWO])
+        await first.close()
+        reopened = await views(one, by_author=False)
+        assert reopened.state().values == {"a": b"012345"}
+
+
+async def test_forked_authors_entries_leave_the_views(tmp_path, views):
+    clock = VirtualClock()
+    same = {"clock": clock, "new_epoch": lambda: b"same" * 4}
+    async with (
+        store(tmp_path / "1", **same) as one,
+        store(tmp_path / "copy", **same) as twin,
+        store(tmp_path / "2", member(2), clock=clock) as held,
+    ):
+        await write(one, "a=1")
+        await write(held, "b=2")
+        await copy_all(one, held, FEED)
+        parted, joint = await views(held), await views(held, by_author=False)
+        assert joint.state().values == {"a": b"1", "b": b"2"}
+        clock.advance(1)
+        await write(twin, "a=9")
+        with pytest.raises(Exception, match="signed two entries"):
+            await copy_all(twin, held, FEED)
+        assert parted.state(ONE).values == {}
+        await joint.current()
+        assert joint.state().values == {"b": b"2"}
+        assert [key for key, _ in parted.states()] == [TWO]
+
+
+async def test_entries_that_come_while_a_view_folds_again_are_not_lost(tmp_path, views):
+    clock = VirtualClock()
+    async with store(tmp_path / "1", clock=clock) as one:
+        await write(one, "a=1")
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    async with (
+        store(tmp_path / "1", clock=clock) as one,
+        store(tmp_path / "2", clock=clock) as restored,
+        store(tmp_path / "3", member(3), clock=clock, inline=False) as reader,
+    ):
+        clock.advance(1)
+        await write(one, *(f"a={n}" for n in range(20)))
+        clock.advance(1)
+        await write(restored, "a=x")
+        await copy_all(restored, reader, FEED)
+        view = await views(reader)
+        await copy_all(one, reader, FEED)
+        await write(restored, "a=y", "a=z")
+        await copy_all(restored, reader, FEED)
+        await view.current()
+        expected = "1" + "".join(map(str, range(20))) + "xyz"
+        assert view.state(ONE).values == {"a": expected.encode()}
+
+
+# --- pruning -----------------------------------------------------------------
+
+
+async def test_pruned_feed_has_the_same_view_here_and_at_a_new_peer(tmp_path, views):
+    clock = VirtualClock()
+    async with (
+        store(tmp_path / "1", clock=clock) as one,
+        store(tmp_path / "2", member(2), clock=clock) as late,
+        store(tmp_path / "3", member(3), clock=clock) as early,
+    ):
+        await write(one, "a=1", "secret=word", "-secret")
+        await copy_all(one, early, FEED)
+        behind = await views(early)
+        view = await views(one)
+        snapshot = await prune(one, FEED, clock=clock)
+        await view.current()
+        assert await payloads(one, FEED) == []
+        assert view.state(ONE).values == {"a": b"1"}
+        await write(one, "a=2")
+        assert view.state(ONE).values == {"a": b"12"}
+        for target in (late, early):
+            assert await target.adopt(decode_snapshot(snapshot.encoded()))
+            assert not await target.adopt(snapshot)
+            for held in await one.held(FEED):
+                run = await one.run(held.chain, after=held.base, limit=100)
+                await target.ingest([entry.encoded() for entry in run])
+            await target.verify()
+        fresh = await views(late)
+        await behind.current()
+        assert fresh.state(ONE).values == behind.state(ONE).values == {"a": b"12"}
+        assert views.errors == []
+    data = b"".join(path.read_bytes() for path in (tmp_path / "1").iterdir())
+    assert b"secret" not in data
+    async with store(tmp_path / "1", clock=clock) as again:
+        view = await views(again)
+        assert view.state(ONE).values == {"a": b"12"}
+        await write(again, "a=3")
+        assert view.state(ONE).values == {"a": b"123"}
+        assert await prune(again, FEED, clock=clock) is not None
+        await view.current()
+        assert view.state(ONE).values == {"a": b"123"}
+        await view.close()
+        view = await views(again)
+        assert view.state(ONE).values == {"a": b"123"}
+
+
+async def test_pruning_needs_the_view_that_takes_the_entries_place(tmp_path, views):
+    clock = VirtualClock()
+    async with store(tmp_path, clock=clock) as held:
+        await write(held, "a=1")
+        with pytest.raises(UnsupportedError, match="no view"):
+            await prune(held, FEED, clock=clock)
+        view = await views(held)
+        await prune(held, FEED, clock=clock)
+        with pytest.raises(UnsupportedError, match="keep the view"):
+            await views(held, version=2)
+        await view.current()
+
+
+async def test_joint_view_of_several_authors_cannot_be_pruned(tmp_path, views):
+    clock = VirtualClock()
+    async with (
+        store(tmp_path / "1", clock=clock) as one,
+        store(tmp_path / "2", member(2), clock=clock) as two,
+    ):
+        await write(one, "a=1")
+        await write(two, "a=2")
+        await copy_all(two, one, FEED)
+        await views(one, by_author=False)
+        with pytest.raises(UnsupportedError, match="one author's"):
+            await prune(one, FEED, clock=clock)
+        empty = await views(two, by_author=True)
+        assert empty.covered(ONE) == ({}, Words().dump())
+
+
+async def snapshot_of_one(tmp_path, views, clock):
+    async with store(tmp_path / "1", clock=clock) as one:
+        await write(one, "a=1")
+        view = await views(one)
+        snapshot = await prune(one, FEED, clock=clock)
+        await view.current()
+        return snapshot
+
+
+async def test_snapshot_with_another_state_than_was_signed_is_refused(tmp_path, views):
+    clock = VirtualClock()
+    snapshot = await snapshot_of_one(tmp_path, views, clock)
+    async with store(tmp_path / "2", member(2), clock=clock) as held:
+        forged = msgspec.structs.replace(snapshot, states={"words@1": b"\x81\xa1a\xc4\x019"})
+        with pytest.raises(TrustError, match="another state"):
+            await held.adopt(forged)
+        forged = msgspec.structs.replace(snapshot, signature=bytes(64))
+        with pytest.raises(TrustError, match="signature"):
+            await held.adopt(forged)
+
+
+async def test_snapshot_by_a_role_that_may_not_write_the_feed_is_refused(tmp_path, views):
+    clock = VirtualClock()
+    snapshot = await snapshot_of_one(tmp_path, views, clock)
+    from tinkex.mesh.feeds.policy import MESH_FEEDS, FeedPolicy, FeedRule
+
+    nobody = FeedPolicy({**MESH_FEEDS, FEED: FeedRule(frozenset(), frozenset())})
+    async with store(tmp_path / "2", member(2), clock=clock, policy=nobody) as held:
+        with pytest.raises(TrustError, match="may not write"):
+            await held.adopt(snapshot)
+
+
+async def test_snapshot_that_contradicts_what_is_held_is_refused(tmp_path, views):
+    from tinkex.mesh.feeds.snapshot import CoveredHead, sign_snapshot
+
+    clock = VirtualClock()
+    who = member(1)
+    async with store(tmp_path / "1", clock=clock) as one, store(tmp_path / "2", member(2)) as two:
+        await write(one, "a=1", "a=2")
+        await copy_all(one, two, FEED)
+        ((head, _),) = await two.heads(FEED)
+        (row,) = await two.read(lambda c: __import__("tinkex").mesh.feeds.tables.chains(c, FEED))
+        good = CoveredHead(head.chain.epoch, 2, head.hash, head.time, row.expires_at)
+        for wrong in (
+            {"hash": bytes(32)},
+            {"time": head.time - 1},
+            {"expires_at": 0.0},
+            {"sequence": 1},
+        ):
+            snapshot = sign_snapshot(
+                who.key_pair,
+                feed=FEED,
+                certificate=who.certificate,
+                signed_at=clock.now(),
+                covered=(msgspec.structs.replace(good, **wrong),),
+                states={},
+            )
+            with pytest.raises(TrustError):
+                await two.adopt(snapshot)
+        assert await payloads(two, FEED) == [b"a=1", b"a=2"]
+        await two.verify()
+
+
+async def test_snapshot_from_the_future_is_refused(tmp_path, views):
+    ahead = VirtualClock(start=VirtualClock().now() + 3600)
+    snapshot = await snapshot_of_one(tmp_path, views, ahead)
+    async with store(tmp_path / "2", member(2)) as held:
+        with pytest.raises(TrustError, match="future"):
+            await held.adopt(snapshot)
+
+
+async def test_views_in_threads_follow_many_writers(tmp_path, views):
+    async with store(tmp_path, inline=False) as held:
+        view = await views(held)
+        await asyncio.gather(*(write(held, f"k{n}={n}") for n in range(50)))
+        assert len(view.state(ONE).values) == 50
+
+
+async def test_view_that_cannot_be_folded_again_says_so_instead_of_giving_what_it_had(
+    tmp_path, views
+):
+    clock = VirtualClock()
+    async with (
+        store(tmp_path / "1", clock=clock) as one,
+        store(tmp_path / "2", member(2), clock=clock) as reader,
+    ):
+        await write(one, "a=1", "a=2")
+        await copy_all(one, reader, FEED)
+        theirs = await views(reader, version=2)
+        assert theirs.state(ONE).values == {"a": b"12"}
+        own = await views(one)
+        snapshot = await prune(one, FEED, clock=clock)
+        await own.current()
+        assert await reader.adopt(snapshot)
+        await theirs.current()
+        with pytest.raises(UnsupportedError, match="keep the view"):
+            theirs.state(ONE)
+        assert [type(error) for error in views.errors] == [UnsupportedError]
+        await write(one, "a=3")
+        await copy_all_after(one, reader)
+        with pytest.raises(UnsupportedError):
+            theirs.state(ONE)
+        await theirs.close()
+
+
+async def copy_all_after(source, target):
+    for held in await source.held(FEED):
+        run = await source.run(held.chain, after=held.base, limit=100)
+        await target.ingest([entry.encoded() for entry in run])
+
+
+async def test_refolding_gives_what_counts_now(tmp_path, views):
+    class Even:
+        wanted = 0
+
+        def counts(self, entry):
+            return int(entry.payload[-1:]) % 2 == self.wanted
+
+        def mark(self):
+            return self.wanted
+
+    only = Even()
+    async with store(tmp_path) as held:
+        await write(held, "a=1", "a=2", "a=3", "a=4")
+        view = await views(held, only=only)
+        assert view.state(ONE).values == {"a": b"24"}
+        await view.close()
+        only.wanted = 1
+        view = await views(held, only=only)  # what was saved under another mark is not used
+        assert view.state(ONE).values == {"a": b"13"}
+        only.wanted = 0
+        view.refold()
+        await view.current()
+        assert view.state(ONE).values == {"a": b"24"}
+
+
+async def test_nonsense_is_no_snapshot():
+    with pytest.raises(PeerProtocolError, match="no snapshot"):
+        decode_snapshot(b"nonsense")
+    for body in (b"nonsense", msgspec.msgpack.encode([b"", "", 0, b"", 0.0, [], {}])):
+        made = Snapshot(body, b"", {})
+        with pytest.raises(PeerProtocolError, match="snapshot"):
+            decode_snapshot(made.encoded()).read()

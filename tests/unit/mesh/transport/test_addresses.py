@@ -1,0 +1,56 @@
+import pytest
+
+from tinkex.errors import ConfigurationError, InputError
+from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.transport.addresses import (
+    MAX_ADDRESSES,
+    advertised,
+    dialable,
+    join_address,
+    split_address,
+)
+from tinkex.mesh.transport.base import Contact
+
+PEER = KeyPair(bytes(32)).peer_id
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("127.0.0.1:4433", ("127.0.0.1", 4433)),
+        ("[::1]:0", ("::1", 0)),
+        ("mesh.example:65535", ("mesh.example", 65535)),
+    ],
+)
+def test_addresses_are_read_and_written(text, place):
+    assert split_address(text) == place
+    assert join_address(*place) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "host", "host:", ":80", "host:-1", "host:65536", "::1:80", "[x]:80", "host:٣"],
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(InputError, match="no address"):
+        split_address(text)
+
+
+def test_a_contact_of_strangers_is_read_with_care():
+    addresses = ("iroh:127.0.0.1:1", "tls:junk", "tls:127.0.0.1:0", *["tls:[::1]:5"] * 20)
+    assert dialable(Contact(PEER, addresses), "tls:") == [("::1", 5)] * MAX_ADDRESSES
+
+
+def test_where_others_see_a_peer_stands_for_where_it_listens():
+    bound = [("127.0.0.1", 5), ("::1", 6)]
+    assert advertised("tls:", bound, []) == ["tls:127.0.0.1:5", "tls:[::1]:6"]
+    assert advertised("tls:", bound, ["mesh.example:7"]) == ["tls:mesh.example:7"]
+    with pytest.raises(ConfigurationError, match="port 0"):
+        advertised("tls:", bound, ["mesh.example:0"])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_wildcard_is_nothing_to_dial(host):
+    with pytest.raises(ConfigurationError, match="advertise"):
+        advertised("tls:", [(host, 5)], [])
+    assert advertised("tls:", [(host, 5)], ["mesh.example:5"]) == ["tls:mesh.example:5"]

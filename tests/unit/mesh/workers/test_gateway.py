@@ -1,0 +1,385 @@
+"""A gateway and its clients: admission, cost, receipts, accounts, adapters, its life."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import msgspec
+import pytest
+from mesh_gateway import CONTEXT, MODEL, Account, ScriptedAuth, completion_message, until
+from mesh_rpc import caught
+from mesh_scripted import completion, text_of
+
+from tinkex.errors import (
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    BillingError,
+    ConflictError,
+    InternalServerError,
+    LinkClosedError,
+    NoQuorumError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+)
+from tinkex.mesh.api import auth
+from tinkex.mesh.api.completion import CompletionMessage, TokensMessage
+from tinkex.mesh.api.gateway import (
+    Accepted,
+    Countersign,
+    CountPrompt,
+    GatewayApi,
+    ListModels,
+    PublishAdapter,
+    UnpublishAdapter,
+)
+from tinkex.mesh.trust.permits import BlobPermit, Permit, request_hash
+from tinkex.mesh.trust.receipts import countersign, verify_receipt
+from tinkex.mesh.usage import Countersigned, LeaseClosed, Reserved, Settled, StillHere
+from tinkex.mesh.workers.gateway import GatewayConfig
+from tinkex.mesh.workers.serving.admission import AdmissionConfig
+
+CONTENT = "ab" * 32
+
+
+def right(answer, tokens=12):
+    """Whether a client got exactly what the model makes."""
+    for index in range(answer.message.n):
+        expected = completion(answer.message, index, tokens)
+        assert answer.tokens[index] == expected
+        assert answer.texts[index] == text_of(expected)
+        assert answer.reasons[index] == "length"
+    return True
+
+
+def settled_of(entries):
+    return [entry for entry in entries if isinstance(entry, Settled)]
+
+
+async def test_a_completion_reaches_its_client_with_a_receipt(world):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    answer = await world.answer(gateway, n=2)
+    assert right(answer)
+    assert answer.accepted.prompt_tokens == 5
+    assert answer.accepted.reproducible
+    receipt = verify_receipt(answer.receipt.body, answer.receipt.signature, gateway=gateway.peer_id)
+    assert (receipt.prompt_tokens, receipt.completion_tokens, receipt.seed) == (5, 24, 5)
+    assert receipt.request_id == answer.accepted.request_id
+    reserved, settled = await world.usage(gateway)
+    assert isinstance(reserved, Reserved)
+    assert (settled.prompt_tokens, settled.completion_tokens) == (5, 24)
+    assert reserved.tokens >= 29
+    assert gateway.in_progress == 0
+
+
+async def test_a_processor_gets_a_permit_for_the_very_request(world):
+    processor = await world.add_processor()
+    gateway = await world.add_gateway()
+    await world.answer(gateway, seed=None)
+    (work,) = processor.works
+    permit = msgspec.msgpack.decode(msgspec.msgpack.decode(work.permit)[0], type=Permit)
+    assert permit.processor == processor.peers.peer_id.raw
+    assert permit.gateway == gateway.peer_id.raw
+    assert permit.request_hash == request_hash(work.request)
+    assert (permit.account, permit.model, permit.max_tokens) == ("ann", MODEL, 12)
+    assert work.fetch == b"", "there is no adapter whose files it may have"
+    message = msgspec.msgpack.decode(work.request, type=CompletionMessage)
+    assert message.seed is not None, "drawn, so that another processor can go on"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"credential": "wrong"}, AuthenticationError),
+        ({"model": "nobodys"}, NotFoundError),
+        ({"n": 0}, BadRequestError),
+        ({"prompt": TokensMessage([1] * (CONTEXT + 1))}, BadRequestError),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_what_cannot_be_served_is_refused_and_costs_nothing(world, changes, error):
+    processor = await world.add_processor()
+    gateway = await world.add_gateway()
+    assert isinstance(await caught(world.answer(gateway, **changes)), error)
+    assert processor.works == []
+    assert await world.usage(gateway) == []
+    assert gateway.in_progress == 0
+
+
+async def test_a_key_without_the_scope_is_refused(world):
+    world.accounts.known["reader"] = Account(scopes=frozenset({"read"}))
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    with pytest.raises(PermissionDeniedError):
+        await world.answer(gateway, credential="reader")
+
+
+async def test_what_the_processor_refuses_reaches_the_client_whole_and_costs_nothing(world):
+    processor = await world.add_processor()
+    processor.raises = BadRequestError("the prompt is too long", body={"code": "too_long"})
+    other = await world.add_processor()
+    other.raises = processor.raises
+    gateway = await world.add_gateway()
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, BadRequestError)
+    assert error.body == {"param": None, "code": "too_long"}
+    assert len(processor.works) + len(other.works) == 1
+    await until(lambda: gateway.in_progress == 0)
+    (settled,) = settled_of(await world.usage(gateway))
+    assert settled.prompt_tokens + settled.completion_tokens == 0
+
+
+async def test_a_client_that_leaves_stops_the_processor_and_pays_for_what_came(world):
+    processor = await world.add_processor()
+    processor.pause_after = 3
+    gateway = await world.add_gateway()
+    came = 0
+    async with aclosing(world.complete(gateway)) as events:
+        async for event in events:
+            came += 0 if isinstance(event, Accepted) else len(event.tokens)
+            if came >= 3:
+                break
+    await until(lambda: processor.cancelled == 1)
+    await until(lambda: gateway.in_progress == 0)
+    (settled,) = settled_of(await world.usage(gateway))
+    assert settled.prompt_tokens == 5
+    assert came <= settled.completion_tokens < 12
+    assert settled.receipt == b""
+
+
+async def test_a_quota_that_is_used_up_is_an_error_of_its_own(world):
+    world.auth.quota = 20
+    processor = await world.add_processor()
+    gateway = await world.add_gateway()
+    with pytest.raises(BillingError):
+        await world.answer(gateway)
+    assert processor.works == []
+
+
+async def test_one_lease_serves_many_requests_and_goes_back_when_its_time_is_over(world):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    for _ in range(3):
+        await world.answer(gateway)
+    assert len(world.auth.given) == 1
+    await world.pass_time(70, step=2.5)
+    assert world.auth.settled == {"lease0": 51}
+    assert isinstance((await world.usage(gateway))[-1], LeaseClosed)
+    assert world.auth.quota == 1_000_000 - 51
+
+
+async def test_what_is_left_in_small_leases_is_put_together(world):
+    world.auth.quota, world.auth.lease_tokens = 80, 60
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    await world.answer(gateway)
+    await world.answer(gateway, max_tokens=40, prompt=TokensMessage([1] * 10))
+    assert world.auth.settled == {"lease0": 17}
+
+
+async def test_without_an_auth_worker_a_lease_is_used_up_and_then_requests_are_refused(world):
+    world.auth.lease_tokens = 45
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    await world.answer(gateway)
+    world.board.reachable = False
+    await world.answer(gateway)
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, InternalServerError)
+    assert (error.status_code, error.retry_after_ms) == (503, 1000.0)
+
+
+async def test_auth_workers_are_tried_one_after_the_other(world):
+    class NoLeader(ScriptedAuth):
+        async def rpc_lease(self, request, call):
+            raise NoQuorumError("too few")
+
+    second = NoLeader(world.clock)
+    await world.add_auth(second)
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    assert right(await world.answer(gateway))
+
+
+async def test_limits_of_a_key_are_kept(world):
+    world.settings = GatewayConfig(admission=AdmissionConfig(requests_per_minute=2))
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    for _ in range(2):
+        await world.answer(gateway)
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, RateLimitError)
+    assert error.retry_after_ms > 0
+    assert right(await world.answer(gateway, credential="bob"))
+
+
+async def test_a_client_countersigns_its_own_receipt_once(world):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    answer = await world.answer(gateway)
+    pair = world.client.credentials.key_pair
+    good = Countersign(body=answer.receipt.body, signature=countersign(pair, answer.receipt.body))
+    bad = Countersign(body=answer.receipt.body, signature=bytes(64))
+    with pytest.raises(PermissionDeniedError):
+        await world.call(gateway, GatewayApi.rpc_countersign, bad)
+    await world.call(gateway, GatewayApi.rpc_countersign, good)
+    assert isinstance((await world.usage(gateway))[-1], Countersigned)
+    for other in (good, Countersign(body=b"x", signature=b"")):
+        with pytest.raises(NotFoundError):
+            await world.call(gateway, GatewayApi.rpc_countersign, other)
+
+
+async def rest_of(events):
+    async for _ in events:
+        pass
+
+
+async def test_a_gateway_that_crashed_settles_from_the_reservation(world):
+    processor = await world.add_processor()
+    processor.pause_after = 2
+    gateway = await world.add_gateway()
+    pair = gateway.key_pair
+    events = world.complete(gateway)
+    await anext(events)
+    (reserved,) = await world.usage(gateway)
+    await world.crash(gateway)
+    assert isinstance(await caught(rest_of(events)), LinkClosedError)
+    again = await world.add_gateway(key_pair=pair)
+    settled, closed = (await world.usage(again))[1:]
+    assert settled.state == "from_reservation"
+    assert settled.prompt_tokens + settled.completion_tokens == reserved.tokens
+    assert isinstance(closed, LeaseClosed)
+    processor.pause_after = None
+    assert right(await world.answer(again))
+
+
+async def test_an_idle_gateway_says_so_for_leases_that_it_may_have_lost_in_a_crash(world):
+    gateway = await world.add_gateway()
+    await world.pass_time(340, step=2.5)
+    told = await world.usage(gateway)
+    assert told
+    assert all(isinstance(entry, StillHere) for entry in told)
+    assert told[0].at - world.clock.now() + 340 <= 36
+    assert len(told) <= 300 / 30
+    await world.pass_time(60, step=2.5)
+    assert await world.usage(gateway) == told
+
+
+async def test_a_gateway_that_stops_lets_requests_end_and_takes_no_new_ones(world):
+    processor = await world.add_processor()
+    processor.pause_after = 2
+    gateway = await world.add_gateway()
+    answer = asyncio.ensure_future(world.answer(gateway))
+    await until(lambda: processor.works)
+    stopping = asyncio.ensure_future(gateway.stop(10.0))
+    await until(lambda: not world.board.found("gateway"))
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, APIStatusError)
+    assert error.status_code == 503
+    processor.resume_sending.set()
+    assert right(await answer)
+    await world.pass_time(0.2)
+    await stopping
+    assert world.auth.settled == {"lease0": 17}
+
+
+async def test_models_are_those_that_processors_run_and_adapters_that_one_may_see(world):
+    await world.add_processor()
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    await publish(world, gateway)
+    mine = await world.call(gateway, GatewayApi.rpc_models, ListModels(credential="right"))
+    theirs = await world.call(gateway, GatewayApi.rpc_models, ListModels(credential="bob"))
+    assert [model.name for model in mine.models] == [MODEL, "pirate"]
+    assert [model.name for model in theirs.models] == [MODEL]
+    assert mine.models[1].base_model == MODEL
+    assert {model.processors for model in mine.models} == {2}
+    assert {model.max_context_length for model in mine.models} == {CONTEXT}
+
+
+async def test_prompts_are_counted_by_a_processor(world):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    query = CountPrompt(credential="right", request=completion_message())
+    assert (await world.call(gateway, GatewayApi.rpc_count_tokens, query)).tokens == 5
+
+
+async def publish(world, gateway, **changes):
+    given = {"credential": "right", "name": "pirate", "base_model": MODEL, "content": CONTENT}
+    return await world.call(gateway, GatewayApi.rpc_publish, PublishAdapter(**(given | changes)))
+
+
+@pytest.mark.parametrize("model", ["pirate", f"{MODEL};pirate", f"mesh://{CONTENT}"])
+async def test_an_adapter_goes_to_the_processor_that_has_it_and_to_its_owner_alone(world, model):
+    plain = await world.add_processor()
+    holder = await world.add_processor()
+    holder.adapters = (CONTENT,)
+    gateway = await world.add_gateway()
+    await publish(world, gateway)
+    assert right(await world.answer(gateway, model=model))
+    (work,) = holder.works
+    permit = msgspec.msgpack.decode(msgspec.msgpack.decode(work.permit)[0], type=Permit)
+    assert (permit.model, permit.adapter) == (MODEL, CONTENT)
+    fetch = msgspec.msgpack.decode(msgspec.msgpack.decode(work.fetch)[0], type=BlobPermit)
+    assert (fetch.fetcher, fetch.content) == (holder.peers.peer_id.raw, CONTENT)
+    assert plain.works == []
+    with pytest.raises(NotFoundError):
+        await world.answer(gateway, model=model, credential="bob")
+
+
+async def test_adapters_are_known_again_after_a_restart_until_they_are_unpublished(world):
+    await world.add_processor()
+    first = await world.add_gateway()
+    await publish(world, first, shared=True)
+    await world.crash(first)
+    gateway = await world.add_gateway(key_pair=first.key_pair)
+    assert right(await world.answer(gateway, model="pirate", credential="bob"))
+    name = UnpublishAdapter(credential="right", name="pirate")
+    not_mine = UnpublishAdapter(credential="bob", name="pirate")
+    with pytest.raises(NotFoundError):
+        await world.call(gateway, GatewayApi.rpc_unpublish, not_mine)
+    await world.call(gateway, GatewayApi.rpc_unpublish, name)
+    with pytest.raises(NotFoundError):
+        await world.answer(gateway, model="pirate")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"credential": "infer-only"}, PermissionDeniedError),
+        ({"name": MODEL}, ConflictError),
+        ({"name": "a;b"}, BadRequestError),
+        ({"content": "x"}, BadRequestError),
+        ({"base_model": "nobodys"}, NotFoundError),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_published_is_refused(world, changes, error):
+    world.accounts.known["infer-only"] = Account(scopes=frozenset({"infer"}))
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    with pytest.raises(error):
+        await publish(world, gateway, **changes)
+
+
+async def test_account_calls_go_to_an_auth_worker_and_its_errors_come_back_whole(world):
+    gateway = await world.add_gateway()
+    world.auth.answers[auth.Register] = auth.Registered("ann")
+    world.auth.answers[auth.Login] = AuthenticationError("wrong password", retry_after_ms=7.0)
+    made = await world.call(gateway, GatewayApi.rpc_register, auth.Register("a@b.c", "secret"))
+    assert made.account_id == "ann"
+    with pytest.raises(AuthenticationError, match="wrong password") as error:
+        await world.call(gateway, GatewayApi.rpc_login, auth.Login("a@b.c", "secret"))
+    assert error.value.retry_after_ms == 7.0
+
+
+async def test_one_client_cannot_flood_the_auth_workers(world):
+    world.settings = GatewayConfig(admission=AdmissionConfig(account_calls_per_minute=1))
+    gateway = await world.add_gateway()
+    world.auth.answers[auth.Logout] = auth.Done()
+    await world.call(gateway, GatewayApi.rpc_logout, auth.Logout("t"))
+    with pytest.raises(RateLimitError):
+        await world.call(gateway, GatewayApi.rpc_logout, auth.Logout("t"))

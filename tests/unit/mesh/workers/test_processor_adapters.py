@@ -1,0 +1,219 @@
+"""Adapters reach processors over the mesh, by content, from whoever has them and may give them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from mesh_processor import (
+    Mesh,
+    adapter_folder,
+    backend_of,
+    message_of,
+    tokens,
+    until,
+    work_of,
+)
+from mesh_rpc import caught
+
+from tinkex.errors import NotFoundError, TrustError
+from tinkex.mesh.api.blobs import BlobApi, Chunk, FetchManifest, ManifestReply
+from tinkex.mesh.blobs.manifest import CHUNK_BYTES
+from tinkex.mesh.blobs.service import BlobService
+from tinkex.mesh.blobs.store import BlobStore
+from tinkex.mesh.dht.records import Offer
+from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.roles import Role
+from tinkex.mesh.trust.permits import PERMIT_S, BlobPermitCheck, make_blob_permit
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return adapter_folder(tmp_path_factory.mktemp("made") / "adapter", rank=32)
+
+
+class AdapterMesh(Mesh):
+    """A processor without adapters, and clients that have one."""
+
+    async def owner(self, folder, files, *, change=None):
+        """Start a client that holds the adapter, and announces it."""
+        store = BlobStore(folder, max_bytes=10**8)
+        self.content = store.add(files)
+        permits = BlobPermitCheck(
+            self.trust.network,
+            lambda: self.trust.roots,
+            is_revoked=self.trust.is_revoked,
+            clock=self.clock,
+        )
+        service = BlobService(store, permits)
+        if change is not None:
+            service = change(service)
+        key_pair = KeyPair.generate()
+        peers = await self.peer(Role.CLIENT, service, credentials=self.client(key_pair))
+        certificate = self.trust.peer(Role.CLIENT, key_pair).certificate
+        discovery = self.found.member(peers.contact, certificate)
+        await discovery.announce(f"adapter:{self.content}", Offer(load=-1.0))
+        return service
+
+    def client(self, key_pair):
+        return self.credentials(Role.CLIENT, key_pair)
+
+    def permit(self, **changes):
+        fields = {
+            "fetcher": self.contact.peer_id,
+            "account": "ada",
+            "content": self.content,
+            "expires_at": self.clock.now() + PERMIT_S,
+        }
+        return make_blob_permit(self.gateway_key, **(fields | changes))
+
+    def adapted(self, **changes):
+        return work_of(
+            self.gateway_key,
+            self.contact.peer_id,
+            message_of(),
+            now=self.clock.now(),
+            adapter=self.content,
+            fetch=self.permit(**changes),
+        )
+
+
+@pytest.fixture
+async def mesh(tmp_path):
+    async with AdapterMesh() as world:
+        yield await world.begin(tmp_path)
+
+
+class Counting(BlobApi):
+    """Counts what another service gives, and does with it what it is told."""
+
+    def __init__(self, inner, change=lambda _, chunk: chunk, manifest=lambda one: one):
+        self.inner = inner
+        self.change = change
+        self.manifest = manifest
+        self.given = []
+
+    async def rpc_manifest(self, request, call):
+        return ManifestReply(self.manifest((await self.inner.rpc_manifest(request, call)).manifest))
+
+    async def rpc_chunks(self, request, call):
+        async for chunk in self.inner.rpc_chunks(request, call):
+            changed = self.change(len(self.given), chunk)
+            if changed is None:
+                return
+            self.given.append((chunk.file, chunk.chunk))
+            yield changed
+
+
+def flipped(_, chunk):
+    return Chunk(chunk.file, chunk.chunk, bytes([chunk.data[0] ^ 1]) + chunk.data[1:])
+
+
+async def test_adapter_reaches_a_processor_with_an_empty_folder_and_runs_there(
+    mesh, tmp_path, files
+):
+    plain = tokens(await mesh.ask(mesh.work()))
+    owner = await mesh.owner(tmp_path / "owner", files, change=Counting)
+    adapted = tokens(await mesh.ask(mesh.adapted()))
+    assert adapted != plain
+    given = len(owner.given)
+    assert tokens(await mesh.ask(mesh.adapted())) == adapted
+    assert len(owner.given) == given == len(set(owner.given)) > 3
+    assert (await mesh.describe()).adapters == (mesh.content,)
+    # From now on others find it here as well.
+    mesh.clock.advance(1.1)
+    looker = mesh.found.member(mesh.gateway.contact, mesh.trust.peer(Role.GATEWAY).certificate)
+    await mesh.worker._announce()
+    found = await looker.lookup(f"adapter:{mesh.content}")
+    assert mesh.contact in [record.contact for record in found]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda inner: Counting(inner, flipped),
+        lambda inner: Counting(inner, lambda n, chunk: chunk if n < 1 else flipped(n, chunk)),
+        lambda inner: Counting(inner, lambda n, chunk: chunk if n < 2 else None),
+        lambda inner: Counting(inner, lambda _, chunk: Chunk(0, 7, chunk.data)),
+        lambda inner: Counting(inner, manifest=lambda one: one[:-1] + b"x"),
+    ],
+    ids=["a flipped byte", "a later one", "less than was asked for", "others", "a false manifest"],
+)
+async def test_peer_that_gives_what_is_not_the_adapter_is_left_for_another(
+    mesh, tmp_path, files, change
+):
+    liar = await mesh.owner(tmp_path / "liar", files, change=change)
+    assert isinstance(await caught(mesh.ask(mesh.adapted())), NotFoundError)
+    good = len(liar.given) if liar.change(0, Chunk(0, 0, b"ab")) == Chunk(0, 0, b"ab") else 0
+    honest = await mesh.owner(tmp_path / "honest", files, change=Counting)
+    assert tokens(await mesh.ask(mesh.adapted()))
+    assert len(honest.given) < CHUNK_BYTES
+    if good > 1:  # what was right of it is not asked for again
+        assert liar.given[0] not in honest.given
+
+
+async def test_adapter_that_nobody_has_is_not_found(mesh, files, tmp_path):
+    await mesh.owner(tmp_path / "owner", files)
+    mesh.content = "ab" * 32
+    error = await caught(mesh.ask(mesh.adapted()))
+    assert isinstance(error, NotFoundError)
+    assert "online" in str(error)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"content": "cd" * 32},
+        {"fetcher": KeyPair(bytes(32)).peer_id},
+        {"expires_at": 0.0},
+    ],
+    ids=["for another adapter", "for another peer", "expired"],
+)
+async def test_files_are_given_for_a_permit_that_fits_alone(mesh, files, tmp_path, changes):
+    await mesh.owner(tmp_path / "owner", files)
+    assert isinstance(await caught(mesh.ask(mesh.adapted(**changes))), NotFoundError)
+    assert (await mesh.describe()).adapters == ()
+
+
+async def test_another_client_cannot_fetch_a_private_adapter(mesh, files, tmp_path):
+    await mesh.owner(tmp_path / "owner", files)
+    owner = mesh.peers[-1].contact
+    thief_key = KeyPair.generate()
+    thief = await mesh.peer(credentials=mesh.client(thief_key))
+    stolen = mesh.permit()  # the processor's
+    own = make_blob_permit(
+        thief_key,
+        fetcher=thief_key.peer_id,
+        account="eve",
+        content=mesh.content,
+        expires_at=mesh.clock.now() + PERMIT_S,
+    )
+    for permit, certificate in (
+        (stolen, mesh.gateway.credentials.certificate),
+        (own, thief.credentials.certificate),
+        (own, mesh.gateway.credentials.certificate),
+        (b"", b""),
+    ):
+        request = FetchManifest(content=mesh.content, permit=permit, certificate=certificate)
+        error = await caught(thief.call(owner, BlobApi.rpc_manifest, request, timeout_s=60))
+        assert isinstance(error, TrustError)
+
+
+async def test_adapter_that_went_while_its_request_waited_is_loaded_again(tmp_path, files):
+    async with AdapterMesh() as mesh:
+        await mesh.begin(tmp_path / "p", backend=backend_of(max_adapters=1), slots=1)
+        other = adapter_folder(tmp_path / "other", seed=7)
+        contents = []
+        for name, made in (("one", files), ("two", other)):
+            await mesh.owner(tmp_path / name, made)
+            contents.append(mesh.content)
+        asking = []
+        async with mesh.worker._slots.take("somebody", 1):
+            for waiting, content in enumerate(contents, 1):
+                mesh.content = content
+                asking.append(asyncio.ensure_future(mesh.ask(mesh.adapted())))
+                await until(lambda: mesh.worker.service.description.waiting == waiting)  # noqa: B023
+            assert mesh.backend.adapters == (contents[1],)
+        ends = [tokens(await asyncio.wait_for(one, 20)) for one in asking]
+        assert all(len(end) == 12 for end in ends)
+        assert ends[0] != ends[1]
