@@ -24,11 +24,12 @@ SECRET_HEADERS = frozenset(
 )
 """Headers whose values never leave the process by another way than the request."""
 
-# API keys, and JSON web tokens with or without their signature: at the start of a word, or after a
-# percent-escape, whose last digit may be a letter.
+# API keys, the mesh's keys and invitations, and JSON web tokens with or without their signature: at
+# the start of a word, or after a percent-escape, whose last digit may be a letter.
 _SECRET = re.compile(
     r"(?:(?<![A-Za-z])|(?<=%[0-9A-Fa-f]{2}))"
-    r"(?:tml-[A-Za-z0-9_\-.]+|eyJ[A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)*)"
+    r"(?:(?:tml|tmk|tmr)-[A-Za-z0-9_\-.]+|tinkex-mesh:[A-Za-z0-9_\-=]+"
+    r"|eyJ[A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)*)"
 )
 
 

@@ -2,9 +2,12 @@
 
     TinkerError                         .category  .retry_after_ms  .request_id
     ├── InputError (ValueError)         what the caller sent is wrong (category user)
-    │   └── TinkerPathError             not of the form tinker://run/kind/name
+    │   ├── TinkerPathError             not of the form tinker://run/kind/name
+    │   └── ChatTemplateError           the model's chat template does not take the conversation
     ├── EngineError                     the engine failed by itself (category server)
-    │   └── EngineBusyError             memory that is in use would be needed: try again
+    │   ├── EngineBusyError             memory that is in use would be needed: try again
+    │   ├── StorageError                the server's disk is full or refuses: try again later
+    │   └── DamagedDataError            what the server's disk holds is not what was written
     ├── RequestFailedError              a future ended in failure
     ├── FutureExpiredError              the server forgot a future: submit the request again
     ├── ResultTimeoutError (TimeoutError)  result(timeout) ran out; the request goes on
@@ -20,6 +23,14 @@
     ├── MissingPackageError (ImportError)  an optional package is not installed
     ├── DownloadError                   what came is not what was announced
     ├── ServerStartError                a child `tinkex serve` did not start
+    ├── MeshError                       between peers of the mesh
+    │   ├── PeerUnreachableError        nobody answers, or not who was called
+    │   ├── LinkClosedError             a connection to a peer ended
+    │   ├── PeerTimeoutError (TimeoutError)  a peer did not answer in time
+    │   ├── PeerProtocolError           a peer sent what makes no sense
+    │   ├── TrustError                  a certificate, permit or signature does not hold
+    │   ├── NoQuorumError               too few auth workers reached: nothing was written
+    │   └── LogForkError                an author signed two entries with one number
     └── APIError                        talking to a server failed; .body
         ├── APIConnectionError          no answer
         │   ├── APITimeoutError         no answer in time
@@ -83,6 +94,10 @@ class TinkerPathError(InputError):
     """A string is no path of the form `tinker://run/kind/name`."""
 
 
+class ChatTemplateError(InputError):
+    """A model's chat template is broken, or does not take a conversation."""
+
+
 class EngineError(TinkerError):
     """The engine failed through no fault of the caller."""
 
@@ -91,6 +106,14 @@ class EngineError(TinkerError):
 
 class EngineBusyError(EngineError):
     """All memory that could make room is in use just now; the request had no effect."""
+
+
+class StorageError(EngineError):
+    """The server's disk is full or refuses; the request had no effect."""
+
+
+class DamagedDataError(EngineError):
+    """What the server's disk holds is not what was written there; it was not used."""
 
 
 class RequestFailedError(TinkerError):
@@ -184,6 +207,42 @@ class DownloadError(TinkerError):
 
 class ServerStartError(TinkerError):
     """A `tinkex serve` child process did not start; the message ends with its log."""
+
+
+class MeshError(TinkerError):
+    """Something failed between peers of the mesh."""
+
+    category = "server"
+
+
+class PeerUnreachableError(MeshError):
+    """Nobody answers at a peer's addresses, or who answers is not the peer."""
+
+
+class LinkClosedError(MeshError):
+    """A connection to a peer was closed, or lost; what was on its way may not have arrived."""
+
+
+class PeerTimeoutError(MeshError, TimeoutError):
+    """A peer did not answer within the time that the caller gave; it was told to stop."""
+
+
+class PeerProtocolError(MeshError):
+    """A peer sent what makes no sense; its connection is closed."""
+
+
+class TrustError(MeshError):
+    """A certificate, permit, invitation or signature does not hold; the message says why."""
+
+    category = "user"
+
+
+class NoQuorumError(MeshError):
+    """Too few auth workers can be reached to write: nothing was written. Try again later."""
+
+
+class LogForkError(MeshError):
+    """An author signed two entries with the same number; nothing of it is believed any more."""
 
 
 class APIError(TinkerError):

@@ -7,9 +7,10 @@ import threading
 from contextlib import asynccontextmanager
 
 import httpx
+from reply_support import assert_as_described
 
 from tinkex._clock import SystemClock
-from tinkex.server.auth import KeyRing
+from tinkex.server.accounts.keys import digest_of, key_id_of
 
 KEY = "tml-test-key-0123456789"
 OTHER_KEY = "tml-other-key-012345678"
@@ -37,9 +38,11 @@ class Api:
 
     async def request(self, method, path, json=None, *, key=KEY, **kwargs):
         headers = {**({"X-API-Key": key} if key else {}), **kwargs.pop("headers", {})}
-        return await self.client.request(
+        response = await self.client.request(
             method, f"/api/v1{path}", json=json, headers=headers, **kwargs
         )
+        assert_as_described(self.app, response)
+        return response
 
     async def post(self, path, json=None, **kwargs):
         return await self.request("POST", path, json, **kwargs)
@@ -54,7 +57,11 @@ class Api:
 
     @property
     def owner(self):
-        return KeyRing([KEY]).owner(KEY)
+        return key_id_of(digest_of(KEY))
+
+    @property
+    def other_owner(self):
+        return key_id_of(digest_of(OTHER_KEY))
 
     @property
     def pool(self):
@@ -65,6 +72,9 @@ class Api:
     async def quiet(self):
         """Wait until the engine has done everything that was asked of it."""
         (base,) = self.services.bases
+        # First each lane's work, as lanes have their turns in any order; then the cancellations.
+        while base.jobs._open:
+            await asyncio.wait(list(base.jobs._open))
         await base.jobs.call("test: after everything else", lambda _engine: None)
 
     async def failure(self, future, **kwargs):
@@ -146,7 +156,7 @@ async def serving(config, engine, clock):
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=30
+            transport=httpx.ASGITransport(app=app), base_url="http://localhost", timeout=30
         ) as client,
     ):
         yield Api(app, client)
@@ -163,7 +173,8 @@ def assert_nothing_left():
 class LoopbackServer:
     """The app under uvicorn on a free loopback port, in a thread of its own."""
 
-    def __init__(self, config, engine):
+    def __init__(self, config, engine, name=BASE_MODEL):
+        self._name = name
         self._config = config
         self._engine = engine
         self.loop = None
@@ -183,7 +194,7 @@ class LoopbackServer:
             self.url = url
             self._ready.set()
 
-        app = build_app(self._config, {BASE_MODEL: self._engine}, clock=SystemClock())
+        app = build_app(self._config, {self._name: self._engine}, clock=SystemClock())
         self.services = app.state.services
         await serve_app(app, self._config, on_ready=on_ready, stop=self._stop)
         assert_nothing_left()

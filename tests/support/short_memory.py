@@ -18,7 +18,7 @@ from engine_support import datum, job, shake, tiny_engine, tiny_model
 
 from tinkex._clock import SystemClock
 from tinkex.errors import EngineError
-from tinkex.server.jobs import EngineJobs
+from tinkex.server.models.jobs import EngineJobs
 from tinkex.types import AdamParams, LoraConfig
 
 if TYPE_CHECKING:

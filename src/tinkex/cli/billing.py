@@ -40,7 +40,7 @@ def usage(
         response = client.get_billing_usage(starting_on, ending_before).result()
     events = [json_ready(output.plain(event)) for event in response.data]
     if sessions_csv is not None:
-        _write_csv(
+        write_csv(
             [
                 {"session_id": name, "user_metadata": json.dumps(session.user_metadata)}
                 for name, session in response.sessions.items()
@@ -50,7 +50,7 @@ def usage(
         )
     rows = [_flat(event) for event in events]
     if csv_path is not None:
-        _write_csv(rows, csv_path, ("bucket_start", "bucket_end"))
+        write_csv(rows, csv_path, ("bucket_start", "bucket_end"))
     if csv_path is not None or sessions_csv is not None:
         return
     value = {
@@ -76,7 +76,7 @@ def checkpoint_storage(
     rate = response.effective_rate_usd_per_gigabyte_month
     rows = [{"effective_rate_usd_per_gigabyte_month": rate, **item} for item in data]
     if csv_path is not None:
-        _write_csv(rows, csv_path, ("checkpoint_count", "size_bytes"))
+        write_csv(rows, csv_path, ("checkpoint_count", "size_bytes"))
         return
     value = {"effective_rate_usd_per_gigabyte_month": rate, "data": data}
     title = "Checkpoint storage" if rows else "No checkpoints"
@@ -106,7 +106,14 @@ def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     return Table(columns, cells, title)
 
 
-def _write_csv(rows: Sequence[dict[str, Any]], path: str, otherwise: Sequence[str]) -> None:
+def show_rows(form: output.Format, value: Any, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print rows as a table of whatever columns they have, or `value` as JSON."""
+    output.show(form, value, _table(rows, title))
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: str, otherwise: Sequence[str]) -> None:
+    """Write rows as CSV; without rows, the columns `otherwise`. `-` is standard output."""
+
     def write(file: Any) -> None:
         writer = csv.DictWriter(file, _columns(rows, otherwise), restval="")
         writer.writeheader()

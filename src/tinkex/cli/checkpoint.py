@@ -111,6 +111,50 @@ def unpublish(context: typer.Context, path: CheckpointPath) -> None:
         client.unpublish_checkpoint_from_tinker_path(path).result()
 
 
+@app.command("share")
+def share(
+    context: typer.Context,
+    path: CheckpointPath,
+    ttl: Annotated[int, typer.Option(help="Seconds until the token ends.")] = 86_400,
+) -> None:
+    """Make a token that lets its holder load and copy a checkpoint; it is shown this once."""
+    options = invocation(context)
+    with options.rest() as client:
+        made = client.create_weights_access_token(path, ttl).result()
+    pairs = [
+        ("Path", made.tinker_path),
+        ("Token", made.weights_access_token),
+        ("Token ID", made.token_id),
+        ("Expires", output.moment(made.expires_at)),
+    ]
+    output.show_properties(options.form, output.plain(made), "Weights access token", pairs)
+
+
+@app.command("shares")
+def shares(context: typer.Context, path: CheckpointPath) -> None:
+    """List a checkpoint's tokens that have not ended."""
+    options = invocation(context)
+    with options.rest() as client:
+        found = client.list_weights_access_tokens(path).result()
+    rows = [
+        (one.token_id, output.moment(one.created_at), output.moment(one.expires_at))
+        for one in found.access_tokens
+    ]
+    table = Table(("Token ID", "Created", "Expires"), rows, f"Access tokens of {path}")
+    output.show(options.form, output.plain(found), table)
+
+
+@app.command("unshare")
+def unshare(
+    context: typer.Context,
+    path: CheckpointPath,
+    token_id: Annotated[str, typer.Argument(help="As `share` and `shares` show it.")],
+) -> None:
+    """Take a token back."""
+    with invocation(context).rest() as client:
+        client.revoke_weights_access_token(path, token_id).result()
+
+
 @app.command("set-ttl")
 def set_ttl(
     context: typer.Context,
@@ -201,6 +245,11 @@ def download(
         ("Downloaded to", str(destination)),
     ]
     output.show_properties(options.form, value, f"Checkpoint Download: {path}", pairs)
+    if any(destination.glob("*.age")):
+        output.remark(
+            "The files are encrypted. With the key that they were encrypted to: "
+            "age -d -i KEY_FILE -o NAME NAME.age"
+        )
 
 
 def fetch(options: Invocation, path: str, destination: Path, *, force: bool) -> int:

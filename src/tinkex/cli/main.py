@@ -10,12 +10,16 @@ from typing import Annotated
 
 import typer
 
-from tinkex.cli import auth, billing, checkpoint, model, run, session
+from tinkex.cli import account, auth, billing, checkpoint, key, model, run, session
 from tinkex.cli.connect import Invocation
+from tinkex.cli.data import backup, check, restore
 from tinkex.cli.demo import demo
+from tinkex.cli.mesh.app import app as mesh
+from tinkex.cli.run_metrics import metrics
 from tinkex.cli.sampling import chat, sample
 from tinkex.cli.serve import serve
 from tinkex.cli.train import train
+from tinkex.cli.usage import usage
 from tinkex.errors import TinkerError
 
 _EPILOG = (
@@ -35,14 +39,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.command()(check)
+app.command()(backup)
+app.command()(restore)
 app.command()(demo)
 app.command()(train)
 app.command()(sample)
 app.command()(chat)
+app.command()(usage)
+run.app.command("metrics")(metrics)
 for name, group in {
+    "account": account.app,
     "auth": auth.app,
     "billing": billing.app,
     "checkpoint": checkpoint.app,
+    "key": key.app,
+    "mesh": mesh,
     "model": model.app,
     "run": run.app,
     "session": session.app,

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pydantic import BaseModel
+    from rich.table import Table as RichTable
 
 Format = Literal["table", "json"]
 
@@ -29,6 +30,8 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str | None = None
+    whole: Collection[str] = ()
+    """Columns that are not folded while another can be."""
 
 
 def show(form: Format, value: Any, table: Table) -> None:
@@ -53,21 +56,26 @@ def show_json(value: Any) -> None:
 def show_table(table: Table) -> None:
     """Print a table; nothing but its title when it has no rows."""
     from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
 
-    console = Console(highlight=False)
     if not table.rows:
         if table.title:
             print(table.title)
         return
-    drawn = RichTable(title=table.title, title_justify="left")
+    Console(highlight=False).print(drawn(table))
+
+
+def drawn(table: Table) -> RichTable:
+    """Draw a table for a terminal."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=table.title, title_justify="left")
     for column in table.columns:
         # an id or a path that is cut cannot be used: it is folded instead
-        drawn.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column in table.whole)
     for row in table.rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    console.print(drawn)
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
 
 
 def show_properties(form: Format, value: Any, title: str, pairs: Sequence[tuple[str, str]]) -> None:

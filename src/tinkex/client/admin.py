@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from tinkex.client.connection import Connection, connect
 from tinkex.client.deprecated import awaited_twin
 from tinkex.client.rest import ask
 from tinkex.errors import InputError
+from tinkex.types.records import UsageGroup
 from tinkex.wire import endpoints
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from tinkex import types
@@ -90,6 +92,34 @@ class AdminClient:
             endpoints.GET_CHECKPOINT_STORAGE_USAGE,
             "AdminClient.get_current_checkpoint_storage_usage",
             query={"project_id": project_id},
+        )
+
+    def get_usage(
+        self,
+        starting_on: datetime | str | None = None,
+        ending_before: datetime | str | None = None,
+        *,
+        by: Sequence[UsageGroup] = ("day", "key"),
+    ) -> APIFuture[types.UsageReport]:
+        """Sum tokens, checkpoints and engine seconds; `tinkex serve` has it.
+
+        Args:
+            starting_on: first moment, with a time zone; None is 30 days before the last.
+            ending_before: the moment after the last; None is an hour from now.
+            by: what makes a row: any of hour, day, account, key, session, source, base_model.
+        """
+        unknown = [name for name in by if name not in get_args(UsageGroup)]
+        if isinstance(by, str) or unknown:
+            raise InputError(f"by must be a list of {', '.join(get_args(UsageGroup))}; got {by!r}.")
+        return ask(
+            self._connection,
+            endpoints.GET_USAGE,
+            "AdminClient.get_usage",
+            query={
+                "starting_on": starting_on and _rfc3339(starting_on, "starting_on"),
+                "ending_before": ending_before and _rfc3339(ending_before, "ending_before"),
+                "by": ",".join(by),
+            },
         )
 
     def get_telemetry(self) -> Telemetry | None:

@@ -10,6 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from tinkex.client import operations
+from tinkex.client.access_tokens import AccessTokenCalls
 from tinkex.client.connection import Connection, connect
 from tinkex.client.deprecated import awaited_twin
 from tinkex.client.tokens import jwt_claims
@@ -50,7 +51,7 @@ R = TypeVar("R")
 _TRACE_POLL_SECONDS = 5.0
 
 
-class RestClient:
+class RestClient(AccessTokenCalls):
     """Reads and changes what the server keeps; makes no session there.
 
     Every call returns at once with a future: `.result()` blocks, `await` waits. Use it as a context
@@ -207,6 +208,20 @@ class RestClient:
             path=_checkpoint(parsed),
         )
 
+    def get_checkpoint_archive_url_from_tinker_path(
+        self, tinker_path: str
+    ) -> APIFuture[types.CheckpointArchiveUrlResponse]:
+        """Get a signed URL of a checkpoint as one gzipped tar archive.
+
+        The official SDKs up to 0.25 have this call; a server of their time, or `tinkex serve`,
+        answers it.
+        """
+        return self._ask(
+            endpoints.GET_CHECKPOINT_ARCHIVE,
+            "get_checkpoint_archive_url",
+            path=_checkpoint(_parsed(tinker_path)),
+        )
+
     def delete_checkpoint(
         self, training_run_id: types.ModelID, checkpoint_id: str
     ) -> APIFuture[None]:
@@ -340,6 +355,25 @@ class RestClient:
         """
         return self._connection.submit(self._trace, _text(session_id, "session_id"))
 
+    def get_training_metrics(
+        self, training_run_id: types.ModelID, *, cursor: int = 0, limit: int = 1000
+    ) -> APIFuture[types.TrainingMetricsResponse]:
+        """Read what each step of a training run told, oldest first; `tinkex serve` keeps it.
+
+        Args:
+            training_run_id: its id.
+            cursor: `next_cursor` of the page before; 0 begins.
+            limit: rows of a page, at most 20,000.
+        """
+        if not (_is_whole(cursor) and _is_whole(limit)):
+            raise InputError(f"cursor and limit must be whole numbers; got {cursor!r}, {limit!r}.")
+        return self._ask(
+            endpoints.GET_TRAINING_METRICS,
+            "get_training_metrics",
+            path={"training_run_id": _text(training_run_id, "training_run_id")},
+            query={"cursor": cursor, "limit": limit},
+        )
+
     def get_sampler(self, sampler_id: str) -> APIFuture[types.GetSamplerResponse]:
         """Read what a sampling session samples from."""
         return self._ask(
@@ -400,6 +434,9 @@ class RestClient:
 
     assign_session_project_async = awaited_twin(assign_session_project)
     copy_weights_async = awaited_twin(copy_weights)
+    get_checkpoint_archive_url_from_tinker_path_async = awaited_twin(
+        get_checkpoint_archive_url_from_tinker_path
+    )
     delete_checkpoint_async = awaited_twin(delete_checkpoint)
     delete_checkpoint_from_tinker_path_async = awaited_twin(delete_checkpoint_from_tinker_path)
     export_session_trace_async = awaited_twin(export_session_trace)

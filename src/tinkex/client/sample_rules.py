@@ -73,11 +73,7 @@ def _check_params(params: SamplingParams) -> None:
         raise InputError(f"top_k must be -1 (all) or a number of tokens, not {params.top_k}.")
 
 
-def _check_targets(targets: object) -> None:
-    if not isinstance(targets, TensorData):
-        raise InputError(
-            f"target_prompt_logprobs must be a TensorData, not {type(targets).__name__}."
-        )
+def _check_targets(targets: TensorData) -> None:
     if targets.dtype != "int64" or len(targets.dimensions) != 2:
         raise InputError(
             "target_prompt_logprobs must be int64 of shape [prompt tokens - 1, K], not "

@@ -306,8 +306,8 @@ class TrainingClient:
         Args:
             name: name of the export within this training run.
             ttl_seconds: seconds after which the server may delete it; None keeps it.
-            age_encryption_recipients: age public keys that the files are encrypted to, where the
-                server offers it.
+            age_encryption_recipients: age (`age1...`) or SSH public keys that every file is
+                encrypted to, under its name with `.age` after it; None leaves them open.
         """
         check_checkpoint(name, ttl_seconds)
         return self._ask(

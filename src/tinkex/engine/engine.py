@@ -19,6 +19,7 @@ import torch
 from tinkex._clock import SystemClock
 from tinkex.engine.adapters.adapter import Adapter, adapter_bytes
 from tinkex.engine.adapters.pool import AdapterPool, MemoryLevel
+from tinkex.engine.adapters.run_state import RunState, copy_state, read_lora, read_state
 from tinkex.engine.adapters.spill import SpillFolder
 from tinkex.engine.attempts import computing
 from tinkex.engine.config import EngineConfig
@@ -41,6 +42,7 @@ from tinkex.engine.sampling.sequence import (
     SamplingRule,
     check_job,
     check_prompt_targets,
+    check_resume,
     check_sampling,
     token_limit,
 )
@@ -99,6 +101,7 @@ class Engine:
             max_adapters=config.max_adapters,
             max_samplers=config.max_samplers,
             in_use=self._weights_in_use,
+            now=self._clock.monotonic,
         )
 
     def close(self) -> None:
@@ -150,6 +153,19 @@ class Engine:
             InputError: there is none of this name.
         """
         return self._pool.adapter_config(adapter_id)
+
+    @computing("moving idle adapters out")
+    def move_idle_out(self, idle_s: float, most: int) -> int:
+        """Move at most so many adapters and samplers that were not used for so long to the disk.
+
+        Returns:
+            How many moved; 0 without a disk behind memory.
+        """
+        return self._pool.move_idle_out(idle_s, most)
+
+    def places(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Count adapters ("adapter") and samplers ("sampler") by where they lie: number, bytes."""
+        return self._pool.places()
 
     # --- training -------------------------------------------------------------------------------
 
@@ -301,6 +317,38 @@ class Engine:
         self._pool.put_adapter(adapter_id, adapter)
         return info.lora
 
+    # --- the state of a run ---------------------------------------------------------------------
+
+    @computing("copying a state")
+    def adapter_state(self, adapter_id: str) -> RunState:
+        """Copy everything that an adapter's future depends on, the gradient included.
+
+        Raises:
+            InputError: there is no such adapter.
+        """
+        adapter = self._pool.adapter(adapter_id)
+        return copy_state(adapter, base_model=self.base.name, numerics=self.numerics())
+
+    @computing("restoring a state")
+    def restore_adapter(self, adapter_id: str, directory: Path) -> tuple[LoraConfig, str]:
+        """Create or replace an adapter from what `write_state` wrote of one.
+
+        Returns:
+            Its configuration, and the name of its optimiser.
+
+        Raises:
+            EngineError: the files are damaged or of another base model, or there is no room.
+        """
+        lora, kind = read_lora(directory, self.base.name)
+        self._check_rank(lora.rank)
+        shapes = self._runner.shapes(lora)
+        parameters = parameter_count(shapes, lora.rank)
+        self._pool.make_room_for_adapter(adapter_id, adapter_bytes(parameters, kind))
+        device = self._runner.device
+        adapter = read_state(directory, shapes, base_model=self.base.name, device=device)
+        self._pool.put_adapter(adapter_id, adapter)
+        return lora, kind
+
     # --- samplers -------------------------------------------------------------------------------
 
     @computing("taking a snapshot")
@@ -312,6 +360,29 @@ class Engine:
             EngineError: no room.
         """
         self._pool.put_sampler(sampler_id, self._pool.adapter(adapter_id).weights.frozen_copy())
+
+    @computing("saving")
+    def save_sampler(self, sampler_id: str, lora: LoraConfig, directory: Path) -> None:
+        """Write a sampler's weights in PEFT's format, for `load_sampler`.
+
+        Args:
+            sampler_id: its name.
+            lora: configuration of the adapter that it was taken from.
+            directory: replaced when it is there.
+
+        Raises:
+            InputError: there is no such sampler.
+            EngineError: the disk refused.
+        """
+        write_checkpoint(
+            directory,
+            base_model=self.base.name,
+            lora=lora,
+            weights=self._pool.sampler(sampler_id),
+            optimizer=None,
+            optimizer_type=ADAMW,
+            numerics=self.numerics(),
+        )
 
     @computing("loading")
     def load_sampler(self, sampler_id: str, directory: Path) -> None:
@@ -351,17 +422,24 @@ class Engine:
         check_sampling(params)
         prompt = prompt_tokens(request.prompt, self._limits, "prompt")
         check_prompt_targets(request.target_prompt_logprobs, len(prompt), self.base.vocab_size)
+        max_tokens = token_limit(params, len(prompt), self.context_length)
+        check_resume(request, max_tokens, self.base.vocab_size)
         state = JobState(
             job=request,
             weights=weights,
             prompt=prompt,
-            max_tokens=token_limit(params, len(prompt), self.context_length),
+            max_tokens=max_tokens,
             rule=SamplingRule(
                 temperature=params.temperature,
                 top_k=max(params.top_k, 0),
                 top_p=params.top_p,
                 seed=secrets.randbits(64) if params.seed is None else params.seed,
-                stop=stop_rule(params.stop, self.base.eos_token_ids, lambda: self.base.tokenizer),
+                stop=stop_rule(
+                    params.stop,
+                    self.base.eos_token_ids,
+                    lambda: self.base.tokenizer,
+                    also_at_end=request.also_stop_at_end,
+                ),
             ),
         )
         self._generator.add(state)
@@ -370,6 +448,13 @@ class Engine:
         """Forget a sampling job, if there; it gets no `SampleFinished`."""
         self._generator.cancel(job_id)
 
+    def hold_sample(self, job_id: str, *, held: bool) -> None:
+        """Let a sampling job wait as it is, or go on, for somebody who reads slowly.
+
+        It keeps its memory, and its bits do not tell. A step in which all wait does nothing.
+        """
+        self._generator.hold(job_id, held=held)
+
     def has_sampling_work(self) -> bool:
         """Say whether `step` would do something."""
         return self._generator.has_work
@@ -377,6 +462,21 @@ class Engine:
     def step(self) -> list[SampleFinished]:
         """Compute chunks of prompts or decode one token each; give the jobs that ended."""
         return self._generator.step()
+
+    @property
+    def served(self) -> Mapping[str, int]:
+        """By sampling job: tokens that the last step computed for it."""
+        return self._generator.served
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens computed since the engine was made."""
+        return self._generator.prefilled_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens taken from the prefix cache instead of computing them."""
+        return self._generator.reused_tokens
 
     # --- itself ---------------------------------------------------------------------------------
 

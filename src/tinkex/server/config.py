@@ -33,6 +33,12 @@ class Limits:
     """An oversize forward_backward is read to its end, unkept, up to this, so that the answer can
     be a failed future; beyond it the connection is closed with a 413."""
 
+    max_message_bytes: int = 16 * 2**20
+    """Largest request body of anything but a batch for training: small messages and prompts."""
+
+    max_datums: int = 8192
+    """Datums of one forward_backward request."""
+
     fwdbwd_max_chunk_len: int = 1024
     """Datums that a client puts into one forward_backward request (advertised)."""
 
@@ -64,8 +70,33 @@ class Limits:
     max_sessions: int = 10_000
     """Live sessions."""
 
+    max_sessions_per_key: int = 1000
+    """Of them, one key's; above it new ones get a 429, as with the other limits by key."""
+
+    max_runs_per_key: int = 4096
+    """Training runs that one key has loaded."""
+
+    max_samplers_per_key: int = 16_384
+    """Sampling sessions that one key has open."""
+
+    max_open_futures_per_key: int = 10_000
+    """Requests of one key accepted and not finished."""
+
+    requests_per_minute: int | None = None
+    """Requests of one key in a minute, polls and heartbeats not counted; None: any number."""
+
+    tokens_per_minute: int | None = None
+    """Tokens that one key trains on, prompts with and samples in a minute; None: any number."""
+
     max_open_futures: int = 20_000
     """Requests accepted and not finished, over all clients; above it new ones get a 429."""
+
+    max_connections: int = 4096
+    """Connections at a time; more are hung up on. Each takes a file handle of the process."""
+
+    max_reading_bytes: int = 2**29
+    """Request bodies that are being read, over all clients; above it those beyond 64 KiB get a
+    429."""
 
     max_queued_bytes: int = 2**30
     """Decoded request data waiting to run, over all clients; above it new ones get a 429."""
@@ -76,6 +107,16 @@ class Limits:
     max_recorded_bytes: int = 128 * 2**20
     """Sampled sequences of one key kept for training (`record_stability_info`); above it those used
     least recently are dropped."""
+
+    max_metric_rows: int = 20_000
+    """Rows of training metrics kept of one run; above it every second step of the older half of
+    them goes, so that the curve stays whole."""
+
+    max_request_rows: int = 500_000
+    """Ended requests kept for traces, over all clients; above it the oldest go."""
+
+    max_journal_bytes: int = 64 * 2**20
+    """Requests of one training run since its last snapshot; above it the next one is taken."""
 
     max_held_requests: int = 4096
     """Requests of one training run that wait for an earlier sequence id."""
@@ -98,6 +139,16 @@ class ServerConfig:
     port: int = 8000
     """TCP port; 0 lets the system pick a free one."""
 
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which the server is reached, besides localhost and addresses; requests that name
+    another are refused, and pages of these names may use the server."""
+
+    tls_cert: Path | None = None
+    """Certificate chain, PEM; the server then speaks HTTPS."""
+
+    tls_key: Path | None = None
+    """Its private key, PEM, without a password."""
+
     base_models: tuple[str, ...] = (DEFAULT_BASE_MODEL,)
     """Folders or hub ids of the base models to load."""
 
@@ -116,6 +167,10 @@ class ServerConfig:
 
     spill_dir: Path | None = None
     """Folder for them, a cache that is erased at the start; None is `spill` in the data folder."""
+
+    idle_adapter_s: float = 1800.0
+    """Seconds without use after which an adapter or sampler moves from memory to the disk, and back
+    at its next use; memory is then free for others."""
 
     device: str = "auto"
     """Where the models run: cpu, cuda, cuda:N, mps, or auto."""
@@ -138,8 +193,22 @@ class ServerConfig:
     log_level: str = "info"
     """Least severe log line that is written: debug, info, warning or error."""
 
+    tracing: bool = False
+    """Whether OpenTelemetry spans are recorded, and sent by OTLP over HTTP to where the variables
+    OTEL_EXPORTER_OTLP_... say. Needs `tinkex[tracing]`."""
+
     long_poll_s: float = 30.0
     """Seconds that retrieve_future holds a request open; clients give up at 45 s."""
+
+    head_timeout_s: float = 20.0
+    """Seconds in which the head of a request must have come, from its connection's beginning or its
+    first byte; later it is hung up on."""
+
+    body_timeout_s: float = 30.0
+    """Seconds for which a request's body may stop, or be behind 16 KiB a second; then 408."""
+
+    write_timeout_s: float = 60.0
+    """Seconds for which a client may read nothing of a reply; then it is hung up on."""
 
     sequence_gap_timeout_s: float = 60.0
     """Seconds that a missing sequence id may hold back the later requests of its run."""
@@ -153,8 +222,28 @@ class ServerConfig:
     undelivered_ttl_s: float = 3600.0
     """Seconds that a result nobody collected stays."""
 
+    snapshot_steps: int = 20
+    """Optimiser steps of a training run from one snapshot of it to the next. A server that was
+    killed repeats at most so many."""
+
+    snapshot_quiet_s: float = 5.0
+    """Seconds without a request after which a training run's snapshot is taken."""
+
     recording_ttl_s: float = 86_400.0
     """Seconds that a recorded sequence stays after it was sampled or last trained on."""
+
+    token_ttl_s: float = 3600.0
+    """Seconds that a token lives, which clients get for their key or a login; they renew it at half
+    of that."""
+
+    trace_retention_s: float = 14 * 86_400.0
+    """Seconds that an ended request stays in the traces of its session."""
+
+    metrics_retention_s: float = 365 * 86_400.0
+    """Seconds that the metrics of a training step stay."""
+
+    audit_retention_s: float = 400 * 86_400.0
+    """Seconds that an event stays in the audit log."""
 
     signed_url_ttl_s: float = 3600.0
     """Seconds that the signed address of a file works."""
@@ -172,7 +261,11 @@ class ServerConfig:
             *self._key_problems(),
             *_not_positive(self, ("long_poll_s", "sequence_gap_timeout_s", "session_ttl_s")),
             *_not_positive(self, ("delivered_ttl_s", "undelivered_ttl_s", "shutdown_grace_s")),
-            *_not_positive(self, ("signed_url_ttl_s", "recording_ttl_s")),
+            *_not_positive(self, ("idle_adapter_s",)),
+            *_not_positive(self, ("head_timeout_s", "body_timeout_s", "write_timeout_s")),
+            *_not_positive(self, ("signed_url_ttl_s", "recording_ttl_s", "token_ttl_s")),
+            *_not_positive(self, ("trace_retention_s", "metrics_retention_s", "audit_retention_s")),
+            *_not_positive(self, ("snapshot_steps", "snapshot_quiet_s")),
             *_not_positive(self.limits, tuple(self.limits.__slots__), prefix="limits."),
         ]
         if self.log_level not in LOG_LEVELS:
@@ -199,6 +292,13 @@ class ServerConfig:
             problems.append("host is empty: give an address such as 127.0.0.1")
         if not 0 <= self.port <= 65535:
             problems.append(f"port {self.port} is outside 0..65535")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            problems.append("tls_cert and tls_key belong together: give both, or neither")
+        problems += [
+            f"allowed_hosts has {name!r}: give names alone, without scheme, port or path"
+            for name in self.allowed_hosts
+            if not name or set(name) & set("/:*@ ")
+        ]
         return problems
 
     def _model_problems(self) -> list[str]:

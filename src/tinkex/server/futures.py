@@ -11,18 +11,25 @@ import secrets
 from collections import OrderedDict
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tinkex.server.refusal import gone, not_found, try_later
+from tinkex.errors import EngineError, InputError
+from tinkex.server.refusal import MAX_WORDS, gone, not_found, shortened, try_later
+from tinkex.types import RequestErrorCategory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from tinkex._timers import Timer, Timers
     from tinkex.errors import TinkerError
-    from tinkex.server.timers import Timer, Timers
+    from tinkex.server.load.gate import KeyGate
+    from tinkex.server.observe.futures import FutureWatch
+    from tinkex.server.records.work import Work
 
 REQUEST_ID_BYTES = 16
 TOMBSTONES = 10_000
+MAX_KEPT = 200_000
+"""Outcomes kept, however small: each takes about 1.6 KB besides its content."""
 BUSY_RETRY_S = 1.0
 
 
@@ -39,6 +46,16 @@ class Operation(Enum):
     UNLOAD_MODEL = "unload_model"
     SAMPLE = "sample"
     CREATE_CUSTOM_LOSS = "create_custom_loss"
+
+
+def _without_ballast(error: TinkerError) -> TinkerError:
+    """Return an error fit to be kept: without frames, and without a long piece of the request."""
+    text = str(error)
+    if len(text) > MAX_WORDS:
+        kind = InputError if error.category == RequestErrorCategory.User else EngineError
+        return kind(shortened(text))
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 class Waiter:
@@ -58,6 +75,16 @@ class Waiter:
             self._woken.set_result(None)
 
 
+class Keeper(Protocol):
+    """Keeps the ends of requests where they outlive the process: the journal."""
+
+    def finish(self, future: Future) -> asyncio.Future[None]:
+        """Keep how a request ended; the future ends when that is on disk."""
+
+    def forget(self, request_id: str) -> None:
+        """Let go of how it ended."""
+
+
 class Future:
     """One accepted request. Completed once, by whoever did the work."""
 
@@ -65,7 +92,9 @@ class Future:
         "_expiry",
         "_store",
         "_waiters",
+        "accepted",
         "delivered",
+        "ended",
         "error",
         "on_cancel",
         "on_finished",
@@ -75,12 +104,18 @@ class Future:
         "request_id",
         "result",
         "result_bytes",
+        "work",
     )
 
     def __init__(
-        self, store: FutureStore, owner: str, operation: Operation, request_bytes: int
+        self,
+        store: FutureStore,
+        owner: str,
+        operation: Operation,
+        request_bytes: int,
+        request_id: str,
     ) -> None:
-        self.request_id = f"req-{secrets.token_hex(REQUEST_ID_BYTES)}"
+        self.request_id = request_id
         self.owner = owner
         self.operation = operation
         self.request_bytes = request_bytes
@@ -90,10 +125,16 @@ class Future:
         """Estimated size of the result, in bytes."""
         self.error: TinkerError | None = None
         self.delivered = False
+        self.accepted: asyncio.Future[None] | None = None
+        """Ends when the request is kept on disk; None where it is not to be."""
+        self.ended: asyncio.Future[None] | None = None
+        """Ends when how it ended is; None where that is not to be, and before."""
         self.on_cancel: Callable[[], None] | None = None
         """Stops the work; None where it cannot be stopped."""
         self.on_finished: Callable[[Future], None] | None = None
         """Called once when it is done; set it before it can be."""
+        self.work: Work | None = None
+        """What the work takes, where that is written down."""
         self._store = store
         self._waiters: set[Waiter] = set()
         self._expiry: Timer | None = None
@@ -110,9 +151,13 @@ class Future:
             self._finish()
 
     def fail(self, error: TinkerError) -> None:
-        """Set the error; ignored when done already."""
+        """Set the error; ignored when done already.
+
+        It is kept without the frames that it was raised in: they would hold the request's data.
+        """
         if not self.done:
-            self.error = error
+            self.error = _without_ballast(error)
+            self.result_bytes = len(str(self.error))
             self._finish()
 
     def cancel(self, error: TinkerError) -> None:
@@ -160,10 +205,12 @@ class Future:
         self.wake()
         if self.on_finished is not None:
             self.on_finished(self)
+        if self._store.on_finished is not None:
+            self._store.on_finished(self)
 
 
 class FutureStore:
-    """All futures of a server, bounded in number, in request bytes and in result bytes.
+    """All futures of a server, bounded in number (pending, kept), request bytes and result bytes.
 
     Args:
         timers: ends the life of results.
@@ -184,12 +231,20 @@ class FutureStore:
         max_request_bytes: int,
         max_result_bytes: int,
     ) -> None:
+        self.keeper: Keeper | None = None
+        """Keeps the ends of accepted requests; None while nothing is to be kept."""
         self._timers = timers
         self._delivered_ttl_s = delivered_ttl_s
         self._undelivered_ttl_s = undelivered_ttl_s
         self._max_open = max_open
         self._max_request_bytes = max_request_bytes
         self._max_result_bytes = max_result_bytes
+        self.on_finished: Callable[[Future], None] | None = None
+        """Called once for every future, when it is done."""
+        self.watch: FutureWatch | None = None
+        """Told of every future's beginning and end."""
+        self.gate: KeyGate | None = None
+        """Holds each key to its limits."""
         self._futures: dict[str, Future] = {}
         self._kept: OrderedDict[str, Future] = OrderedDict()
         self._kept_delivered: OrderedDict[str, Future] = OrderedDict()
@@ -200,6 +255,8 @@ class FutureStore:
         """Request data of the pending futures."""
         self.result_bytes = 0
         """Results kept, in bytes."""
+        self._drained: Waiter | None = None
+        self._left = 0
 
     def __len__(self) -> int:
         return len(self._futures)
@@ -208,8 +265,10 @@ class FutureStore:
         """Refuse a request that does not fit now.
 
         Raises:
-            Refusal: 429 when too much is pending.
+            Refusal: 429 when too much is pending, or the key has used what it may.
         """
+        if self.gate is not None:
+            self.gate.check()
         if self.open_count >= self._max_open:
             raise try_later(
                 f"{self.open_count} requests are pending on this server. Wait and send again.",
@@ -222,12 +281,54 @@ class FutureStore:
                 retry_after_s=BUSY_RETRY_S,
             )
 
-    def open(self, owner: str, operation: Operation, *, request_bytes: int = 0) -> Future:
-        """Make a pending future."""
-        future = Future(self, owner, operation, request_bytes)
+    def open(
+        self,
+        owner: str,
+        operation: Operation,
+        *,
+        request_bytes: int = 0,
+        request_id: str | None = None,
+    ) -> Future:
+        """Make a pending future, with an id of its own or that of a request accepted before."""
+        name = request_id or f"req-{secrets.token_hex(REQUEST_ID_BYTES)}"
+        future = Future(self, owner, operation, request_bytes, name)
         self._futures[future.request_id] = future
         self.open_count += 1
         self.open_bytes += request_bytes
+        if self.watch is not None:
+            self.watch.opened(future)
+        if self.gate is not None:
+            self.gate.opened(future)
+        return future
+
+    def restore(
+        self,
+        owner: str,
+        operation: Operation,
+        request_id: str,
+        *,
+        result: Any = None,
+        error: TinkerError | None = None,
+        size: int = 0,
+    ) -> Future:
+        """Make the future of a request accepted by an earlier process: ended, or pending again.
+
+        Args:
+            owner: whose it is.
+            operation: what it is the result of.
+            request_id: its id.
+            result: what it came to, of about `size` bytes.
+            error: why it failed. With neither it is pending.
+            size: of the result.
+        """
+        future = self.open(owner, operation, request_id=request_id)
+        if error is not None:
+            future.fail(error)
+        elif result is not None:
+            future.complete(result, size=size)
+        # Only now: how it ended is kept already.
+        future.accepted = asyncio.get_running_loop().create_future()
+        future.accepted.set_result(None)
         return future
 
     def failed(self, owner: str, operation: Operation, error: TinkerError) -> Future:
@@ -235,6 +336,17 @@ class FutureStore:
         future = self.open(owner, operation)
         future.fail(error)
         return future
+
+    def discard(self, future: Future) -> None:
+        """Forget a pending future whose request was not accepted after all."""
+        if not future.done and self._futures.pop(future.request_id, None) is not None:
+            self.open_count -= 1
+            self.open_bytes -= future.request_bytes
+            if self.watch is not None:
+                self.watch.discarded(future)
+            if self.gate is not None:
+                self.gate.finished(future)
+            future.wake()
 
     def get(self, owner: str, request_id: str) -> Future:
         """Return the owner's future.
@@ -276,6 +388,16 @@ class FutureStore:
                 timer.cancel()
             future.drop_waiter(waiter)
 
+    async def drain(self, seconds: float, *, but: int = 0) -> bool:
+        """Wait until all but so many are done, `seconds` at most; say whether none is pending."""
+        self._left = but
+        if self.open_count > but:
+            self._drained = Waiter()
+            timer = self._timers.call_later(seconds, self._drained.wake)
+            await self._drained
+            timer.cancel()
+        return not self.open_count
+
     def wake_all(self) -> None:
         """Wake every waiter: the server is stopping."""
         for future in self._futures.values():
@@ -290,6 +412,14 @@ class FutureStore:
         self.open_count -= 1
         self.open_bytes -= future.request_bytes
         self.result_bytes += future.result_bytes
+        if self._drained is not None and self.open_count <= self._left:
+            self._drained.wake()
+        if self.watch is not None:
+            self.watch.finished(future)
+        if self.gate is not None:
+            self.gate.finished(future)
+        if future.accepted is not None and self.keeper is not None:
+            future.ended = self.keeper.finish(future)
         self._kept[future.request_id] = future
         self._arrange_expiry(future, self._undelivered_ttl_s)
         self._drop_above_limit(spare=future)
@@ -304,11 +434,16 @@ class FutureStore:
 
     def _drop_above_limit(self, spare: Future) -> None:
         for kept in (self._kept_delivered, self._kept):
-            while self.result_bytes > self._max_result_bytes and kept:
+            while kept and self._above_limit:
                 oldest = next(iter(kept.values()))
                 if oldest is spare:
                     break
                 self._forget(oldest)
+
+    @property
+    def _above_limit(self) -> bool:
+        count = len(self._kept) + len(self._kept_delivered)
+        return self.result_bytes > self._max_result_bytes or count > MAX_KEPT
 
     def _forget(self, future: Future) -> None:
         if self._futures.pop(future.request_id, None) is None:
@@ -317,6 +452,8 @@ class FutureStore:
         self._kept.pop(future.request_id, None)
         self._kept_delivered.pop(future.request_id, None)
         self.result_bytes -= future.result_bytes
+        if future.accepted is not None and self.keeper is not None:
+            self.keeper.forget(future.request_id)
         self._expired[future.request_id] = future.owner
         if len(self._expired) > TOMBSTONES:
             self._expired.popitem(last=False)

@@ -12,12 +12,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tinkex.errors import APIStatusError, status_error
+from tinkex.errors import APIStatusError, AuthenticationError, status_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Refusal = APIStatusError
+
+_NO_KEY = 'ApiKey realm="tinkex"'
+# RFC 6750, section 3.1
+_INVALID_TOKEN = 'Bearer realm="tinkex", error="invalid_token"'  # noqa: S105 - a header
+
+MAX_WORDS = 1500
+"""Characters of an error's text: what was sent, however long, is not sent back."""
+_TAIL = 300
+
+
+def shortened(text: str) -> str:
+    """Leave out the middle of a text that is too long."""
+    if len(text) <= MAX_WORDS:
+        return text
+    left_out = len(text) - MAX_WORDS
+    return f"{text[: MAX_WORDS - _TAIL]}... ({left_out} characters) ...{text[-_TAIL:]}"
 
 
 def bad_request(detail: str) -> Refusal:
@@ -30,9 +46,33 @@ def unauthorized(detail: str) -> Refusal:
     return status_error(401, detail)
 
 
+class TokenRefusedError(AuthenticationError):
+    """401 for a token: clients that hold the key get another token and send the request again."""
+
+
+def invalid_token(detail: str) -> Refusal:
+    """Refuse a token that has ended or is not ours."""
+    return TokenRefusedError(detail)
+
+
+def too_expensive(detail: str) -> Refusal:
+    """Refuse work for a key that has used all it may."""
+    return status_error(402, detail)
+
+
+def forbidden(detail: str) -> Refusal:
+    """Refuse what the caller may not do, whatever it is done to."""
+    return status_error(403, detail)
+
+
 def not_found(detail: str) -> Refusal:
     """Refuse what does not exist, or exists for another owner: the two look alike."""
     return status_error(404, detail)
+
+
+def too_slow(detail: str) -> Refusal:
+    """Refuse a request that does not come in time, and hang up: its rest is not waited for."""
+    return status_error(408, detail)
 
 
 def gone(detail: str) -> Refusal:
@@ -43,6 +83,11 @@ def gone(detail: str) -> Refusal:
 def too_large(detail: str) -> Refusal:
     """Refuse a body above the limit, and hang up: the rest of it is not read."""
     return status_error(413, detail)
+
+
+def misdirected(detail: str) -> Refusal:
+    """Refuse a request that was sent to a name that is not this server's."""
+    return status_error(421, detail)
 
 
 def unknown_encoding(detail: str) -> Refusal:
@@ -60,6 +105,11 @@ def try_later(detail: str, *, retry_after_s: float) -> Refusal:
     return status_error(429, detail, retry_after_ms=retry_after_s * 1000)
 
 
+def unavailable(detail: str, *, retry_after_s: float) -> Refusal:
+    """Refuse because this machine cannot just now, and nobody did anything wrong."""
+    return status_error(503, detail, retry_after_ms=retry_after_s * 1000)
+
+
 def reply_headers(refusal: Refusal) -> Mapping[str, str]:
     """Return the headers that belong to a refusal's status."""
     headers: dict[str, str] = {}
@@ -68,8 +118,9 @@ def reply_headers(refusal: Refusal) -> Mapping[str, str]:
         headers["Retry-After"] = str(-(-milliseconds // 1000))
         headers["retry-after-ms"] = str(milliseconds)
     if refusal.status_code == 401:
-        headers["WWW-Authenticate"] = 'ApiKey realm="tinkex"'
-    if refusal.status_code == 413:
+        token = isinstance(refusal, TokenRefusedError)
+        headers["WWW-Authenticate"] = _INVALID_TOKEN if token else _NO_KEY
+    if refusal.status_code in {408, 413}:
         headers["Connection"] = "close"
     if refusal.status_code == 415:
         headers["Accept-Encoding"] = "zstd, gzip"

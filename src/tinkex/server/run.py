@@ -1,31 +1,36 @@
 """Running a server process: models loaded, socket bound, requests served, stopped in peace.
 
-Owns the process's side of a server: the data folder's lock, the socket, signals, and the moment of
-being ready. What is served is `app`.
+Owns the process's side of a server: the socket, signals, and the moment of being ready. What is
+served is `app`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import socket
+import ssl
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import uvicorn
 
+from tinkex._logs import make_logger
 from tinkex.errors import ConfigurationError
+from tinkex.server.accounts.operator_keys import load_keys
 from tinkex.server.app import build_app
-from tinkex.server.auth import load_keys
-from tinkex.server.logs import make_logger
+from tinkex.server.files.layout import SPILL_NAME
+from tinkex.server.files.lock import locked
+from tinkex.server.load.connections import uvicorn_settings
+from tinkex.server.load.waiting_room import WaitingRoom
+from tinkex.server.observe.tracing import Tracing, exporting_provider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from starlette.applications import Starlette
@@ -33,10 +38,12 @@ if TYPE_CHECKING:
     from tinkex._clock import Clock
     from tinkex.engine.engine import Engine
     from tinkex.server.config import ServerConfig
+    from tinkex.server.services import Services
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 KEEP_ALIVE_S = 75
-LOCK_NAME = "lock"
-SPILL_NAME = "spill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,39 +90,58 @@ async def serve(
             use, a data folder in use by another server, a model that does not load, bad keys.
     """
     logger = make_logger(config.log_level)
-    with _locked(config.data_dir), bound_socket(config) as listener:
+    check_certificate(config)
+    with locked(config.data_dir), bound_socket(config) as listener:
+        if not config.listens_on_loopback and config.tls_cert is None:
+            logger.warning("keys and data travel unencrypted", host=config.host, see="tls_cert")
         keys, key_path = load_keys(config)
-        # In a thread that ends: its OpenMP threads would stay for as long as it does, and beside
-        # them the engine's own sleep and wake at every product (2.5 times slower on two cores).
-        with ThreadPoolExecutor(1, thread_name_prefix="loading") as loader:
-            loop = asyncio.get_running_loop()
-            engines, device = await loop.run_in_executor(loader, _load_engines, config)
-        app = build_app(config, engines, clock=clock, logger=logger, keys=keys)
+        async with AsyncExitStack() as ending:
+            room = WaitingRoom(clock=clock)
+            await room.open(listener, _tls(config))
+            ending.push_async_callback(room.close)
+            engines, device = await _in_a_thread_of_its_own(_load_engines, config)
+            for engine in engines.values():
+                ending.callback(engine.close)
+            tracing = Tracing(exporting_provider()) if config.tracing else None
+            if tracing is not None:
+                ending.push_async_callback(asyncio.to_thread, tracing.close)
+            app = build_app(config, engines, clock=clock, logger=logger, keys=keys, tracing=tracing)
+            room.state = app.state.services.health.state
 
-        def ready(url: str) -> None:
-            weights = next(iter(engines.values())).numerics()["weight_dtype"]
-            logger.info(
-                "serving", url=url, base_models=list(engines), device=device, weight_dtype=weights
-            )
-            on_ready(
-                ServerInfo(
+            def ready(url: str) -> None:
+                weights = next(iter(engines.values())).numerics()["weight_dtype"]
+                logger.info(
+                    "serving",
                     url=url,
-                    api_key=keys[0],
-                    api_key_path=key_path,
-                    pid=os.getpid(),
-                    base_models=tuple(engines),
+                    base_models=list(engines),
                     device=device,
                     weight_dtype=weights,
-                    data_dir=config.data_dir,
                 )
-            )
+                on_ready(
+                    ServerInfo(
+                        url=url,
+                        api_key=keys[0],
+                        api_key_path=key_path,
+                        pid=os.getpid(),
+                        base_models=tuple(engines),
+                        device=device,
+                        weight_dtype=weights,
+                        data_dir=config.data_dir,
+                    )
+                )
 
-        try:
-            await serve_app(app, config, on_ready=ready, stop=stop, listener=listener)
-        finally:
-            for engine in engines.values():
-                engine.close()
+            await serve_app(app, config, on_ready=ready, stop=stop, listener=listener, room=room)
         logger.info("stopped")
+
+
+async def _in_a_thread_of_its_own(work: Callable[[A], R], argument: A) -> R:
+    """Do blocking work in a thread that ends.
+
+    Its OpenMP threads would stay for as long as it does, and beside them the engine's own sleep and
+    wake at every product (2.5 times slower on two cores).
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="loading") as loader:
+        return await asyncio.get_running_loop().run_in_executor(loader, work, argument)
 
 
 async def serve_app(
@@ -125,8 +151,11 @@ async def serve_app(
     on_ready: Callable[[str], None],
     stop: asyncio.Event | None = None,
     listener: socket.socket | None = None,
+    room: WaitingRoom | None = None,
 ) -> None:
     """Serve an application that is built already; `on_ready` gets its URL.
+
+    A `room` that answers at its address meanwhile is closed as soon as it is served.
 
     Raises:
         ConfigurationError: when the address cannot be bound, if no `listener` is given.
@@ -135,8 +164,15 @@ async def serve_app(
         with bound_socket(config) as bound:
             await serve_app(app, config, on_ready=on_ready, stop=stop, listener=bound)
         return
-    url = _url(config.host, listener.getsockname()[1])
-    server = _Server(app, config, stop=stop or asyncio.Event(), on_ready=lambda: on_ready(url))
+    scheme = "http" if config.tls_cert is None else "https"
+    url = _url(scheme, config.host, listener.getsockname()[1])
+
+    async def served() -> None:
+        if room is not None:
+            await room.close()
+        on_ready(url)
+
+    server = _Server(app, config, stop=stop or asyncio.Event(), on_ready=served)
     await server.serve(sockets=[listener])
 
 
@@ -153,8 +189,9 @@ class _Server(uvicorn.Server):
         config: ServerConfig,
         *,
         stop: asyncio.Event,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[], Awaitable[None]],
     ) -> None:
+        services: Services = app.state.services
         super().__init__(
             uvicorn.Config(
                 app,
@@ -163,7 +200,10 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 date_header=False,
+                ssl_certfile=config.tls_cert,
+                ssl_keyfile=config.tls_key,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                **uvicorn_settings(config, services.timers, services.metrics),
                 timeout_graceful_shutdown=max(1, round(config.shutdown_grace_s)),
             )
         )
@@ -175,7 +215,7 @@ class _Server(uvicorn.Server):
         """Begin to serve, then say so."""
         await super().startup(sockets=sockets)
         if self.started and not self.should_exit:
-            self._on_ready()
+            await self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let what was accepted arrive, then stop as uvicorn does.
@@ -217,6 +257,15 @@ class _Server(uvicorn.Server):
     def _signalled(self) -> None:
         self.force_exit = self._stop.is_set()
         self._stop.set()
+
+
+def _tls(config: ServerConfig) -> ssl.SSLContext | None:
+    """Make what encrypts connections before uvicorn does; None for a server without."""
+    if config.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(config.tls_cert, config.tls_key)
+    return context
 
 
 def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
@@ -283,21 +332,26 @@ def bound_socket(config: ServerConfig) -> Iterator[socket.socket]:
         listener.close()
 
 
-@contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
-    """Keep a second server out of a data folder; the lock ends with the process, however."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / LOCK_NAME).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigurationError(
-                f"another server uses the data folder {data_dir}: stop it, or choose another"
-            ) from error
-        yield
+def check_certificate(config: ServerConfig) -> None:
+    """Try the certificate and its key.
+
+    Raises:
+        ConfigurationError: they cannot be read, or do not belong together.
+    """
+    if config.tls_cert is None or config.tls_key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # a password is asked for at the terminal, where a server has none
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"tls_cert {config.tls_cert} and tls_key {config.tls_key} do not work ({error}): give "
+            "a PEM certificate chain and its private key, without a password"
+        ) from error
 
 
-def _url(host: str, port: int) -> str:
+def _url(scheme: str, host: str, port: int) -> str:
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - comparing, not binding
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104 - as above
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

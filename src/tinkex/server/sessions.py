@@ -7,6 +7,8 @@ finishes or falls silent. What belongs to a session is freed by who made it, tol
 from __future__ import annotations
 
 import secrets
+import sys
+from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tinkex._clock import Clock
+    from tinkex._timers import Timer, Timers
     from tinkex.engine.training.graph_loss import GraphLoss
-    from tinkex.server.timers import Timer, Timers
 
 SESSION_ID_BYTES = 16
 FULL_RETRY_S = 10.0
@@ -37,6 +39,9 @@ class Session:
 
     session_id: str
     owner: str
+    """The account's id."""
+    key_id: str
+    """The key that began it: what its runs and samplers use is counted on that."""
     last_seen: float
     """Monotonic seconds of the last request that named this session."""
     model_ids: dict[int, str] = field(default_factory=dict)
@@ -63,6 +68,7 @@ class SessionRegistry:
         timers: watches the leases.
         ttl_s: seconds of silence after which a session ends.
         max_sessions: live sessions; more are refused with a 429.
+        max_per_key: live sessions of one key; as above.
         on_end: told of every session that ends, once.
     """
 
@@ -73,24 +79,28 @@ class SessionRegistry:
         *,
         ttl_s: float,
         max_sessions: int,
+        max_per_key: int = sys.maxsize,
         on_end: Callable[[Session, SessionEnd], None],
     ) -> None:
         self._clock = clock
         self._timers = timers
         self._ttl_s = ttl_s
         self._max_sessions = max_sessions
+        self._max_per_key = max_per_key
         self._on_end = on_end
         self._sessions: dict[str, Session] = {}
+        self._by_key: defaultdict[str, dict[str, Session]] = defaultdict(dict)
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def create(self, owner: str) -> Session:
+    def create(self, owner: str, *, key_id: str) -> Session:
         """Begin a session. Its id carries 128 random bits, so it cannot be guessed.
 
         Raises:
-            Refusal: 429 when the server holds as many as it may.
+            Refusal: 429 when the server, or the key, holds as many as it may.
         """
+        _check_count("sessions", len(self._by_key.get(key_id, ())), self._max_per_key)
         if len(self._sessions) >= self._max_sessions:
             raise try_later(
                 f"{len(self._sessions)} sessions are open on this server. "
@@ -98,8 +108,17 @@ class SessionRegistry:
                 retry_after_s=FULL_RETRY_S,
             )
         session_id = f"sess-{secrets.token_hex(SESSION_ID_BYTES)}"
-        session = Session(session_id, owner, self._clock.monotonic())
+        session = Session(session_id, owner, key_id, self._clock.monotonic())
         self._sessions[session_id] = session
+        self._by_key[key_id][session_id] = session
+        self._arm(session, self._ttl_s)
+        return session
+
+    def restore(self, session_id: str, owner: str, key_id: str) -> Session:
+        """Let a session of an earlier process live on; its lease begins anew."""
+        session = Session(session_id, owner, key_id, self._clock.monotonic())
+        self._sessions[session_id] = session
+        self._by_key[key_id][session_id] = session
         self._arm(session, self._ttl_s)
         return session
 
@@ -158,6 +177,16 @@ class SessionRegistry:
             "Create a new ServiceClient."
         )
 
+    def check_runs(self, session: Session, most: int) -> None:
+        """Refuse another training run of a session's key above `most`, with a 429."""
+        of_key = self._by_key.get(session.key_id, {}).values()
+        _check_count("training runs", sum(len(one.model_ids) for one in of_key), most)
+
+    def check_samplers(self, session: Session, most: int) -> None:
+        """Refuse another sampling session of a session's key above `most`, with a 429."""
+        of_key = self._by_key.get(session.key_id, {}).values()
+        _check_count("sampling sessions", sum(len(one.sampler_ids) for one in of_key), most)
+
     def _arm(self, session: Session, seconds: float) -> None:
         session.lease = self._timers.call_later(seconds, lambda: self._check(session))
 
@@ -171,6 +200,19 @@ class SessionRegistry:
     def _end(self, session: Session, how: SessionEnd) -> None:
         if self._sessions.pop(session.session_id, None) is None:
             return
+        of_key = self._by_key[session.key_id]
+        of_key.pop(session.session_id, None)
+        if not of_key:
+            del self._by_key[session.key_id]
         if session.lease is not None:
             session.lease.cancel()
         self._on_end(session, how)
+
+
+def _check_count(what: str, count: int, most: int) -> None:
+    if count >= most:
+        raise try_later(
+            f"{count} {what} of this key are open; it may have {most}. Finish a session, or wait "
+            "until idle ones end.",
+            retry_after_s=FULL_RETRY_S,
+        )

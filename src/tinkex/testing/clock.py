@@ -71,6 +71,11 @@ class VirtualClock:
                 self._elapsed = max(self._elapsed, due)
             self._blocked.wait_for(lambda: self._elapsed >= due)
 
+    def set_wall(self, seconds: float) -> None:
+        """Set the wall clock forwards, or back where negative; no sleeper notices."""
+        with self._lock:
+            self._start += seconds
+
     def advance(self, seconds: float) -> None:
         """Move the time on and wake every sleeper whose time has come, from any thread."""
         with self._blocked:

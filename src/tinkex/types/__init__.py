@@ -72,6 +72,12 @@ from tinkex.types.futures import (
 from tinkex.types.model_input import (
     ModelInput,
 )
+from tinkex.types.records import (
+    TrainingMetrics,
+    TrainingMetricsResponse,
+    UsageReport,
+    UsageRow,
+)
 from tinkex.types.runs import (
     Checkpoint,
     CheckpointsListResponse,
@@ -108,6 +114,7 @@ from tinkex.types.session import (
 from tinkex.types.session_search import (
     AccessibleSearchOwner,
     ActiveSessionStatusQuery,
+    AssignSessionProjectRequest,
     CancelledSessionStatusQuery,
     ClientFinishedSessionStatusQuery,
     ClientSessionFinished,
@@ -181,6 +188,7 @@ from tinkex.types.training import (
     UnloadModelResponse,
 )
 from tinkex.types.weights import (
+    CheckpointArchiveUrlResponse,
     CopyWeightsRequest,
     CopyWeightsResponse,
     ExternalWeightsUrlsResponse,
@@ -218,6 +226,7 @@ __all__ = [
     "ActiveSessionStatusQuery",
     "AdamOptimizerConfig",
     "AdamParams",
+    "AssignSessionProjectRequest",
     "AuditLogEntry",
     "AuditLogResponse",
     "AuthTokenResponse",
@@ -228,6 +237,7 @@ __all__ = [
     "CancelFutureRequest",
     "CancelledSessionStatusQuery",
     "Checkpoint",
+    "CheckpointArchiveUrlResponse",
     "CheckpointBillingEvent",
     "CheckpointType",
     "CheckpointsListResponse",
@@ -370,6 +380,8 @@ __all__ = [
     "TopkLogprobs",
     "TraceExportResponse",
     "TrainingBillingEvent",
+    "TrainingMetrics",
+    "TrainingMetricsResponse",
     "TrainingRun",
     "TrainingRunsResponse",
     "TryAgainResponse",
@@ -377,6 +389,8 @@ __all__ = [
     "UnloadModelRequest",
     "UnloadModelResponse",
     "UntypedAPIFuture",
+    "UsageReport",
+    "UsageRow",
     "UserSearchOwner",
     "WeightsInfoRequest",
     "WeightsInfoResponse",

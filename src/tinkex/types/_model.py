@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from typing import Annotated, Any
 
@@ -43,6 +44,26 @@ boolean."""
 
 Bool = Annotated[bool, BeforeValidator(_plain_bool)]
 """A boolean, also NumPy's."""
+
+
+def _refuse_boolean(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        raise ValueError("a boolean is no number")  # noqa: TRY004 - pydantic reads ValueError
+    return value
+
+
+NotBoolean = BeforeValidator(_refuse_boolean)
+"""For literal numbers: to Python, True is 1."""
+
+
+def _as_texts(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in value.items()}
+
+
+TextMap = Annotated[dict[str, str], BeforeValidator(_as_texts)]
+"""A client's notes where the wire has text alone: any other value, as its JSON."""
 
 
 class WireModel(BaseModel):

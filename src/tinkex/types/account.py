@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tinkex.types._model import Int, WireRequest, WireResponse, absent
+from tinkex.types._model import Int, TextMap, WireRequest, WireResponse, absent
 
 
 class AuthTokenResponse(WireResponse):
     """A token that stands for the key for a while."""
 
-    jwt: str
+    jwt: str = Field(repr=False)
 
 
 class OwnKeyResponse(WireResponse):
@@ -66,6 +66,8 @@ class TrainingBillingEvent(WireResponse):
 
     type: Literal["training"] = "training"
     token_count: int
+    forward_only: bool | None = absent()
+    """Whether they were computed without a gradient; `tinkex serve` tells the two apart."""
 
 
 class SamplingPrefillBillingEvent(WireResponse):
@@ -128,7 +130,7 @@ class BillingUsageEvent(WireResponse):
 class BillingUsageSession(WireResponse):
     """What a session's user said of it."""
 
-    user_metadata: dict[str, str] | None = absent()
+    user_metadata: TextMap | None = absent()
 
 
 class BillingUsageResponse(WireResponse):

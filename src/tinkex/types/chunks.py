@@ -291,6 +291,40 @@ CHUNK_TYPES: dict[str, type[Any]] = {
 """The class of each `type` word."""
 
 
+def _object_schema(kind: str, required: list[str], **fields: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {**fields, "type": {"const": kind}},
+        "required": required if kind == "encoded_text" else [*required, "type"],
+        "additionalProperties": False,
+    }
+
+
+_IMAGE_FIELDS: dict[str, Any] = {
+    "format": {"enum": ["png", "jpeg"]},
+    "expected_tokens": {"type": ["integer", "null"], "minimum": 0, "maximum": int(_INT32.max)},
+}
+_TOKEN_SCHEMA = {"type": "integer", "minimum": int(_INT32.min), "maximum": int(_INT32.max)}
+_BASE64_SCHEMA = {"type": "string", "contentEncoding": "base64"}
+
+CHUNK_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        _object_schema(
+            "encoded_text", ["tokens"], tokens={"type": "array", "items": _TOKEN_SCHEMA}
+        ),
+        _object_schema("image", ["data", "format"], data=_BASE64_SCHEMA, **_IMAGE_FIELDS),
+        _object_schema(
+            "image_asset_pointer",
+            ["location", "format"],
+            location={"type": "string"},
+            **_IMAGE_FIELDS,
+        ),
+        _object_schema("dmel", ["dmel"], dmel=_BASE64_SCHEMA),
+    ]
+}
+"""The JSON schema of a chunk."""
+
+
 def chunk_from_wire(value: Any) -> ModelInputChunk:
     """Read the JSON form of a chunk, or take a chunk as it is.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tinkex.types._model import Int, WireRequest, WireResponse, absent
+from tinkex.types._model import Int, NotBoolean, WireRequest, WireResponse, absent
 
 CustomLossInputRank = Literal[0, 1, 2]
 
@@ -15,7 +15,7 @@ class CustomLossInput(WireRequest):
     """A value that the loss takes for each datum: its name and how many dimensions it has."""
 
     name: str
-    rank: CustomLossInputRank
+    rank: Annotated[CustomLossInputRank, NotBoolean]
 
 
 class CustomLossNode(WireRequest):
@@ -31,7 +31,7 @@ class CustomLossNode(WireRequest):
 class CustomLossGraph(WireRequest):
     """The operations, in the order in which they run."""
 
-    format: Literal[1] = 1
+    format: Annotated[Literal[1], NotBoolean] = 1
     nodes: list[CustomLossNode]
 
 

@@ -12,7 +12,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema, from_json, to_json
 
 from tinkex.errors import InputError
-from tinkex.types.chunks import EncodedTextChunk, ModelInputChunk, chunk_from_wire
+from tinkex.types.chunks import CHUNK_SCHEMA, EncodedTextChunk, ModelInputChunk, chunk_from_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +139,13 @@ class ModelInput:
                 lambda value: value.to_wire()
             ),
         )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: object) -> dict[str, Any]:
+        """Describe the JSON form."""
+        return {
+            "type": "object",
+            "properties": {"chunks": {"type": "array", "items": CHUNK_SCHEMA}},
+            "required": ["chunks"],
+            "additionalProperties": False,
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from tinkex.types._model import WireResponse, absent
+from tinkex.types._model import TextMap, WireResponse, absent
 
 CheckpointType = Literal["training", "sampler", "external"]
 
@@ -43,7 +43,7 @@ class TrainingRun(WireResponse):
     last_request_time: datetime
     last_checkpoint: Checkpoint | None = absent()
     last_sampler_checkpoint: Checkpoint | None = absent()
-    user_metadata: dict[str, str] | None = absent()
+    user_metadata: TextMap | None = absent()
 
 
 class TrainingRunsResponse(WireResponse):

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from tinkex.errors import InputError
 from tinkex.types._model import Bool, Int, WireRequest, WireResponse, absent
 from tinkex.types.model_input import ModelInput
-from tinkex.types.tensor_data import TensorData
+from tinkex.types.tensor_data import TENSOR_SCHEMA, TensorData
 
 StopReason = Literal["length", "stop"]
 
@@ -26,11 +26,10 @@ EMPTY_TOPK_LOGPROB = -99999.0
 
 def _tensor_from_wire(value: Any) -> Any:
     if isinstance(value, Mapping):
-        try:
-            return TensorData(**value)
-        except TypeError as error:
-            raise InputError(f"A tensor has unknown fields: {error}") from error
-    return value
+        return TensorData.from_wire(value)
+    if value is None or isinstance(value, TensorData):
+        return value
+    raise InputError(f"A tensor is an object with data and dtype, not {type(value).__name__}.")
 
 
 def tensor_to_wire(tensor: TensorData) -> dict[str, Any]:
@@ -89,7 +88,7 @@ class SampleRequest(WireRequest):
             Any,
             BeforeValidator(_tensor_from_wire),
             PlainSerializer(tensor_to_wire),
-            WithJsonSchema({"type": "object"}),
+            WithJsonSchema(TENSOR_SCHEMA),
         ]
         | None
     ) = absent()

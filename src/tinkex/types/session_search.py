@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
-from tinkex.types._model import Int, WireRequest, WireResponse, absent
+from tinkex.types._model import Int, TextMap, WireRequest, WireResponse, absent
 
 ClientSessionFinishReasonType = Literal["success", "errored", "interrupted"]
 
@@ -105,6 +105,12 @@ class SessionSearchRequest(WireRequest):
     )
     limit: Annotated[Int, Field(ge=1, le=200)] = 50
     cursor: SessionSearchCursor | None = absent()
+
+
+class AssignSessionProjectRequest(WireRequest):
+    """Put a session into a project."""
+
+    project_id: str
 
 
 class SessionFailedRequestReason(WireResponse):
@@ -208,7 +214,7 @@ class SessionSummary(WireResponse):
     """None when it neither ended nor is known to go on."""
     checkpoints_count: int
     display_name: str | None = absent()
-    user_metadata: dict[str, str] | None = absent()
+    user_metadata: TextMap | None = absent()
     checkpoint_storage_bytes: int | None = absent()
 
 

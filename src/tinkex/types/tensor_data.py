@@ -6,7 +6,7 @@ import math
 import operator
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -28,6 +28,23 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 MAX_DENSE_ELEMENTS = 2**28
 """A sparse tensor that would be larger than this when dense (2 GiB of int64) is refused: its few
 bytes could otherwise take all memory of who reads it."""
+
+
+_WHOLE_NUMBERS = {"type": ["array", "null"], "items": {"type": "integer", "minimum": 0}}
+
+TENSOR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "data": {"type": "array", "items": {"type": "number"}},
+        "dtype": {"enum": ["int64", "float32"]},
+        "shape": _WHOLE_NUMBERS,
+        "sparse_crow_indices": _WHOLE_NUMBERS,
+        "sparse_col_indices": _WHOLE_NUMBERS,
+    },
+    "required": ["data"],
+    "additionalProperties": False,
+}
+"""The JSON schema of a tensor; the values of a dense one may be nested as its shape is."""
 
 
 class PrecisionWarning(UserWarning):
@@ -79,6 +96,24 @@ def _converted(values: Any, dtype: TensorDtype | None) -> npt.NDArray[Any]:
     if not is_fresh and flat.flags.writeable and np.may_share_memory(flat, array):
         return flat.copy()
     return flat
+
+
+def _numbers(data: Any, dtype: Any) -> npt.NDArray[Any]:
+    """Return JSON's numbers in the precision of `dtype`, flat or as they are nested."""
+    try:
+        array = np.asarray([] if data is None else data)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"The data of a tensor is no array of numbers: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise InputError("The data of a tensor must be numbers.")
+    if dtype == "float32" or (dtype is None and array.dtype.kind == "f"):
+        with np.errstate(over="ignore", under="ignore"):
+            return array.astype(np.float32)
+    if dtype == "int64" and array.dtype.kind == "f":
+        _check_fits_int64(array)
+        if (array != np.trunc(array)).any():
+            raise InputError("An int64 tensor has fractions in its data: give whole numbers.")
+    return array
 
 
 def _check_fits_int64(array: npt.NDArray[Any]) -> None:
@@ -204,6 +239,19 @@ class TensorData:
         put(tensor, "dtype", "float32" if values.dtype.kind == "f" else "int64")
         put(tensor, "shape", shape)
         return tensor
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the JSON form. What is no float32 is rounded without a word: JSON has one number.
+
+        Raises:
+            InputError: for unknown fields, or values that do not fit dtype or shape.
+        """
+        unknown = sorted(set(map(str, fields)) - set(TENSOR_SCHEMA["properties"]))
+        if unknown:
+            raise InputError(f"A tensor has no field {', '.join(unknown)}.")
+        given = {**fields, "data": _numbers(fields.get("data"), fields.get("dtype"))}
+        return cls(**given)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: a tensor may be shared."""

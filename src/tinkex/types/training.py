@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinkex.types._model import Bool, Int, WireRequest, WireResponse, absent
+from tinkex.types._model import Bool, Int, NotBoolean, WireRequest, WireResponse, absent
 from tinkex.types.datum import Datum
 from tinkex.types.tensor_data import TensorData
 
@@ -54,7 +54,7 @@ class DimuonOptimizerConfig(WireRequest):
     """DiMuon."""
 
     type: Literal["dimuon"] = "dimuon"
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], NotBoolean] = 1
 
 
 OptimizerConfig = Annotated[

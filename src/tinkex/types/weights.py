@@ -145,6 +145,13 @@ class ExternalWeightsUrlsResponse(WireResponse):
     expires: datetime
 
 
+class CheckpointArchiveUrlResponse(WireResponse):
+    """Where to fetch a checkpoint as one archive, and until when."""
+
+    url: str
+    expires: datetime
+
+
 class SetTtlRequest(WireRequest):
     """Say when a checkpoint may be deleted, in seconds from now; null keeps it."""
 

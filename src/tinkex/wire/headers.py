@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 API_KEY = "x-api-key"
+AUTHORIZATION = "authorization"
 IDEMPOTENCY_KEY = "x-idempotency-key"
 SDK_VERSION = "x-sdk-version"
 SDK_METHOD = "x-sdk-method"

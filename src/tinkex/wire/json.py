@@ -26,8 +26,9 @@ from tinkex.types.sampling import tensor_to_wire
 from tinkex.wire.envelope import ForwardBackwardEnvelope
 
 _OUTER = {"model_id", "seq_id", "type"}
+_TYPES = {None, "forward_backward", "forward"}
 _BODIES = {"forward_backward_input": False, "forward_input": True}
-_INNER = {"data", "loss_fn", "loss_fn_config", "type"}
+_INNER = {"data", "loss_fn", "loss_fn_config"}
 _DATUM = {"model_input", "loss_fn_inputs", "model_input_spans", "loss_fn_input_spans"}
 _SPANS: Mapping[str, type[PromptProvenanceSpan | SampledProvenanceSpan]] = {
     "prompt_tokens": PromptProvenanceSpan,
@@ -68,6 +69,9 @@ def decode_forward_backward_json_envelope(body: bytes) -> ForwardBackwardEnvelop
         raise WireDecodeError("model_id must be a string.")
     if seq_id is not None and (not isinstance(seq_id, int) or isinstance(seq_id, bool)):
         raise WireDecodeError("seq_id must be a whole number.")
+    kind = message.get("type")
+    if not isinstance(kind, str | None) or kind not in _TYPES:
+        raise WireDecodeError("type must be forward_backward, or forward.")
     loss_fn = inner.get("loss_fn")
     if not isinstance(loss_fn, str):
         raise WireDecodeError(f"{names[0]}.loss_fn must be a string.")
@@ -125,9 +129,11 @@ def _decode_datum(index: int, value: Any) -> Datum:
 def _decode_tensor(value: Any) -> TensorData:
     if not isinstance(value, Mapping):
         raise InputError("a tensor must be an object with data and dtype.")
-    # A JSON client has no other way to write NaN than null.
-    data = [np.nan if item is None else item for item in value.get("data", [])]
-    return TensorData(**{**value, "data": data})
+    data = value.get("data")
+    if isinstance(data, list):
+        # A JSON client has no other way to write NaN than null.
+        data = [np.nan if item is None else item for item in data]
+    return TensorData.from_wire({**value, "data": data})
 
 
 def _decode_spans(values: Any) -> list[PromptProvenanceSpan | SampledProvenanceSpan] | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from tinkex.errors import InputError, WireDecodeError
 from tinkex.types import (
@@ -158,6 +159,14 @@ def decode_forward_backward_envelope(body: bytes) -> ForwardBackwardEnvelope:
     config: dict[str, float | str] = dict(message.loss_fn_config)
     for name, value in message.loss_fn_config_v2.items():
         config[name] = value.text if value.WhichOneof("value") == "text" else value.number
+
+    def decode_data() -> list[Datum]:
+        _check_config(message)
+        message.DiscardUnknownFields()
+        if message.ByteSize() != len(body):  # equal for every known encoder of known fields alone
+            _refuse_unknown_fields(_parse(pb.ForwardBackwardRequest, body), "The request")
+        return [_decode_datum(index, datum) for index, datum in enumerate(message.data)]
+
     return ForwardBackwardEnvelope(
         model_id=message.model_id,
         seq_id=message.seq_id,
@@ -165,8 +174,48 @@ def decode_forward_backward_envelope(body: bytes) -> ForwardBackwardEnvelope:
         loss_fn_config=config or None,
         forward_only=message.forward_only,
         datum_count=len(message.data),
-        decode_data=lambda: [_decode_datum(i, datum) for i, datum in enumerate(message.data)],
+        decode_data=decode_data,
     )
+
+
+def _check_config(message: pb.ForwardBackwardRequest) -> None:
+    """Refuse settings without a value, or with two."""
+    for name, value in message.loss_fn_config_v2.items():
+        kind = value.WhichOneof("value")
+        if kind is None:
+            raise InputError(f"loss_fn_config_v2[{name!r}] has no value: give a number or a text.")
+        if name in message.loss_fn_config and (
+            kind == "text" or not _same_number(message.loss_fn_config[name], value.number)
+        ):
+            raise InputError(
+                f"loss_fn_config[{name!r}] and loss_fn_config_v2[{name!r}] differ: give one of "
+                "them, or the same value twice."
+            )
+
+
+def _same_number(one: float, other: float) -> bool:
+    return one == other or (one != one and other != other)  # noqa: PLR0124 - NaN is not itself
+
+
+def _refuse_unknown_fields(message: Message, place: str) -> None:
+    """Raise for the first field, here or further in, that has no meaning here."""
+    fields: Any = UnknownFieldSet(message)
+    unknown = {field.field_number for field in fields}
+    if unknown:
+        numbers = ", ".join(map(str, sorted(unknown)))
+        name = message.DESCRIPTOR.name
+        raise InputError(f"{place}: a {name} has no field of number {numbers} on this server.")
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].message_type is not None:
+                for key, entry in value.items():
+                    _refuse_unknown_fields(entry, f"{place}, {field.name}[{key!r}]")
+        else:
+            inner = [value] if isinstance(value, Message) else value
+            for index, entry in enumerate(inner):
+                _refuse_unknown_fields(entry, f"{place}, {field.name}[{index}]")
 
 
 def decode_forward_backward_request(body: bytes) -> ForwardBackwardRequest:
@@ -224,7 +273,7 @@ def encode_forward_backward_output(output: ForwardBackwardOutput) -> bytes:
     message.metrics.update(output.metrics)
     for _, group in itertools.groupby(output.loss_fn_outputs, key=_record_key):
         _encode_record(list(group), message.loss_fn_outputs.add(type_tag="ArrayRecord"))
-    return message.SerializeToString()
+    return message.SerializeToString(deterministic=True)
 
 
 def _record_key(fields: LossFnOutput) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from engine_support import datum, job, shake, tiny_engine, tokens
 
 from tinkex._clock import SystemClock
 from tinkex.errors import EngineError, InputError
-from tinkex.server.jobs import EngineJobs
+from tinkex.server.models.jobs import EngineJobs
 from tinkex.types import AdamParams, LoraConfig
 
 GOOD, BAD = ("a", "d"), ("b", "c")

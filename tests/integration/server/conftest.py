@@ -72,8 +72,8 @@ def make_engine():
 def make_config(tmp_path):
     def make(**settings):
         settings.setdefault("limits", Limits(max_rank=64))
+        settings.setdefault("data_dir", tmp_path / "data")
         return ServerConfig(
-            data_dir=tmp_path / "data",
             base_models=(BASE_MODEL,),
             aliases={ALIAS: BASE_MODEL},
             api_keys=(KEY, OTHER_KEY),

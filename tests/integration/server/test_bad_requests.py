@@ -118,8 +118,7 @@ async def test_malformed_json_batch_is_refused(api, body):
 
 async def test_unknown_path_is_named(api):
     await refused(await api.get("/no/such/path"), 404, "GET", "/api/v1/no/such/path")
-    await refused(await api.post("/auth/token", {}), 404, "auth/token")
-    response = await api.client.get("/elsewhere")
+    response = await api.client.get("/elsewhere", headers={"X-API-Key": KEY})
     await refused(response, 404, "/elsewhere")
 
 
@@ -136,7 +135,9 @@ async def test_weights_of_another_account_are_refused_by_name(api):
         "optimizer": False,
         "weights_access_token": "tok",
     }
-    await refused(await api.post("/load_weights", body), 400, "weights_access_token")
+    error, category = await api.failure(await api.ok("/load_weights", body))
+    assert category == "user"
+    assert "weights_access_token" in error
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ async def test_sampler_of_nothing_is_refused(api):
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "offset=-1", "limit=99999999"])
 async def test_bad_page_is_refused(api, query):
-    await refused(await api.get(f"/training_runs?{query}"), 400, query.split("=")[0])
+    await refused(await api.get(f"/training_runs?{query}"), 422, query.split("=")[0])
 
 
 async def test_body_above_the_limit_is_refused_for_what_is_no_batch(make_config, serve):

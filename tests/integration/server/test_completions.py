@@ -58,13 +58,14 @@ async def test_question_waits_for_the_next_completion(virtual, advance):
     await settle()
     assert not asked.done()
     future = await api.ok("/asample", sample_json(sampler))
-    (completion,) = (await asked)["completions"]
+    answer = await asked
+    (completion,) = answer["completions"]
     assert completion["state"] == "finished"
     assert completion["request_id"] == future["request_id"]
     assert completion["response_payload_uncompressed_size"] > 0
-    again = asyncio.ensure_future(ask(api, sampler, 1))
+    again = asyncio.ensure_future(ask(api, sampler, answer["cursor"]))
     await advance(api.services.config.long_poll_s + 1)
-    assert await again == {"completions": [], "cursor": 1}
+    assert await again == {"completions": [], "cursor": answer["cursor"]}
 
 
 async def test_failed_and_cancelled_samples_are_told_as_failed(api):

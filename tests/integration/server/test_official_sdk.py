@@ -10,6 +10,7 @@ import pytest
 from server_support import BASE_MODEL, KEY, VOCAB
 
 from tinkex.server.config import Limits
+from tinkex.server.futures import Operation
 
 pytestmark = [
     pytest.mark.interop,
@@ -190,7 +191,7 @@ def test_lost_chunk_fails_the_call_after_the_gap_time_and_the_next_one_works(
     tinker, make_server, monkeypatch
 ):
     """The second chunk of three never reaches its run, though the client was told it did."""
-    from tinkex.server.training import Training
+    from tinkex.server.runs.training import Training
 
     limits = Limits(max_rank=64, fwdbwd_max_chunk_len=2)
     lost = []
@@ -199,7 +200,7 @@ def test_lost_chunk_fails_the_call_after_the_gap_time_and_the_next_one_works(
     def lose_one(self, owner, call):
         if call.seq_id == 2 and not lost:
             lost.append(call)
-            return self._s.futures.open(owner, "lost")
+            return self._s.futures.open(owner, Operation.FORWARD_BACKWARD)
         return original(self, owner, call)
 
     monkeypatch.setattr(Training, "forward_backward", lose_one)

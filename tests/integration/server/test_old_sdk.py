@@ -1,6 +1,8 @@
 """SDK 0.22, which speaks JSON: its recorded requests, replayed in their order."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -109,8 +111,16 @@ async def test_forward_leaves_no_gradient(api):
     assert step["metrics"]["grad_norm"] == pytest.approx(0)
 
 
-async def test_archive_of_old_sdks_is_refused_by_name(api):
-    path = "/training_runs/sess-1:train:0/checkpoints/weights/0001/archive"
-    response = await api.get(path)
-    assert response.status_code in {404, 405}
-    assert "archive" in response.json()["detail"]
+async def test_archive_is_where_the_old_sdk_looks_for_it(api):
+    model = await api.model()
+    await api.result(
+        await api.ok("/save_weights", {"model_id": model, "seq_id": 1, "path": "0001"})
+    )
+    recorded = json.loads((RECORDINGS / "archive_url.json").read_text())["exchanges"][0]["request"]
+    path = recorded["path"].removeprefix("/api/v1").replace("sess-1:train:0", model)
+    headers = {"Accept": recorded["headers"]["Accept"]}
+    response = await api.request(recorded["method"], path, headers=headers)
+    assert response.status_code == 302  # as 0.22 reads it; it looks into `Location` and `Expires`
+    found = await api.client.get(response.headers["location"])
+    with tarfile.open(fileobj=io.BytesIO(found.content), mode="r") as archive:
+        assert {"adapter_model.safetensors", "checkpoint_complete"} <= set(archive.getnames())

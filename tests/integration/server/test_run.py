@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 import httpx
+import psutil
 import pytest
 
 from tinkex._clock import SystemClock
@@ -210,3 +211,16 @@ async def test_stop_sends_a_waiting_client_home(make_config):
         await post("/session_heartbeat", {"session_id": session})
         await running.end()
         assert (await poll)["type"] == "try_again"
+
+
+async def test_start_that_fails_after_the_models_leaves_no_socket_open(make_config):
+    """The address is answered while models load; what is wrong may only be known after that."""
+
+    def listening():
+        connections = psutil.Process().net_connections(kind="tcp")
+        return {one.laddr for one in connections if one.status == psutil.CONN_LISTEN}
+
+    before = listening()
+    with pytest.raises(ConfigurationError, match="alias 'a'"):
+        await Running(make_config(aliases={"a": "b"})).info()
+    assert listening() == before

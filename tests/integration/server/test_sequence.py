@@ -126,6 +126,7 @@ async def test_long_poll_comes_back_to_try_again(virtual, advance):
     assert not poll.done()
     await advance(2)
     body = await poll
+    assert "seq_id 1 of this run" in body.pop("queue_state_reason")
     assert body == {**held, "type": "try_again", "queue_state": "active"}
 
 

@@ -2,11 +2,17 @@
 
 import base64
 import hashlib
+import io
 import json
 import stat
+import tarfile
+from email.utils import parsedate_to_datetime
 
+import pyrage
 import pytest
 from server_support import BASE_MODEL, KEY, OTHER_KEY, batch_json, sample_json, settle
+
+from tinkex.server.storage.checkpoints import parse_path
 
 OTHER = {"key": OTHER_KEY}
 
@@ -79,7 +85,6 @@ async def test_published_sampler_weights_sample_the_same_for_another_key(api):
         ("POST", "/publish", None),
         ("DELETE", "/publish", None),
         ("PUT", "/ttl", {"ttl_seconds": 3600}),
-        ("GET", "/external_weights_urls", None),
         ("DELETE", "", None),
     ],
 )
@@ -146,16 +151,23 @@ async def test_copy_repeated_with_its_idempotency_key_is_one_copy(api):
     assert "expires_at" in await entry(api, copies[0])
 
 
+async def test_damaged_checkpoint_is_not_copied(api):
+    path = await saved(api)
+    file = api.services.blobs.folder(parse_path(path)) / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    response = await api.post("/copy_weights", {"source_path": path})
+    assert response.status_code == 500
+    assert "damaged" in response.json()["detail"]
+    listed = (await api.get("/checkpoints")).json()["checkpoints"]
+    assert [one["tinker_path"] for one in listed] == [path]
+
+
 async def test_copy_refuses_what_it_has_not_by_name(api):
     path = await saved(api)
     for extra in ({"session_id": "s"}, {"model_seq_id": 1}):
         response = await api.post("/copy_weights", {"source_path": path, **extra})
         assert response.status_code == 422
         assert next(iter(extra)) in response.json()["detail"]
-    headers = {"X-Tinker-Weights-Access-Token": "t"}
-    response = await api.post("/copy_weights", {"source_path": path}, headers=headers)
-    assert response.status_code == 422
-    assert "weights_access_token" in response.json()["detail"]
     response = await api.post("/copy_weights", {"source_path": path}, **OTHER)
     assert response.status_code in {400, 404}
 
@@ -217,6 +229,92 @@ async def test_address_ends_with_its_time_and_with_its_checkpoint(virtual):
     assert response.status_code == 404
 
 
+async def test_address_of_an_export_that_was_saved_anew_opens_nothing(api):
+    path, answer = await exported(api)
+    name = "adapter_model.safetensors"
+    body = {"session_id": await api.session(), "model_seq_id": 0, "path": path, "optimizer": False}
+    assert "model_id" in await api.result(await api.ok("/load_weights", body))
+    model = path.removeprefix("tinker://").partition("/")[0]
+    await api.result(await api.ok("/forward_backward", batch_json(model, 4)))
+    await api.result(await api.ok("/optim_step", {"model_id": model, "seq_id": 5}))
+    body = {"model_id": model, "seq_id": 6, "path": "one"}
+    await api.result(await api.ok("/save_weights_external", body))
+    assert (await fetch(api, answer["urls"][name])).status_code == 404
+    fresh = (await api.get(f"{address(path)}/external_weights_urls")).json()["urls"]
+    assert (await fetch(api, fresh[name])).status_code == 200
+    # what did not change has its address still
+    assert (await fetch(api, answer["urls"]["adapter_config.json"])).status_code == 200
+
+
+async def test_damaged_file_is_not_sent(api):
+    path, answer = await exported(api)
+    file = api.services.blobs.folder(parse_path(path)) / "adapter_config.json"
+    file.write_text(file.read_text().replace("LORA", "LORE"))
+    response = await fetch(api, answer["urls"]["adapter_config.json"])
+    assert response.status_code == 500
+    assert "damaged" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("save_weights", {}), ("save_weights_for_sampler", {}), ("save_weights_external", {})],
+)
+async def test_archive_holds_every_file_and_goes_on_where_it_broke(api, kind, fields, tmp_path):
+    path = await saved(api, kind, **fields)
+    answer = (await api.get(f"{address(path)}/archive")).json()
+    assert answer["expires"].endswith(("Z", "+00:00"))
+    whole = await fetch(api, answer["url"])
+    assert whole.status_code == 200
+    digest = base64.b64encode(hashlib.sha256(whole.content).digest()).decode()
+    assert whole.headers["repr-digest"] == f"sha-256=:{digest}:"
+    folder = api.services.blobs.folder(parse_path(path))
+    with tarfile.open(fileobj=io.BytesIO(whole.content)) as tar:
+        tar.extractall(tmp_path, filter="data")
+    for file in folder.iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+    assert (tmp_path / "checkpoint_complete").read_bytes() == b""
+    cut = len(whole.content) * 2 // 3
+    headers = {"range": f"bytes={cut}-", "if-range": whole.headers["etag"]}
+    rest = await fetch(api, answer["url"], **headers)
+    assert rest.status_code == 206
+    assert rest.content == whole.content[cut:]
+
+
+async def test_sdk_of_before_is_redirected_to_the_archive(api):
+    path = await saved(api)
+    headers = {"Accept": "application/gzip"}
+    response = await api.get(f"{address(path)}/archive", headers=headers)
+    assert response.status_code == 302
+    ends = parsedate_to_datetime(response.headers["expires"])
+    assert 0 < ends.timestamp() - api.services.clock.now() <= 3600
+    found = await fetch(api, response.headers["location"])
+    assert found.headers["content-type"] == "application/gzip"
+    head = await api.client.head(response.headers["location"])
+    assert head.headers["content-length"] == str(len(found.content))
+    assert head.content == b""
+
+
+async def test_another_key_downloads_a_checkpoint_only_while_it_is_public(api):
+    path, _ = await exported(api)
+    tails = ("archive", "external_weights_urls")
+    for tail in tails:
+        assert (await api.get(f"{address(path)}/{tail}", **OTHER)).status_code == 404
+    await api.ok(f"{address(path)}/publish")
+    for tail in tails:
+        assert (await api.get(f"{address(path)}/{tail}", **OTHER)).status_code == 200
+
+
+@pytest.mark.parametrize("tail", ["/../../../../api_key", "/%2e%2e/api_key", "/x/..", "/x"])
+async def test_no_address_climbs_out_of_a_checkpoint(api, tail):
+    path, answer = await exported(api)
+    url = answer["urls"]["adapter_config.json"]
+    assert (await fetch(api, url.replace("/adapter_config.json", tail))).status_code in {401, 404}
+    # not even with a good signature
+    place = f"/api/v1/downloads/{path.removeprefix('tinker://')}{tail}"
+    signed, _ = api.services.downloads.signed.sign("http://localhost", place, "c")
+    assert (await fetch(api, signed)).status_code in {401, 404}
+
+
 async def test_secret_of_addresses_is_for_the_owner_alone_and_outlives_a_restart(
     make_config, serve
 ):
@@ -229,12 +327,46 @@ async def test_secret_of_addresses_is_for_the_owner_alone_and_outlives_a_restart
         assert (await fetch(api, answer["urls"]["adapter_config.json"])).status_code == 200
 
 
-async def test_encrypted_export_is_refused_by_name(api):
+async def test_encrypted_export_is_read_by_its_recipient_alone(api):
+    reader = pyrage.x25519.Identity.generate()
+    plain, _ = await exported(api)
+    session = await api.session()
+    body = {"session_id": session, "model_seq_id": 0, "path": plain, "optimizer": False}
+    model = (await api.result(await api.ok("/load_weights", body)))["model_id"]
+    body = {"model_id": model, "seq_id": 1, "path": "hidden"}
+    body["age_encryption_recipients"] = [str(reader.to_public())]
+    path = (await api.result(await api.ok("/save_weights_external", body)))["path"]
+    urls = (await api.get(f"{address(path)}/external_weights_urls")).json()["urls"]
+    open_urls = (await api.get(f"{address(plain)}/external_weights_urls")).json()["urls"]
+    assert set(urls) == {f"{name}.age" for name in open_urls}
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        hidden = (await fetch(api, urls[f"{name}.age"])).content
+        assert pyrage.decrypt(hidden, [reader]) == (await fetch(api, open_urls[name])).content
+    folder = api.services.blobs.folder(parse_path(path))
+    assert all(name.suffix == ".age" for name in folder.iterdir())
+
+
+async def test_encrypted_export_is_no_checkpoint_to_load(api):
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
+    path = await saved(api, "save_weights_external", age_encryption_recipients=[recipient])
+    session = await api.session()
+    body = {"session_id": session, "model_seq_id": 0, "path": path, "optimizer": False}
+    error, category = await api.failure(await api.ok("/load_weights", body))
+    assert category == "user"
+    assert "encrypted" in error
+    assert (await api.post("/weights_info", {"tinker_path": path})).status_code == 400
+    copy = await api.ok("/copy_weights", {"source_path": path})
+    assert copy["tinker_path"].endswith("/external_weights/one")
+
+
+@pytest.mark.parametrize("recipients", [["age1"], []])
+async def test_bad_recipients_are_refused_by_name_and_leave_nothing(api, recipients):
     model = await api.model()
-    body = {"model_id": model, "seq_id": 1, "path": "x", "age_encryption_recipients": ["age1"]}
+    body = {"model_id": model, "seq_id": 1, "path": "x", "age_encryption_recipients": recipients}
     error, category = await api.failure(await api.ok("/save_weights_external", body))
     assert category == "user"
     assert "age_encryption_recipients" in error
+    assert not list((api.services.config.data_dir / "checkpoints").rglob("*"))
 
 
 async def test_addresses_of_a_checkpoint_that_is_no_export_are_refused(api):

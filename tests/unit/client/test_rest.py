@@ -193,6 +193,12 @@ def test_trace_that_fails_is_an_error():
         lambda r: r.get_audit_log(day="today"),
         lambda r: r.get_billing_usage("yesterday", "today"),
         lambda r: r.get_billing_usage(datetime(2026, 1, 1), datetime(2026, 1, 2)),  # noqa: DTZ001
+        lambda r: r.get_training_metrics(""),
+        lambda r: r.get_training_metrics(RUN, cursor="0"),
+        lambda r: r.get_training_metrics(RUN, limit=1.5),
+        lambda r: r._admin().get_usage(by="day"),
+        lambda r: r._admin().get_usage(by=["colour"]),
+        lambda r: r._admin().get_usage("yesterday"),
     ],
 )
 def test_wrong_argument_is_refused_before_any_request(call):
@@ -224,3 +230,24 @@ async def test_calls_can_be_awaited_and_so_can_their_deprecated_twins():
         peer.always(f"{API}/sessions", ok({"sessions": ["s"]}), method="GET")
         assert (await client.list_sessions()).sessions == ["s"]
         assert (await client.list_sessions_async(limit=3)).sessions == ["s"]
+
+
+def test_usage_and_metrics_are_asked_for_with_what_was_given():
+    start = datetime(2026, 7, 13, tzinfo=UTC)
+    report = {
+        "starting_on": "2026-07-13T00:00:00Z",
+        "ending_before": "2026-07-14T00:00:00Z",
+        "rows": [],
+    }
+    page = {"training_run_id": RUN, "metrics": [], "next_cursor": 9}
+    with scripted_peer() as peer:
+        peer.expect(f"{API}/usage", ok(report), method="GET")
+        peer.expect(f"{API}/training_runs/{RUN}/metrics", ok(page), method="GET")
+        with tinker.AdminClient(base_url=peer.url, api_key=KEY) as admin:
+            assert admin.get_usage(start, by=["hour", "key"]).result(10).starting_on == start
+        with tinker.RestClient(base_url=peer.url, api_key=KEY) as rest:
+            assert rest.get_training_metrics(RUN, cursor=3, limit=2).result(10).next_cursor == 9
+        (usage,) = peer.requests_to(f"{API}/usage")
+        (metrics,) = peer.requests_to(f"{API}/training_runs/{RUN}/metrics")
+    assert query_of(usage) == {"starting_on": "2026-07-13T00:00:00Z", "by": "hour,key"}
+    assert query_of(metrics) == {"cursor": "3", "limit": "2"}

@@ -1,9 +1,11 @@
 """A clock that tests move, and deadlines on it."""
 
+import shutil
+
 import pytest
 from server_support import settle
 
-from tinkex.server.timers import Timers
+from tinkex._timers import Timers
 from tinkex.testing.clock import VirtualClock
 
 
@@ -34,3 +36,19 @@ def advance(clock):
         await settle()
 
     return move
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory):
+    """A database with every table and no row; made once, for it takes its time."""
+    from tinkex.server.migrations import migrate
+
+    database = tmp_path_factory.mktemp("database") / "db.sqlite3"
+    migrate(database)
+    return database
+
+
+@pytest.fixture
+def empty_database(migrated_database, tmp_path):
+    """A database of the test's own."""
+    return shutil.copy(migrated_database, tmp_path / "db.sqlite3")

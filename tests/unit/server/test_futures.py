@@ -1,6 +1,8 @@
 """Futures: woken at once, kept for a while, bounded, and private."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from server_support import settle
@@ -216,3 +218,45 @@ async def test_memory_of_expired_ids_is_bounded(make_store, monkeypatch):
         open_one(store).complete("x", size=1)
     assert len(store._expired) == 3
     assert len(store) == 1
+
+
+async def test_number_of_kept_outcomes_is_bounded(make_store, monkeypatch):
+    monkeypatch.setattr("tinkex.server.futures.MAX_KEPT", 3)
+    store = make_store()
+    futures = [store.failed(ALICE, Operation.SAMPLE, InputError("no")) for _ in range(5)]
+    assert len(store) == 3
+    with pytest.raises(APIStatusError) as caught:
+        store.get(ALICE, futures[0].request_id)
+    assert caught.value.status_code == 410
+    assert store.get(ALICE, futures[-1].request_id) is futures[-1]
+
+
+async def test_failed_future_holds_nothing_of_what_it_was_raised_in(store):
+    class Data:
+        pass
+
+    def fail(data):
+        try:
+            int(str(data))
+        except ValueError as error:
+            raise InputError("bad") from error
+
+    data = Data()
+    gone = weakref.ref(data)
+    future = open_one(store)
+    try:
+        fail(data)
+    except InputError as error:
+        future.fail(error)
+    del data
+    gc.collect()
+    assert gone() is None
+    assert str(future.error) == "bad"
+
+
+async def test_long_error_counts_as_a_result(make_store):
+    store = make_store(max_result_bytes=1000)
+    first = store.failed(ALICE, Operation.SAMPLE, InputError("x" * 900))
+    store.failed(ALICE, Operation.SAMPLE, InputError("y" * 900))
+    with pytest.raises(APIStatusError):
+        store.get(ALICE, first.request_id)

@@ -25,13 +25,13 @@ def registry(clock, timers, ended):
 
 
 async def test_session_id_carries_128_random_bits(registry):
-    ids = {registry.create(ALICE).session_id for _ in range(3)}
+    ids = {registry.create(ALICE, key_id="k").session_id for _ in range(3)}
     assert len(ids) == 3
     assert all(len(bytes.fromhex(session_id.removeprefix("sess-"))) == 16 for session_id in ids)
 
 
 async def test_silent_session_ends_after_its_time(registry, ended, advance):
-    session = registry.create(ALICE)
+    session = registry.create(ALICE, key_id="k")
     await advance(149)
     assert ended == []
     await advance(2)
@@ -40,7 +40,7 @@ async def test_silent_session_ends_after_its_time(registry, ended, advance):
 
 
 async def test_heartbeats_keep_a_session_alive(registry, ended, advance):
-    session = registry.create(ALICE)
+    session = registry.create(ALICE, key_id="k")
     for _ in range(100):
         await advance(10)
         registry.heartbeat(ALICE, session.session_id)
@@ -50,7 +50,7 @@ async def test_heartbeats_keep_a_session_alive(registry, ended, advance):
 
 
 async def test_any_request_counts_as_a_sign_of_life(registry, ended, advance):
-    session = registry.create(ALICE)
+    session = registry.create(ALICE, key_id="k")
     await advance(100)
     registry.touch_id(session.session_id)
     await advance(100)
@@ -58,7 +58,7 @@ async def test_any_request_counts_as_a_sign_of_life(registry, ended, advance):
 
 
 async def test_finished_session_ends_once(registry, ended, advance):
-    session = registry.create(ALICE)
+    session = registry.create(ALICE, key_id="k")
     registry.finish(ALICE, session.session_id, reason="success", detail="done")
     with pytest.raises(APIStatusError) as caught:
         registry.finish(ALICE, session.session_id, reason="success", detail=None)
@@ -68,7 +68,7 @@ async def test_finished_session_ends_once(registry, ended, advance):
 
 
 async def test_heartbeat_of_an_ended_session_is_gone(registry):
-    session = registry.create(ALICE)
+    session = registry.create(ALICE, key_id="k")
     registry.finish(ALICE, session.session_id, reason="success", detail=None)
     for session_id in (session.session_id, "sess-unknown"):
         with pytest.raises(APIStatusError) as caught:
@@ -77,7 +77,7 @@ async def test_heartbeat_of_an_ended_session_is_gone(registry):
 
 
 async def test_anothers_session_looks_like_none(registry):
-    session = registry.create(ALICE)
+    session = registry.create(ALICE, key_id="k")
     for call in (registry.get, registry.heartbeat):
         with pytest.raises(APIStatusError):
             call(BOB, session.session_id)
@@ -87,7 +87,7 @@ async def test_anothers_session_looks_like_none(registry):
 
 
 async def test_anothers_request_does_not_keep_a_session_alive(registry, ended, advance):
-    session = registry.create(ALICE)
+    session = registry.create(ALICE, key_id="k")
     await advance(100)
     with pytest.raises(APIStatusError):
         registry.get(BOB, session.session_id)
@@ -97,7 +97,7 @@ async def test_anothers_request_does_not_keep_a_session_alive(registry, ended, a
 
 async def test_too_many_sessions_are_refused_for_now(registry):
     for _ in range(3):
-        registry.create(ALICE)
+        registry.create(ALICE, key_id="k")
     with pytest.raises(APIStatusError) as caught:
-        registry.create(BOB)
+        registry.create(BOB, key_id="k")
     assert caught.value.status_code == 429

@@ -230,3 +230,16 @@ def test_part_that_is_accepted_is_a_plain_file_name(text):
     assert "\0" not in text
     assert not text.startswith(".")
     assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        (types.CustomLossInput, {"name": "x", "rank": False}),
+        (types.CustomLossGraph, {"format": True, "nodes": []}),
+        (types.DimuonOptimizerConfig, {"version": True}),
+    ],
+)
+def test_boolean_is_no_literal_number(message, fields):
+    with pytest.raises(ValidationError, match="boolean"):
+        message.model_validate(fields)

@@ -251,3 +251,33 @@ def test_special_values_and_widening_are_not_told():
     TensorData(np.array([65504.0], np.float16))
     TensorData(np.array([1.0, 2.0]), "int64")
     TensorData(np.array([3], ">i8"))
+
+
+def test_numbers_of_json_are_rounded_without_a_word():
+    """A server's log is not the place to tell a client of its own numbers."""
+    tensor = TensorData.from_wire({"data": [1e-300, 0.1, 1e300], "dtype": "float32"})
+    assert tensor.data == [0.0, np.float32(0.1), np.inf]
+    assert TensorData.from_wire({"data": [1e-300, 1.0]}).data == [0.0, 1.0]
+    assert TensorData.from_wire({"data": [2.0, 3], "dtype": "int64"}).data == [2, 3]
+    assert TensorData.from_wire({"data": [[1, 2], [3, 4]], "shape": [2, 2]}).data == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data": [2.5], "dtype": "int64"}, "fractions"),
+        ({"data": [1e30], "dtype": "int64"}, "int64"),
+        ({"data": [float("nan")], "dtype": "int64"}, "NaN"),
+        ({"data": ["1"], "dtype": "float32"}, "numbers"),
+        ({"data": [True], "dtype": "float32"}, "numbers"),
+        ({"data": [2**70], "dtype": "float32"}, "numbers"),
+        ({"data": [[1], [2, 3]], "dtype": "float32"}, "no array"),
+        ({"data": {"a": 1}, "dtype": "float32"}, "numbers"),
+        ({"data": [1], "colour": 1}, "no field colour"),
+        ({"data": [1], "dtype": "int7"}, "int7"),
+        ({"data": [1], "dtype": ["float32"]}, "float32"),
+    ],
+)
+def test_json_that_is_no_tensor_is_refused(fields, words):
+    with pytest.raises(InputError, match=words):
+        TensorData.from_wire(fields)

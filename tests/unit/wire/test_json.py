@@ -91,3 +91,16 @@ def test_sample_is_written_with_null_for_a_missing_logprob():
         "type": "sample",
         "prompt_logprobs": [None, -1.0],
     }
+
+
+@pytest.mark.parametrize("kind", ["forward_backward", "forward", None])
+def test_type_of_old_requests_is_read(kind):
+    assert decode_forward_backward_json_envelope(body(type=kind)).model_id == "m"
+
+
+@pytest.mark.parametrize("kind", ["", "sample", 3, {}])
+def test_other_type_is_refused(kind):
+    with pytest.raises(WireDecodeError, match="type"):
+        decode_forward_backward_json_envelope(body(type=kind))
+    with pytest.raises(WireDecodeError, match="type"):
+        decode_forward_backward_json_envelope(body(inner={"type": kind}))

@@ -15,7 +15,7 @@ is safe at any time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -73,6 +73,8 @@ class _Entry:
     optimizer_type: str | None = None
     lost: str | None = None
     """Why its file is of no use."""
+    used_at: float = 0.0
+    """Monotonic seconds of its last use."""
 
 
 class AdapterPool:
@@ -84,6 +86,7 @@ class AdapterPool:
         max_adapters: adapters in training; counts only where there is no disk.
         max_samplers: samplers; as above.
         in_use: gives the ids (`id()`) of the weights that must not move now.
+        now: gives monotonic seconds.
     """
 
     def __init__(
@@ -94,12 +97,18 @@ class AdapterPool:
         max_adapters: int,
         max_samplers: int,
         in_use: Callable[[], set[int]],
+        now: Callable[[], float],
     ) -> None:
         self._levels = levels
         self._spill = spill
         self._most = {_ADAPTER: max_adapters, _SAMPLER: max_samplers}
         self._in_use = in_use
+        self._now = now
         self._entries: dict[str, dict[str, _Entry]] = {_ADAPTER: {}, _SAMPLER: {}}
+        self._all_bytes: Counter[str] = Counter()
+        """By kind, wherever they lie."""
+        self._places: dict[tuple[str, str], tuple[int, int]] = {}
+        """By kind and memory: how many lie there, and their bytes."""
 
     # --- finding --------------------------------------------------------------------------------
 
@@ -154,6 +163,17 @@ class AdapterPool:
         """Give the name of the memory that an "adapter" or "sampler" lies in, or "disk"."""
         level = self._entry(kind, name).level
         return "disk" if level is None else level.name
+
+    def places(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Count what there is, by kind and the name of the memory, or "disk": number and bytes."""
+        found = dict(self._places)
+        for kind, entries in self._entries.items():
+            inside = [held for (one, _), held in self._places.items() if one == kind]
+            found[kind, "disk"] = (
+                len(entries) - sum(count for count, _ in inside),
+                self._all_bytes[kind] - sum(nbytes for _, nbytes in inside),
+            )
+        return found
 
     # --- adding and removing --------------------------------------------------------------------
 
@@ -211,12 +231,15 @@ class AdapterPool:
         self._remove(entry.key)
         kind, name = entry.key
         self._entries[kind][name] = entry
+        entry.used_at = self._now()
+        self._all_bytes[kind] += entry.nbytes
         self._lay(entry, self._levels[0])
 
     def _remove(self, key: Key) -> None:
         entry = self._entries[key[0]].pop(key[1], None)
         if entry is None:
             return
+        self._all_bytes[key[0]] -= entry.nbytes
         if entry.level is not None:
             self._take(entry)
         self._erase(entry)
@@ -228,6 +251,7 @@ class AdapterPool:
         first = self._levels[0]
         if entry.lost is not None:
             raise EngineError(entry.lost)
+        entry.used_at = self._now()
         if entry.level is first:
             first.entries.move_to_end(entry.key)
             return entry.item
@@ -298,6 +322,29 @@ class AdapterPool:
         for entry in movable:
             self._move_out(entry)
 
+    def move_idle_out(self, idle_s: float, most: int) -> int:
+        """Move to the disk what was not used for so long, and give how many were moved.
+
+        At most so many go in one call, as the engine does nothing else meanwhile. Without a disk,
+        or when it takes no more, they stay.
+        """
+        if self._spill is None:
+            return 0
+        before, moved = self._now() - idle_s, 0
+        used = self._in_use()
+        for level in self._levels:
+            for entry in list(level.entries.values()):
+                if moved >= most:
+                    return moved
+                if entry.used_at > before or id(entry.item.weights) in used:
+                    continue
+                try:
+                    self._move_to_disk(entry)
+                except EngineError:
+                    return moved
+                moved += 1
+        return moved
+
     def _move_out(self, entry: _Entry) -> None:
         """Move an entry to the memory behind its own, or to the disk."""
         assert entry.level is not None
@@ -312,6 +359,10 @@ class AdapterPool:
             return
         if self._spill is None:
             self._refuse(entry.level)
+        self._move_to_disk(entry)
+
+    def _move_to_disk(self, entry: _Entry) -> None:
+        assert self._spill is not None
         if entry.file is None:
             entry.file = self._spill.write(entry.item.tensors())
         entry.plan = entry.item.plan()
@@ -329,12 +380,19 @@ class AdapterPool:
         entry.level = level
         level.entries[entry.key] = entry
         level.held_bytes += entry.nbytes
+        self._note(entry, level, 1)
 
     def _take(self, entry: _Entry) -> None:
         assert entry.level is not None
         del entry.level.entries[entry.key]
         entry.level.held_bytes -= entry.nbytes
+        self._note(entry, entry.level, -1)
         entry.level = None
+
+    def _note(self, entry: _Entry, level: MemoryLevel, change: int) -> None:
+        place = entry.key[0], level.name
+        count, nbytes = self._places.get(place, (0, 0))
+        self._places[place] = (count + change, nbytes + change * entry.nbytes)
 
     def _erase(self, entry: _Entry) -> None:
         if entry.file is not None and self._spill is not None:

@@ -154,11 +154,14 @@ class KVCache:
         """Copy positions of a row into memory of its own."""
         return row.slab.copy_out(row, start, end)
 
-    def make_room(self, row: KVRow) -> KVRow:
-        """Give the row with room for one more token: moved to the next class when it was full."""
-        if row.length < row.slab.capacity:
+    def make_room(self, row: KVRow, tokens: int = 1) -> KVRow:
+        """Give the row with room for so many more tokens: moved to a larger class when it is full.
+
+        The class depends on the length that it then may have, not on the steps to it.
+        """
+        if row.length + tokens <= row.slab.capacity:
             return row
-        larger = self.allocate(row.length + 1)
+        larger = self.allocate(row.length + tokens)
         self._copy_or_free(row, larger)
         row.slab.remove(row, scrub=False)
         row.slab, row.index = larger.slab, larger.index

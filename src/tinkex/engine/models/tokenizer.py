@@ -1,4 +1,4 @@
-"""Text of token ids, for stop strings. The engine never turns text into tokens.
+"""Tokenizers. The engine needs text of token ids, for stop strings, and makes no tokens of text.
 
 Loaded on first use: most requests stop at token ids, and tokenizers cost time and memory.
 """
@@ -6,7 +6,7 @@ Loaded on first use: most requests stop at token ids, and tokenizers cost time a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,23 @@ def load_decoder(location: str) -> TextDecoder | None:
         return cast("TextDecoder", AutoTokenizer.from_pretrained(location))
     except (OSError, ValueError):
         return None
+
+
+def load_fast_tokenizer(location: str) -> Any | None:
+    """Load a fast tokenizer of `transformers`, chat template and all; None where there is none.
+
+    Args:
+        location: a folder or hub id.
+    """
+    if not location:
+        return None
+    from transformers import AutoTokenizer  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError):
+        return None
+    return tokenizer if hasattr(tokenizer, "backend_tokenizer") else None
 
 
 def _has(folder: Path, name: str) -> bool:

@@ -9,6 +9,7 @@ What is done again gives the same bits, so whoever succeeds does not notice.
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,15 @@ from tinkex.engine.attention.kv_cache import DecodeAttention, KVCache
 from tinkex.engine.models.head import top_logprobs
 from tinkex.engine.sampling.prefill import Prefill, segments_of
 from tinkex.engine.sampling.prompt_scores import score_prompt
+from tinkex.engine.sampling.replay import Replay
 from tinkex.engine.sampling.sampler import NextTokens, RowChoice, choose_tokens
 from tinkex.engine.sampling.scheduler import Scheduler
-from tinkex.engine.sampling.sequence import JobState, RunningSequence, SampleFinished
+from tinkex.engine.sampling.sequence import (
+    JobState,
+    RunningSequence,
+    SampledToken,
+    SampleFinished,
+)
 from tinkex.engine.sampling.uniform import UniformStream
 from tinkex.errors import EngineError, TinkerError
 from tinkex.types import SampledSequence, SampleResponse, TopkLogprobs
@@ -52,11 +59,15 @@ class Generator:
         self._row_multiple = config.row_multiple
         self._cache = KVCache()
         self._prefill = Prefill(runner, self._cache, config)
+        self._replay = Replay(runner, self._cache, config)
+        self._prefill_tokens = config.prefill_tokens
         self._jobs: dict[str, JobState] = {}
         self._scheduler = Scheduler(
             max_running=config.max_running, cache_tokens=config.kv_cache_tokens
         )
         self._decode_is_due = False
+        self.served: dict[str, int] = {}
+        """By job: tokens that the last step computed for it."""
 
     @property
     def has_work(self) -> bool:
@@ -90,6 +101,12 @@ class Generator:
         self._jobs[state.job.job_id] = state
         self._scheduler.add(state)
 
+    def hold(self, job_id: str, *, held: bool) -> None:
+        """Let a job's samples wait, or go on; nothing if it is not there."""
+        state = self._jobs.get(job_id)
+        if state is not None:
+            state.held = held
+
     @torch.inference_mode()
     def cancel(self, job_id: str) -> None:
         """Forget a job, if there."""
@@ -101,16 +118,21 @@ class Generator:
     def step(self) -> list[SampleFinished]:
         """Compute chunks of prompts, or decode one token; give the jobs that ended."""
         self.sweep()
+        self.served = {}
         finished = self._admit_and_start()
         waiting = self._scheduler.prefill_order()
-        if waiting and not (self._decode_is_due and self._scheduler.running):
+        behind = [s for s in self._scheduler.running if s.behind]
+        running = [s for s in self._scheduler.running if not s.behind and not s.state.held]
+        if (waiting or behind) and not (self._decode_is_due and running):
             self._decode_is_due = True
-            finished += self._compute_prompts(waiting)
+            if waiting:
+                finished += self._compute_prompts(waiting)
+            finished += self._catch_up(behind)
             return finished + self._admit_and_start()
         self._decode_is_due = False
-        running = list(self._scheduler.running)
         if running:
             self._scheduler.charge_decode()
+            self.served = Counter(s.state.job.job_id for s in running)
             finished += self._spared(_jobs_of(running), self._decode)
         return finished
 
@@ -150,6 +172,7 @@ class Generator:
         chunks = self._prefill.plan([s for s in waiting if self._alive(s)])
         for chunk in chunks:
             self._scheduler.charge_prefill(chunk.state, chunk.tokens)
+            self.served[chunk.state.job.job_id] = chunk.tokens
         finished += self._spared([c.state for c in chunks], partial(self._run_chunks, chunks))
         computed = [s for s in waiting if self._alive(s) and not s.prompt_left]
         return finished + self._prompts_done(computed)
@@ -211,7 +234,7 @@ class Generator:
 
     def _start_samples(self, taken: Sequence[tuple[JobState, int]]) -> list[SampleFinished]:
         """Fork samples from computed prompts and choose their first tokens."""
-        started = [RunningSequence(s, i, UniformStream(s.rule.seed, i)) for s, i in taken]
+        started = [_sequence_of(s, i) for s, i in taken]
         self._scheduler.run(started)
         for sequence in started:
             sequence.state.sequences.append(sequence)
@@ -220,7 +243,6 @@ class Generator:
         )
 
     def _start(self, started: Sequence[RunningSequence]) -> list[SampleFinished]:
-        logits = torch.stack([s.state.first_logits for s in started])
         for sequence in started:
             state = sequence.state
             if sequence.row is not None:
@@ -230,15 +252,45 @@ class Generator:
                 sequence.row = self._cache.fork(state.prompt_row)
             else:  # the last takes the prompt's own row over
                 sequence.row, state.prompt_row = state.prompt_row, None
-        finished = self._append_tokens(started, logits)
+        finished: list[SampleFinished] = []
+        fresh = [s for s in started if not _is_under_way(s)]
+        if fresh:
+            logits = torch.stack([s.state.first_logits for s in fresh])
+            finished += self._append_tokens(fresh, logits)
         for sequence in started:
+            if _is_under_way(sequence) and self._alive(sequence.state):
+                self._check_given(sequence)
+                if sequence.stop_reason is not None:
+                    finished += self._finish(sequence)
             if sequence.state.prompt_row is None:
                 sequence.state.first_logits = None
         return finished
 
+    def _catch_up(self, behind: Sequence[RunningSequence]) -> list[SampleFinished]:
+        """Feed samples the tokens that they came with: as many as of prompts in one step."""
+        finished: list[SampleFinished] = []
+        budget = self._prefill_tokens
+        for sequence in behind:
+            count = min(sequence.behind, budget)
+            if not count or not self._alive(sequence.state):
+                continue
+            budget -= count
+            job_id = sequence.state.job.job_id
+            self.served[job_id] = self.served.get(job_id, 0) + count
+            work = partial(self._feed, sequence, count)
+            finished += self._spared([sequence.state], work)
+        return finished
+
+    def _feed(self, sequence: RunningSequence, count: int, _: Sequence[JobState]) -> None:
+        self._replay.run(sequence, count)
+
     def _decode(self, states: Sequence[JobState]) -> list[SampleFinished]:
         """Feed each running sequence of some jobs its newest token and choose the next."""
-        running = _sequences_of(self._scheduler.running, states)
+        running = [
+            s
+            for s in _sequences_of(self._scheduler.running, states)
+            if not s.behind and not s.state.held
+        ]
         lengths = [0 if s.row is None else s.row.length for s in running]
         try:
             return self._decode_step(running)
@@ -296,12 +348,15 @@ class Generator:
             sequence.uniform = None
             sequence.tokens.append(token)
             sequence.logprobs.append(logprobs[i])
-            if sequence.state.job.on_token is not None:
-                sequence.state.job.on_token(sequence.index, token, logprobs[i])
-            if topk is not None:
-                k = sequence.state.job.topk_sample_logprobs
-                sequence.topk.append((topk[1][i][:k], topk[0][i][:k]))
+            job, likeliest = sequence.state.job, None
+            if topk is not None and job.topk_sample_logprobs:
+                k = job.topk_sample_logprobs
+                likeliest = topk[1][i][:k], topk[0][i][:k]
+                sequence.topk.append(likeliest)
             self._check_end(sequence)
+            if job.on_token is not None:
+                reason = sequence.stop_reason
+                job.on_token(SampledToken(sequence.index, token, logprobs[i], likeliest, reason))
             if sequence.stop_reason is not None:
                 finished += self._finish(sequence)
         return finished
@@ -322,6 +377,13 @@ class Generator:
             sequence.stop_reason = "stop"
         elif len(sequence.tokens) >= sequence.state.max_tokens:
             sequence.stop_reason = "length"
+
+    def _check_given(self, sequence: RunningSequence) -> None:
+        """Find out whether a sample had come to its end already."""
+        if sequence.index in sequence.state.job.ended:
+            sequence.stop_reason = "stop"
+        else:
+            self._check_end(sequence)
 
     # --- ends -----------------------------------------------------------------------------------
 
@@ -358,6 +420,16 @@ class Generator:
             sequence.row = None
 
 
+def _is_under_way(sequence: RunningSequence) -> bool:
+    return sequence.given > 0 or sequence.index in sequence.state.job.ended
+
+
+def _sequence_of(state: JobState, index: int) -> RunningSequence:
+    given = list(state.job.resume[index]) if state.job.resume else []
+    uniforms = UniformStream(state.rule.seed, index, len(given))
+    return RunningSequence(state, index, uniforms, tokens=given, given=len(given))
+
+
 def _jobs_of(sequences: Iterable[RunningSequence]) -> list[JobState]:
     return list({id(s.state): s.state for s in sequences}.values())
 
@@ -389,6 +461,7 @@ def _response(state: JobState) -> SampleResponse:
 
 def _sampled(sequence: RunningSequence, name: str) -> SampledSequence:
     assert sequence.stop_reason is not None
+    new = sequence.tokens[sequence.given :]
     topk = None
     if sequence.topk:
         ids, values = zip(*sequence.topk, strict=True)
@@ -396,7 +469,7 @@ def _sampled(sequence: RunningSequence, name: str) -> SampledSequence:
     return SampledSequence(
         stop_reason=sequence.stop_reason,
         sequence_id=name,
-        tokens_np=np.array(sequence.tokens, dtype=np.int32),
+        tokens_np=np.array(new, dtype=np.int32),
         logprobs_np=np.array(sequence.logprobs, dtype=np.float32),
         topk_logprobs_np=_topk_record(topk),
     )

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinkex.errors import InputError, TinkerError
 from tinkex.types import ModelInput, SampleResponse, SamplingParams, StopReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,6 +31,19 @@ MAX_TOPK_LOGPROBS = 256
 """Most alternatives given for each token."""
 MAX_TARGET_CELLS = 2**22
 """Most tokens of one request whose prompt log-probabilities are asked for."""
+
+
+class SampledToken(NamedTuple):
+    """One token of a sample that may not have ended."""
+
+    sequence: int
+    """Which of the sequences that its job asks for."""
+    token: int
+    logprob: float
+    topk: tuple[list[int], list[float]] | None
+    """The likeliest tokens and their log-probabilities, where they were asked for."""
+    stop_reason: StopReason | None
+    """Why the sample ends with this token; None when it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +69,15 @@ class SampleJob:
     """Tokens to draw for each prompt position after the first."""
     owner: str = ""
     """Whose it is: owners take turns, and nothing computed for one serves another."""
-    on_token: Callable[[int, int, float], None] | None = None
-    """Called with (sequence, token, logprob) as each is sampled; it must not raise, nor wait."""
+    on_token: Callable[[SampledToken], None] | None = None
+    """Called with each token as it is sampled; it must not raise, nor wait."""
+    also_stop_at_end: bool = False
+    """Whether the model's end tokens end a sample whatever else `stop` names."""
+    resume: Sequence[Sequence[int]] = ()
+    """Of each sample, the tokens that it has already; sampling goes on after them as if it had
+    never been cut, and gives what is new alone. They count in `max_tokens`."""
+    ended: Collection[int] = ()
+    """Samples that are whole already, by index: nothing more is sampled for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +123,8 @@ class JobState:
     """Tokens reserved by others who were let by while this one found no room."""
     prompt_row: KVRow | None = None
     """The prompt's keys and values, until the last sample has started."""
+    held: bool = False
+    """Whether its samples wait, for somebody who reads slowly; they keep their places."""
     computed: int = 0
     """Tokens of the prompt that are in `prompt_row`."""
     reused: int = 0
@@ -150,9 +172,18 @@ class RunningSequence:
     """The number drawn for the token to come; a step that is done again takes the same."""
     row: KVRow | None = None
     tokens: list[int] = field(default_factory=list)
+    given: int = 0
+    """How many of `tokens` came with the job."""
     logprobs: list[float] = field(default_factory=list)
     topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
     stop_reason: StopReason | None = None
+
+    @property
+    def behind(self) -> int:
+        """Tokens that came with the job and are not in the cache yet; the newest one is not due."""
+        if not self.given or self.row is None:
+            return 0
+        return len(self.state.prompt) + len(self.tokens) - 1 - self.row.length
 
 
 def check_job(job: SampleJob, max_num_samples: int, vocab_size: int) -> None:
@@ -172,6 +203,28 @@ def check_job(job: SampleJob, max_num_samples: int, vocab_size: int) -> None:
         raise InputError(
             f"{len(job.sequence_ids)} sequence ids for {job.num_samples} samples; give one each"
         )
+
+
+def check_resume(job: SampleJob, max_tokens: int, vocab_size: int) -> None:
+    """Check the tokens that samples are to go on after.
+
+    Raises:
+        InputError: not one list for each sample, above `max_tokens`, or not of the vocabulary.
+    """
+    if job.resume and len(job.resume) != job.num_samples:
+        raise InputError(
+            f"resume has the tokens of {len(job.resume)} samples for {job.num_samples}; give a "
+            "list for each, empty where there are none"
+        )
+    for sample, tokens in enumerate(job.resume):
+        if len(tokens) > max_tokens:
+            raise InputError(
+                f"sample {sample} has {len(tokens)} tokens already; max_tokens is {max_tokens}"
+            )
+        if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
+            raise InputError(
+                f"resume has a token outside the vocabulary of {vocab_size} in sample {sample}"
+            )
 
 
 def check_prompt_targets(asked: TensorData | None, prompt: int, vocab_size: int) -> None:

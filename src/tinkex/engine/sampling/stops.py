@@ -43,7 +43,11 @@ class StopRule:
 
 
 def stop_rule(
-    stop: Stop, eos_token_ids: Sequence[int], tokenizer: Callable[[], TextDecoder | None]
+    stop: Stop,
+    eos_token_ids: Sequence[int],
+    tokenizer: Callable[[], TextDecoder | None],
+    *,
+    also_at_end: bool = False,
 ) -> StopRule:
     """Read a request's `stop`.
 
@@ -51,6 +55,7 @@ def stop_rule(
         stop: As on the wire.
         eos_token_ids: The model's end tokens.
         tokenizer: Gives the tokenizer; called only for stop strings.
+        also_at_end: Whether the model's end tokens stop too, whatever `stop` names.
 
     Raises:
         InputError: mixed or empty stops, too many or too long, or strings without a tokenizer.
@@ -61,11 +66,12 @@ def stop_rule(
     if len(stops) > _MAX_STOPS:
         raise InputError(f"stop has {len(stops)} entries; at most {_MAX_STOPS}")
     ids = [s for s in stops if isinstance(s, int)]
+    ends = frozenset(eos_token_ids if also_at_end else ())
     strings = tuple(s for s in stops if isinstance(s, str))
     if ids and strings:
         raise InputError("stop mixes token ids and strings; send one kind")
     if not strings:
-        return StopRule(frozenset(ids))
+        return StopRule(ends.union(ids))
     longest = max(len(s.encode()) for s in strings)
     if not all(strings) or longest > _MAX_STOP_BYTES:
         raise InputError(f"a stop string must have 1 to {_MAX_STOP_BYTES} bytes")
@@ -74,4 +80,4 @@ def stop_rule(
         raise InputError("this base model has no tokenizer; give stop as token ids")
     # Every token carries at least a byte; a few more cover tokens whose text is empty or that only
     # begin a character.
-    return StopRule(frozenset(), strings, decoder, longest + 8)
+    return StopRule(ends, strings, decoder, longest + 8)

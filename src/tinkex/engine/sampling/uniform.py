@@ -13,15 +13,23 @@ _BLOCK = 64
 
 
 class UniformStream:
-    """Uniforms in [0, 1) of one sample, in the order of its steps."""
+    """Uniforms in [0, 1) of one sample, in the order of its steps.
+
+    Args:
+        seed: of the request.
+        sample: which of its samples.
+        start: the first step.
+    """
 
     __slots__ = ("_block", "_generator", "_used")
 
-    def __init__(self, seed: int, sample: int) -> None:
+    def __init__(self, seed: int, sample: int, start: int = 0) -> None:
         key = np.array([seed % 2**64, sample], dtype=np.uint64)
         self._generator = np.random.Generator(np.random.Philox(key=key))
         self._block: list[float] = []
         self._used = 0
+        for _ in range(start):
+            self.draw()
 
     def draw(self) -> float:
         """Give the next step's number."""

@@ -8,15 +8,17 @@ target, q the sampling one, A the advantage, w the weight, r = exp(lp - q):
     ppo                  L = -sum(min(r A, clamp(r, lo, hi) A))           lo, hi = 0.8, 1.2
     cispo                L = -sum(stop_gradient(clamp(r, lo, hi)) lp A)   lo, hi = 0.0, 4.0
     dro                  L = -sum(lp A - beta/2 (lp - q)^2)               beta must be given
-    gspo                 L = -sum(min(s_t A, clamp(s_t, lo, hi) A))       lo, hi must be given
+    gspo                 L = -sum(min(s_t A, clamp(s_t, lo, hi) A))       lo, hi = 0.9997, 1.0004
                          s_t = stop_gradient(s / p_t) p_t,  s = exp(mean of lp - q, marked tokens)
     stable_reinforce     L = -sum(rho (lp A - kl/2 (lp - q)^2))           hi, kl = 2.0, 0.0
                          rho = stop_gradient(min(r, hi)),  q as the server recorded it
     custom               a user's own: a traced graph (`graph_loss`), summed over data
 
 (The Tinker documentation's losses page; thresholds are absolute ratios. It names no default for
-`beta` nor for gspo's thresholds, so neither do we.) PPO: arXiv 1707.06347; CISPO: arXiv 2506.13585;
-DRO: arXiv 2405.19107; GSPO, its token-level variant: arXiv 2507.18071, equation 13.
+`beta`, so neither do we.) PPO: arXiv 1707.06347; CISPO: arXiv 2506.13585; DRO: arXiv 2405.19107;
+GSPO, its token-level variant: arXiv 2507.18071, equation 13. The cookbook's `rl_loop` names no
+thresholds for gspo, so there are defaults: the clipping ranges of its paper (3e-4 below, 4e-4
+above).
 
 The official `stable_reinforce` is described, its formula is not public: this one is ours, behind
 the same interface. It is REINFORCE (Williams 1992) on samples of another policy: each token's
@@ -213,7 +215,7 @@ LOSSES: Mapping[str, LossFunction] = MappingProxyType(
             gspo,
             (*_REINFORCEMENT, MASK),
             _CLIPPED,
-            ((LOW, None), (HIGH, None)),
+            ((LOW, 0.9997), (HIGH, 1.0004)),
             by_sequence=True,
         ),
         "stable_reinforce": LossFunction(

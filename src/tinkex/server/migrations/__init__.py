@@ -15,7 +15,7 @@ from tinkex.errors import ConfigurationError
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEAD = "0002"
+HEAD = "0011"
 """The newest revision in `versions/`."""
 
 
@@ -25,14 +25,27 @@ def migrate(database: Path) -> None:
     Raises:
         ConfigurationError: when a newer version of tinkex wrote it, or it is no database.
     """
+    found = _found(database)
+    if found != HEAD:
+        _upgrade(database, found)
+
+
+def is_current(database: Path) -> bool:
+    """Whether a database has this version's tables. Changes nothing.
+
+    Raises:
+        ConfigurationError: it is no database.
+    """
+    return _found(database) == HEAD
+
+
+def _found(database: Path) -> str | None:
     try:
-        found = _revision(database)
+        return _revision(database)
     except sqlite3.DatabaseError as error:
         raise ConfigurationError(
             [f"{database} is not a readable SQLite database ({error}): move it away to start anew"]
         ) from error
-    if found != HEAD:
-        _upgrade(database, found)
 
 
 def _revision(database: Path) -> str | None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.routing import Route
 
 from tinkex.errors import InputError
-from tinkex.server.bodies import OFF_LOOP_BYTES
-from tinkex.server.futures import Operation
+from tinkex.server.durable.points import RESULT_READY, RESULT_SENT
+from tinkex.server.futures import Operation, Waiter
+from tinkex.server.http.bodies import OFF_LOOP_BYTES
+from tinkex.server.load.queue_states import queue_state
+from tinkex.server.openapi.describe import described
+from tinkex.server.openapi.results import FUTURE_REPLIES
 from tinkex.server.routes.messages import json_reply, message_reply, owner_of, read_json
 from tinkex.types import (
     CancelFutureRequest,
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from tinkex.server.futures import Future, Waiter
+    from tinkex.server.futures import Future
     from tinkex.server.services import Services
 
 BULK_ENCODERS: Mapping[Operation, tuple[Callable[[Any], bytes], Callable[[Any], Any]]] = {
@@ -55,6 +60,7 @@ class FutureRoutes:
             Route("/cancel_future", self.cancel, methods=["POST"]),
         ]
 
+    @described(response=FUTURE_REPLIES)
     async def retrieve(self, request: Request) -> Response:
         """Reply with a result as soon as it is there, or after a while that it is not.
 
@@ -65,19 +71,45 @@ class FutureRoutes:
         if not future.done and not self._s.stopping:
             await self._wait(request, future)
         if not future.done:
-            return message_reply(TryAgainResponse(request_id=future.request_id))
+            state, why = queue_state(self._s, future)
+            return message_reply(
+                TryAgainResponse(
+                    request_id=future.request_id, queue_state=state, queue_state_reason=why
+                )
+            )
+        # What is told is kept first: after a crash it must not be another answer.
+        if future.ended is not None and not future.ended.done():
+            await self._until_kept(request, future.ended)
+            if not future.ended.done():
+                return message_reply(_disk_refuses(future))
+        self._s.reach(RESULT_READY)
         reply = await self._reply(future, request.headers.get(ACCEPT, ""))
-        future.mark_delivered()
+        reply.background = BackgroundTask(self._sent, future)
         return reply
+
+    async def _sent(self, future: Future) -> None:
+        """Note that a result was sent."""
+        future.mark_delivered()
+        self._s.reach(RESULT_SENT)
+
+    async def _until_kept(self, request: Request, ended: asyncio.Future[None]) -> None:
+        """Wait until an end is on disk, the end of the long poll, or the client hanging up."""
+        waiter = Waiter()
+        timer = self._s.timers.call_later(self._s.config.long_poll_s, waiter.wake)
+        ended.add_done_callback(lambda _: waiter.wake())
+        try:
+            await _until(waiter, request)
+        finally:
+            timer.cancel()
 
     async def completions(self, request: Request) -> Response:
         """List what was done for a client of a sampling session, as soon as there is something."""
         message, _ = await read_json(request, FuturesRetrieveRequest)
         owner, target = owner_of(request), message.target
-        session = self._s.sampling.find(owner, target.sampling_session_id)
+        session = self._s.sampling_sessions.find(owner, target.sampling_session_id)
         for request_id in message.retrieved_request_ids:
             self._s.futures.forget_delivered(owner, request_id)
-        log = session.log(target.cloned_sampler_id or 0, self._s.futures.known)
+        log = self._s.sampling_sessions.log(session, target.cloned_sampler_id or 0)
         seconds = self._s.config.long_poll_s
         if message.timeout is not None:
             seconds = min(seconds, max(0.0, message.timeout))
@@ -124,6 +156,15 @@ async def _until(waiter: Waiter, request: Request) -> None:
         await waiter
     finally:
         hung_up.cancel()
+
+
+def _disk_refuses(future: Future) -> TryAgainResponse:
+    """Say that there is an answer, which a crash would change."""
+    return TryAgainResponse(
+        request_id=future.request_id,
+        queue_state="paused_capacity",
+        queue_state_reason="The server's disk is full: the result is there, and kept in memory.",
+    )
 
 
 def _completion(future: Future) -> FutureFinished | FutureFailed:

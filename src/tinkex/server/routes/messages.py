@@ -8,26 +8,50 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from tinkex.server.bodies import OFF_LOOP_BYTES
-from tinkex.server.refusal import bad_request, invalid_fields
+from tinkex.server.http.bodies import OFF_LOOP_BYTES
+from tinkex.server.refusal import bad_request, invalid_fields, unavailable
+from tinkex.server.storage.checkpoints import parse_id
+from tinkex.types import UntypedAPIFuture
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from tinkex.server.accounts.caller import Caller
+    from tinkex.server.futures import Future
+    from tinkex.server.storage.blobs import CheckpointKey
+
 M = TypeVar("M", bound=BaseModel)
 
 MAX_FAULTS = 5
+DISK_RETRY_S = 5.0
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who sent a request, and what they may do: the authentication put it there."""
+    caller: Caller = request.state.caller
+    return caller
 
 
 def owner_of(request: Request) -> str:
-    """Return who sent a request: the authentication put it there."""
-    return str(request.state.owner)
+    """Return the id of the account that sent a request."""
+    return caller_of(request).owner
+
+
+def key_in_path(request: Request) -> CheckpointKey:
+    """Return the checkpoint that the address names: `.../{run_id}/checkpoints/{kind}/{name}`.
+
+    Raises:
+        InputError: of a kind that this server does not keep.
+    """
+    parts = request.path_params
+    return parse_id(parts["run_id"], f"{parts['kind']}/{parts['name']}")
 
 
 async def read_json(request: Request, message: type[M]) -> tuple[M, bytes]:
@@ -60,22 +84,22 @@ def message_reply(message: BaseModel) -> Response:
     return Response(message.model_dump_json(), media_type="application/json")
 
 
-def query_number(request: Request, name: str, default: int, *, lowest: int, highest: int) -> int:
-    """Read a whole number of the query string.
+async def future_reply(future: Future, **fields: Any) -> Response:
+    """Reply that a request is accepted, once it is kept where it outlives this process.
 
     Raises:
-        APIStatusError: 400 for what is none, or out of bounds.
+        APIStatusError: 503 when the disk does not take it; nothing of it is there then.
     """
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    try:
-        number = int(text)
-    except ValueError:
-        number = lowest - 1
-    if not lowest <= number <= highest:
-        raise bad_request(f"{name}={text[:40]!r} must be a whole number, {lowest}..{highest}.")
-    return number
+    if future.accepted is not None:
+        try:
+            await asyncio.shield(future.accepted)
+        except sqlite3.Error as error:
+            raise unavailable(
+                f"The server's disk does not take requests just now ({error}). Nothing was done; "
+                "send this one again. Whoever runs the server must make room on its disk.",
+                retry_after_s=DISK_RETRY_S,
+            ) from error
+    return message_reply(UntypedAPIFuture(request_id=future.request_id, **fields))
 
 
 def _explain(error: ValidationError) -> Exception:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 from starlette.routing import Route
 
+from tinkex.server.openapi.describe import described
 from tinkex.server.routes.messages import json_reply, message_reply
 from tinkex.types import (
     ClientConfigResponse,
@@ -45,6 +46,7 @@ class MetaRoutes:
             Route("/telemetry", self.telemetry, methods=["POST"]),
         ]
 
+    @described(faults={503: "A base model's engine broke down."})
     async def health(self, _request: Request) -> Response:
         """Say that requests are served, or with a 503 why not. The one route that needs no key."""
         for base in self._s.bases:
@@ -52,8 +54,9 @@ class MetaRoutes:
                 return json_reply({"status": "failed", "detail": str(base.jobs.failure)}, 503)
         return message_reply(HealthResponse(status="ok"))
 
+    @described(unread=True)
     async def client_config(self, request: Request) -> Response:
-        """Advertise the limits, and to clients that know them the batched polls.
+        """Advertise the limits, and to clients that know them tokens and the batched polls.
 
         Whatever a client says of itself, or does not, it gets an answer: without one it cannot
         start.
@@ -65,12 +68,16 @@ class MetaRoutes:
                 fwdbwd_max_chunk_len=limits.fwdbwd_max_chunk_len,
                 fwdbwd_max_chunk_bytes_count=limits.fwdbwd_max_chunk_bytes,
                 sample_max_concurrent_requests=limits.sample_max_concurrent_requests,
+                # a key that has used what it may gets no more by waiting
+                billing_exception_max_pause_duration_sec=0,
+                pjwt_auth_enabled=batched,
                 sample_use_retrieve_futures=batched,
                 sample_join_sampling_session=batched,
                 custom_loss_server_side=batched,
             )
         )
 
+    @described(unread=True)
     async def dynamic_config(self, _request: Request) -> Response:
         """Let clients cancel the samples that they gave up."""
         return message_reply(ClientDynamicConfigResponse(sample_cancel_enabled=True))
@@ -90,6 +97,7 @@ class MetaRoutes:
             sampleable=True,
         )
 
+    @described(unread=True)
     async def telemetry(self, _request: Request) -> Response:
         """Accept and drop: the events carry users' tracebacks, and clients wait for this reply."""
         return message_reply(TelemetryResponse(status="accepted"))

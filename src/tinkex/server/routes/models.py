@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from tinkex.server.refusal import not_found
-from tinkex.server.routes.messages import message_reply, owner_of, read_json
+from tinkex.server.routes.messages import future_reply, message_reply, owner_of, read_json
 from tinkex.types import (
     CreateModelRequest,
     GetInfoRequest,
     GetInfoResponse,
     ModelData,
     UnloadModelRequest,
-    UntypedAPIFuture,
 )
 
 if TYPE_CHECKING:
@@ -42,14 +41,15 @@ class ModelRoutes:
         """Make a run with a fresh adapter."""
         message, digest = await read_json(request, CreateModelRequest)
         future = self._s.creation.create(owner_of(request), message, digest)
-        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+        return await future_reply(future)
 
     async def info(self, request: Request) -> Response:
         """Describe a run. Answers at once: clients ask it between making a run and using it."""
         message, _ = await read_json(request, GetInfoRequest)
-        run = self._s.runs.find(owner_of(request), message.model_id)
+        owner = owner_of(request)
+        run = self._s.runs.find(owner, message.model_id)
         if run is None or run.lora is None:
-            raise not_found(str(self._s.runs.missing(message.model_id)))
+            raise not_found(str(self._s.runs.missing(message.model_id, owner)))
         self._s.sessions.touch_id(run.session_id)
         return message_reply(
             GetInfoResponse(
@@ -70,4 +70,4 @@ class ModelRoutes:
         """Free a run after its earlier requests."""
         message, _ = await read_json(request, UnloadModelRequest)
         future = self._s.training.unload(owner_of(request), message.model_id)
-        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+        return await future_reply(future)

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from tinkex.server.checkpoints import parse_id
+from tinkex.server.openapi.describe import described
+from tinkex.server.openapi.strict import read_query
+from tinkex.server.records.audit import AuditEvent
 from tinkex.server.refusal import not_found
-from tinkex.server.routes.messages import json_reply, message_reply, owner_of, query_number
+from tinkex.server.routes.messages import (
+    caller_of,
+    json_reply,
+    key_in_path,
+    message_reply,
+    owner_of,
+)
+from tinkex.server.routes.queries import Page, PageSize, ScopeQuery
 from tinkex.types import (
     Checkpoint,
     CheckpointsListResponse,
@@ -24,9 +33,20 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from tinkex.server.services import Services
-    from tinkex.server.store import CheckpointRow, RunRow
+    from tinkex.server.storage.store import CheckpointRow, RunRow
 
-MAX_PAGE = 1000
+
+class RunsQuery(ScopeQuery, Page):
+    """Which training runs to list."""
+
+    project_id: str | None = None
+    """Those of this project's sessions alone."""
+
+
+class CheckpointsQuery(Page):
+    """Which checkpoints to list."""
+
+    limit: PageSize = 100
 
 
 class RunRoutes:
@@ -36,31 +56,34 @@ class RunRoutes:
         self._s = services
 
     def routes(self) -> list[Route]:
-        """List the routes. A checkpoint's id has a slash in it, so it takes the path's tail."""
+        """List the routes. A checkpoint's id is two parts of a path."""
         return [
             Route("/training_runs", self.list_runs, methods=["GET"]),
             Route("/training_runs/{run_id}", self.get_run, methods=["GET"]),
             Route("/training_runs/{run_id}/checkpoints", self.list_of_run, methods=["GET"]),
             Route(
-                "/training_runs/{run_id}/checkpoints/{checkpoint_id:path}",
+                "/training_runs/{run_id}/checkpoints/{kind}/{name}",
                 self.delete,
                 methods=["DELETE"],
             ),
             Route("/checkpoints", self.list_checkpoints, methods=["GET"]),
         ]
 
+    @described(query=RunsQuery)
     async def list_runs(self, request: Request) -> Response:
         """List the owner's training runs, newest first."""
-        limit = query_number(request, "limit", 20, lowest=1, highest=MAX_PAGE)
-        offset = query_number(request, "offset", 0, lowest=0, highest=2**62)
-        rows, total = await self._s.store.runs(owner_of(request), limit=limit, offset=offset)
+        page = read_query(request, RunsQuery)
+        rows, total = await self._s.store.runs(
+            owner_of(request), limit=page.limit, offset=page.offset, project_id=page.project_id
+        )
         return message_reply(
             TrainingRunsResponse(
                 training_runs=[await self._run(row) for row in rows],
-                cursor=Cursor(offset=offset, limit=limit, total_count=total),
+                cursor=Cursor(offset=page.offset, limit=page.limit, total_count=total),
             )
         )
 
+    @described(query=ScopeQuery)
     async def get_run(self, request: Request) -> Response:
         """Describe one training run, live or not."""
         return message_reply(await self._run(await self._row(request)))
@@ -71,28 +94,32 @@ class RunRoutes:
         rows = await self._s.store.run_checkpoints(row.owner, row.run_id, now=self._s.clock.now())
         return message_reply(CheckpointsListResponse(checkpoints=[_checkpoint(r) for r in rows]))
 
+    @described(query=CheckpointsQuery)
     async def list_checkpoints(self, request: Request) -> Response:
         """List the owner's checkpoints, newest first."""
-        limit = query_number(request, "limit", 100, lowest=1, highest=MAX_PAGE)
-        offset = query_number(request, "offset", 0, lowest=0, highest=2**62)
+        page = read_query(request, CheckpointsQuery)
         rows, total = await self._s.store.checkpoints(
-            owner_of(request), now=self._s.clock.now(), limit=limit, offset=offset
+            owner_of(request), now=self._s.clock.now(), limit=page.limit, offset=page.offset
         )
         return message_reply(
             CheckpointsListResponse(
                 checkpoints=[_checkpoint(row) for row in rows],
-                cursor=Cursor(offset=offset, limit=limit, total_count=total),
+                cursor=Cursor(offset=page.offset, limit=page.limit, total_count=total),
             )
         )
 
     async def delete(self, request: Request) -> Response:
         """Delete a checkpoint."""
         row = await self._row(request)
-        key = parse_id(row.run_id, request.path_params["checkpoint_id"])
+        key = key_in_path(request)
         found = await self._s.store.checkpoint(row.owner, key, now=self._s.clock.now())
         if found is None:
             raise not_found(f"Run {row.run_id!r} has no checkpoint {key.checkpoint_id!r}.")
         await self._s.checkpoints.delete(key)
+        caller = caller_of(request)
+        await self._s.records.audit.note_checkpoint(
+            AuditEvent.CHECKPOINT_DELETED, key, owner=caller.owner, key_id=caller.key_id
+        )
         return json_reply({})
 
     async def _row(self, request: Request) -> RunRow:

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
+from tinkex.server.openapi.describe import Media, described
 from tinkex.server.refusal import not_found
-from tinkex.server.routes.messages import message_reply, owner_of, read_json
-from tinkex.server.streaming import events
+from tinkex.server.routes.messages import (
+    caller_of,
+    future_reply,
+    message_reply,
+    owner_of,
+    read_json,
+)
+from tinkex.server.sampling.streaming import events
 from tinkex.types import (
     CreateSamplingSessionRequest,
     CreateSamplingSessionResponse,
@@ -17,7 +24,6 @@ from tinkex.types import (
     JoinSamplingSessionRequest,
     JoinSamplingSessionResponse,
     SampleRequest,
-    UntypedAPIFuture,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from tinkex.server.services import Services
+
+
+EVENTS = "JSON objects of type started, tokens, and at the end finished or error."
 
 
 class SamplingRoutes:
@@ -46,13 +55,15 @@ class SamplingRoutes:
     async def create_session(self, request: Request) -> Response:
         """Make a sampling session; the weights are loaded when this answers."""
         message, _ = await read_json(request, CreateSamplingSessionRequest)
-        sampler_id = await self._s.sampling.create_session(owner_of(request), message)
+        sampler_id = await self._s.sampling_sessions.create(owner_of(request), message)
         return message_reply(CreateSamplingSessionResponse(sampling_session_id=sampler_id))
 
     async def join(self, request: Request) -> Response:
         """Number one more client of a sampling session."""
         message, _ = await read_json(request, JoinSamplingSessionRequest)
-        number = self._s.sampling.join(owner_of(request), message.sampling_session_id)
+        number = await self._s.sampling_sessions.join(
+            owner_of(request), message.sampling_session_id
+        )
         return message_reply(JoinSamplingSessionResponse(client_counter=number))
 
     async def sampler(self, request: Request) -> Response:
@@ -70,15 +81,20 @@ class SamplingRoutes:
     async def sample(self, request: Request) -> Response:
         """Take a sample request; the reply names every sequence that will come."""
         message, digest = await read_json(request, SampleRequest)
-        future, sequence_ids = await self._s.sampling.sample(owner_of(request), message, digest)
-        return message_reply(
-            UntypedAPIFuture(request_id=future.request_id, sample_sequence_ids=sequence_ids)
+        caller = caller_of(request)
+        future, sequence_ids = await self._s.sampling.sample(
+            caller.owner, message, digest, key_id=caller.key_id
         )
+        return await future_reply(future, sample_sequence_ids=sequence_ids)
 
+    @described(response=(Media("text/event-stream", about=EVENTS),))
     async def stream(self, request: Request) -> Response:
         """Sample, sending the tokens as they come; whoever hangs up ends it."""
         message, _ = await read_json(request, SampleRequest)
-        future, sequence_ids, tokens = await self._s.sampling.stream(owner_of(request), message)
+        caller = caller_of(request)
+        future, sequence_ids, tokens = await self._s.sampling.stream(
+            caller.owner, message, key_id=caller.key_id
+        )
         return StreamingResponse(
             events(self._s.futures, future, sequence_ids, tokens),
             media_type="text/event-stream",

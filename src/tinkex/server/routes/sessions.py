@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
+from tinkex.server.openapi.describe import described
+from tinkex.server.openapi.strict import read_query
+from tinkex.server.records.projects import check_project
 from tinkex.server.refusal import not_found
 from tinkex.server.routes.messages import (
+    caller_of,
     json_reply,
     message_reply,
     owner_of,
-    query_number,
     read_json,
 )
-from tinkex.server.store import SessionRow
+from tinkex.server.routes.queries import Page, ScopeQuery
+from tinkex.server.storage.store import SessionRow
 from tinkex.types import (
     CreateSessionRequest,
     CreateSessionResponse,
@@ -31,7 +35,9 @@ if TYPE_CHECKING:
 
     from tinkex.server.services import Services
 
-MAX_PAGE = 1000
+
+class SessionsQuery(ScopeQuery, Page):
+    """Which sessions to list."""
 
 
 class SessionRoutes:
@@ -53,11 +59,15 @@ class SessionRoutes:
     async def create(self, request: Request) -> Response:
         """Begin a session."""
         message, _ = await read_json(request, CreateSessionRequest)
-        session = self._s.sessions.create(owner_of(request))
+        if message.project_id is not None:
+            check_project(message.project_id)
+        caller = caller_of(request)
+        session = self._s.sessions.create(caller.owner, key_id=caller.key_id)
         await self._s.store.add_session(
             SessionRow(
                 session_id=session.session_id,
                 owner=session.owner,
+                key_id=session.key_id,
                 created_at=self._s.clock.now(),
                 sdk_version=message.sdk_version,
                 project_id=message.project_id,
@@ -85,15 +95,16 @@ class SessionRoutes:
         )
         return json_reply({})
 
+    @described(query=SessionsQuery)
     async def list(self, request: Request) -> Response:
         """List the owner's sessions, newest first."""
+        page = read_query(request, SessionsQuery)
         sessions = await self._s.store.sessions(
-            owner_of(request),
-            limit=query_number(request, "limit", 20, lowest=1, highest=MAX_PAGE),
-            offset=query_number(request, "offset", 0, lowest=0, highest=2**62),
+            owner_of(request), limit=page.limit, offset=page.offset
         )
         return message_reply(ListSessionsResponse(sessions=sessions))
 
+    @described(query=ScopeQuery)
     async def get(self, request: Request) -> Response:
         """Show a session's training runs and samplers, also when it has ended."""
         session_id = request.path_params["session_id"]

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from tinkex.server.routes.messages import message_reply, owner_of, read_json
+from tinkex.server.routes.messages import future_reply, message_reply, owner_of, read_json
 from tinkex.types import (
     LoadWeightsRequest,
     SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
-    UntypedAPIFuture,
     WeightsInfoRequest,
     WeightsInfoResponse,
 )
@@ -44,32 +43,32 @@ class WeightsRoutes:
         """Save a run with its optimiser state."""
         message, digest = await read_json(request, SaveWeightsRequest)
         future = self._s.saving.save(owner_of(request), message, digest)
-        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+        return await future_reply(future)
 
     async def load(self, request: Request) -> Response:
         """Load a checkpoint into a run, or as a new one."""
         message, digest = await read_json(request, LoadWeightsRequest)
         future = await self._s.creation.load(owner_of(request), message, digest)
-        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+        return await future_reply(future)
 
     async def save_for_sampler(self, request: Request) -> Response:
         """Save a run for sampling, under a name or as a sampling session."""
         message, digest = await read_json(request, SaveWeightsForSamplerRequest)
         future = self._s.saving.save_for_sampler(owner_of(request), message, digest)
-        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+        return await future_reply(future)
 
     async def save_external(self, request: Request) -> Response:
         """Export a run in PEFT's format."""
         message, digest = await read_json(request, SaveWeightsExternalRequest)
         future = self._s.saving.save_external(owner_of(request), message, digest)
-        return message_reply(UntypedAPIFuture(request_id=future.request_id))
+        return await future_reply(future)
 
     async def info(self, request: Request) -> Response:
         """Say what a checkpoint was trained on, and its adapter's shape."""
         message, _ = await read_json(request, WeightsInfoRequest)
         owner = owner_of(request)
         run = await self._s.checkpoints.run_of(owner, message.tinker_path)
-        row = await self._s.checkpoints.resolve(owner, message.tinker_path)
+        row = await self._s.checkpoints.open(owner, message.tinker_path)
         return message_reply(
             WeightsInfoResponse(
                 base_model=run.base_model,

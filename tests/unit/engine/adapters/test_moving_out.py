@@ -17,7 +17,11 @@ from engine_support import (
     tokens,
 )
 
+from tinkex._clock import SystemClock
 from tinkex.engine.adapters.pool import AdapterPool, MemoryLevel
+from tinkex.engine.config import EngineConfig
+from tinkex.engine.engine import Engine
+from tinkex.engine.models.loader import wrap_model
 from tinkex.errors import EngineBusyError, EngineError, InputError
 from tinkex.types import AdamParams, DimuonParams, LoraConfig
 
@@ -64,6 +68,7 @@ def tiers(tmp_path, size):
             max_adapters=1,
             max_samplers=1,
             in_use=engine._weights_in_use,
+            now=SystemClock().monotonic,
         )
         return engine
 
@@ -287,3 +292,72 @@ def test_adapters_of_a_gpu_move_to_the_host_and_the_disk_with_their_bits(tmp_pat
         for key, tensor in found.items():
             assert tensor.is_cuda
             assert torch.equal(tensor.cpu(), expected[name][key])
+
+
+class Later(SystemClock):
+    """A clock that a test can put forward."""
+
+    ahead = 0.0
+
+    def monotonic(self):
+        return super().monotonic() + self.ahead
+
+
+@pytest.fixture
+def aging(tmp_path):
+    """An engine with a disk, much room, and a clock to put forward."""
+    clock = Later()
+    engine = Engine(
+        wrap_model(tiny_model(), name="tiny"),
+        EngineConfig(spill_directory=tmp_path / "spill"),
+        clock=clock,
+    )
+    return engine, clock
+
+
+def test_what_was_not_used_for_long_moves_to_the_disk_and_comes_back_with_every_bit(aging):
+    engine, clock = aging
+    for name in "ab":
+        engine.create_adapter(name, LoraConfig(rank=RANK, seed=1))
+        shake(engine, name)
+    engine.forward_backward("a", [datum(9)], "cross_entropy")
+    engine.optim_step("a", PARAMS["adamw"])
+    engine.snapshot_sampler("s", "a")
+    weights, drawn = flat(engine, "a"), sample(engine, job("x", tokens(5), "s", seed=1))["x"]
+    clock.ahead = 100.0
+    flat(engine, "b")
+    assert engine.move_idle_out(50.0, 10) == 2
+    pool = engine._pool
+    assert [pool.where("adapter", "a"), pool.where("sampler", "s")] == ["disk", "disk"]
+    assert pool.where("adapter", "b") == "host"
+    assert engine.places()["adapter", "disk"][0] == 1
+    assert torch.equal(flat(engine, "a"), weights)
+    again = sample(engine, job("y", tokens(5), "s", seed=1))["y"]
+    assert again.sequences[0].tokens == drawn.sequences[0].tokens
+    assert engine.move_idle_out(50.0, 10) == 0
+
+
+def test_idle_ones_move_a_few_at_a_time_and_what_runs_stays(aging):
+    engine, clock = aging
+    for n in range(5):
+        engine.create_adapter(f"a{n}", LoraConfig(rank=RANK, seed=n))
+    task = engine.begin_forward_backward("a0", [datum(9)], "cross_entropy")
+    clock.ahead = 100.0
+    assert engine.move_idle_out(50.0, 3) == 3
+    assert engine.move_idle_out(50.0, 3) == 1
+    assert engine._pool.where("adapter", "a0") == "host"
+    assert task.run_microbatch()
+
+
+def test_without_a_disk_idle_ones_stay():
+    engine = tiny_engine()
+    engine.create_adapter("a", LoraConfig(rank=RANK))
+    assert engine.move_idle_out(0.0, 10) == 0
+
+
+def test_disk_that_takes_no_more_leaves_idle_ones_where_they_are(tmp_path, size):
+    engine = tiny_engine(spill_directory=tmp_path / "spill", spill_bytes=size // 3)
+    for name in "abc":
+        engine.create_adapter(name, LoraConfig(rank=RANK))
+    assert engine.move_idle_out(-1.0, 10) == 1
+    assert flat(engine, "a").numel() == flat(engine, "c").numel()

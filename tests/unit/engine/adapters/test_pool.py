@@ -37,7 +37,9 @@ class Rig:
         ]
         self.levels = levels
         settings = {"max_adapters": 2, "max_samplers": 2, **settings}
-        self.pool = AdapterPool(levels, self.spill, in_use=lambda: self.used, **settings)
+        self.pool = AdapterPool(
+            levels, self.spill, in_use=lambda: self.used, now=lambda: 0.0, **settings
+        )
 
     def put(self, *names):
         for name in names:

@@ -201,7 +201,7 @@ def test_running_stream_gets_a_token_between_the_chunks_of_a_long_prompt():
             "stream",
             tokens(5),
             **{**OPTIONS, "max_tokens": 50},
-            on_token=lambda *t: arrived.append(t),
+            on_token=arrived.append,
         )
     )
     engine.step()

@@ -113,7 +113,7 @@ def test_sampler_with_a_mistake_would_be_found(monkeypatch, name, mistake):
 
 def test_numbers_that_repeat_from_step_to_step_would_be_found(monkeypatch):
     class Stuck:
-        def __init__(self, seed, index):
+        def __init__(self, seed, index, _start=0):
             first = UniformStream(seed, index).draw()
             self.draw = lambda: first
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from loss_reference import CASES, CLIPPED, EDGES, THRESHOLDS, random_inputs, reference
 
-from tinkex.engine.training.losses import LOSSES, LossInputs, loss_call
+from tinkex.engine.training.losses import HIGH, LOSSES, LOW, LossInputs, loss_call
 from tinkex.errors import InputError
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -152,9 +152,14 @@ def test_gspo_without_marked_tokens_has_a_ratio_of_one():
     torch.testing.assert_close(found, -fields["advantages"] * fields["weights"])
 
 
-def test_gspo_needs_its_thresholds():
-    with pytest.raises(InputError, match="clip_high_threshold, clip_low_threshold"):
-        loss_call("gspo", None)
+def test_gspo_has_the_thresholds_of_its_paper_unless_others_are_given():
+    assert loss_call("gspo", None).config == {LOW: 0.9997, HIGH: 1.0004}
+    assert loss_call("gspo", {HIGH: 2.0}).config == {LOW: 0.9997, HIGH: 2.0}
+
+
+def test_dro_needs_its_beta():
+    with pytest.raises(InputError, match="dro needs beta"):
+        loss_call("dro", None)
 
 
 def test_unknown_loss_is_refused_with_the_known_ones():

@@ -1,0 +1,126 @@
+"""Anthropic's routes: what its clients call.
+
+Owns which endpoint answers what. Authenticates nobody: whoever mounts this says who calls.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import Route
+
+from tinkex.openai_api.anthropic_messages import (
+    Messages,
+    anthropic_error_body,
+    anthropic_error_event,
+)
+from tinkex.openai_api.anthropic_types import (
+    AnthropicModel,
+    AnthropicModels,
+    CountTokensRequest,
+    MessageEvent,
+    MessageReply,
+    MessagesRequest,
+    TokensReply,
+)
+from tinkex.openai_api.endpoint import Operation, answering, json_reply, read
+from tinkex.openai_api.events import stream, unless_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from tinkex.openai_api.completer import Completer, ModelCard
+
+
+class AnthropicRoutes:
+    """Anthropic's API over a completer.
+
+    Args:
+        completer: has the models.
+        caller_of: says who sent a request; the completer gets it as it is.
+    """
+
+    def __init__(self, completer: Completer, caller_of: Callable[[Request], Any]) -> None:
+        self._completer = completer
+        self._caller_of = caller_of
+        self._messages = Messages(completer)
+
+    def operations(self) -> list[Operation]:
+        """List what is answered, below `/v1`, beside the models."""
+        return [
+            Operation(
+                "POST",
+                "/messages",
+                self.messages,
+                MessagesRequest,
+                MessageReply,
+                streamed=MessageEvent,
+            ),
+            Operation(
+                "POST",
+                "/messages/count_tokens",
+                self.count_tokens,
+                CountTokensRequest,
+                TokensReply,
+            ),
+        ]
+
+    def model_operations(self) -> list[Operation]:
+        """List what is answered about models, where OpenAI's API is not in the same place."""
+        return [
+            Operation("GET", "/models", self.models, None, AnthropicModels),
+            Operation("GET", "/models/{model:path}", self.model, None, AnthropicModel),
+        ]
+
+    def routes(self) -> list[Route]:
+        """List all of it as routes."""
+        found = [*self.operations(), *self.model_operations()]
+        return [Route(one.path, one.handler, methods=[one.method]) for one in found]
+
+    @answering(anthropic_error_body)
+    async def messages(self, request: Request) -> Response:
+        """Answer a conversation."""
+        message = await read(request, MessagesRequest)
+        caller = self._caller_of(request)
+        if message.stream:
+            events = self._messages.events(caller, message)
+            return await stream(request, events, anthropic_error_event)
+        return json_reply(await unless_gone(request, self._messages.reply(caller, message)))
+
+    @answering(anthropic_error_body)
+    async def count_tokens(self, request: Request) -> Response:
+        """Count the tokens of a conversation."""
+        message = await read(request, CountTokensRequest)
+        return json_reply(await self._messages.count(self._caller_of(request), message))
+
+    @answering(anthropic_error_body)
+    async def models(self, request: Request) -> Response:
+        """List the models that the key may name, on one page."""
+        found = [_model(card) for card in await self._completer.models(self._caller_of(request))]
+        return json_reply(
+            AnthropicModels(
+                data=found,
+                first_id=found[0].id if found else None,
+                last_id=found[-1].id if found else None,
+            )
+        )
+
+    @answering(anthropic_error_body)
+    async def model(self, request: Request) -> Response:
+        """Describe one model."""
+        name = request.path_params["model"]
+        return json_reply(_model(await self._completer.model(self._caller_of(request), name)))
+
+
+def _model(card: ModelCard) -> AnthropicModel:
+    return AnthropicModel(
+        id=card.name,
+        display_name=card.name,
+        created_at=datetime.fromtimestamp(card.created, tz=UTC).isoformat(),
+        max_input_tokens=card.max_context_length,
+        max_tokens=card.max_context_length,
+    )

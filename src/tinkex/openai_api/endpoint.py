@@ -1,0 +1,116 @@
+"""What every endpoint of this face has in common, whoever's API it belongs to.
+
+Owns reading bodies, writing replies, and that errors leave in an API's own form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response
+
+from tinkex.errors import (
+    APIStatusError,
+    DamagedDataError,
+    EngineError,
+    InputError,
+    StorageError,
+)
+from tinkex.openai_api.events import ClientGoneError
+from tinkex.openai_api.refusal import invalid, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+
+    from tinkex.errors import TinkerError
+
+    Endpoint = Callable[["R", Request], Awaitable[Response]]
+
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R")
+
+OFF_LOOP_BYTES = 64 * 2**10
+"""A body above this is read in a thread."""
+CLIENT_GONE = 499
+"""Status in the log of a request whose client hung up; nobody receives it."""
+
+
+class Operation(NamedTuple):
+    """One method of one path: what it takes and gives."""
+
+    method: str
+    path: str
+    handler: Callable[[Request], Awaitable[Response]]
+    request: type[BaseModel] | None
+    """Type of the body."""
+    reply: type[BaseModel]
+    """Type of the reply."""
+    streamed: type[BaseModel] | None = None
+    """Type of a stream's events."""
+
+
+def answering(
+    body_of: Callable[[TinkerError], dict[str, Any]],
+) -> Callable[[Endpoint[R]], Endpoint[R]]:
+    """Make handlers whose errors leave in an API's form; what is no answer goes on.
+
+    Args:
+        body_of: writes the body of an error's reply.
+    """
+
+    def make(endpoint: Endpoint[R]) -> Endpoint[R]:
+        @wraps(endpoint)
+        async def answer(self: R, request: Request) -> Response:
+            try:
+                return await endpoint(self, request)
+            except ClientGoneError:
+                return Response(status_code=CLIENT_GONE)
+            except (StorageError, DamagedDataError):
+                raise
+            except (APIStatusError, InputError, EngineError) as error:
+                return error_reply(error, body_of(error))
+
+        return answer
+
+    return make
+
+
+async def read(request: Request, message: type[M]) -> M:
+    """Read a body as a message.
+
+    Raises:
+        APIStatusError: it is none.
+    """
+    body = await request.body()
+    if len(body) > OFF_LOOP_BYTES:
+        return await asyncio.to_thread(_parse, body, message)
+    return _parse(body, message)
+
+
+def json_reply(message: BaseModel) -> Response:
+    """Reply with a message."""
+    return Response(message.model_dump_json(), media_type="application/json")
+
+
+def error_reply(error: TinkerError, body: dict[str, Any]) -> Response:
+    """Reply with an error."""
+    headers: dict[str, str] = {}
+    if error.retry_after_ms is not None:
+        milliseconds = max(1, round(error.retry_after_ms))
+        headers["retry-after"] = str(-(-milliseconds // 1000))
+        headers["retry-after-ms"] = str(milliseconds)
+    status = status_of(error)
+    return Response(orjson.dumps(body), status, headers=headers, media_type="application/json")
+
+
+def _parse(body: bytes, message: type[M]) -> M:
+    try:
+        return message.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from error

@@ -1,0 +1,57 @@
+"""A completion request in the engine's words: what fits the context, and how to sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tinkex.openai_api.refusal import context_length_exceeded
+
+if TYPE_CHECKING:
+    from tinkex.openai_api.completer import CompletionRequest
+
+
+def fitted(request: CompletionRequest, prompt: int, context: int) -> CompletionRequest:
+    """Return a request whose `max_tokens` the context has room for.
+
+    The last token is sampled, but never fed back.
+
+    Args:
+        request: what is asked.
+        prompt: tokens of its prompt.
+        context: tokens that the model takes.
+
+    Raises:
+        APIStatusError: there is no room.
+    """
+    room = context + 1 - prompt
+    if room < 1:
+        raise context_length_exceeded(
+            f"This model's context is {context} tokens; the prompt has {prompt}. Shorten it.",
+            "prompt",
+        )
+    wanted = request.max_tokens or 0
+    if wanted <= room:
+        return request
+    if request.as_context_allows:
+        return replace(request, max_tokens=room)
+    raise context_length_exceeded(
+        f"This model's context is {context} tokens; the prompt has {prompt}, which leaves "
+        f"{room} for the completion, and {wanted} were asked for.",
+        "max_tokens",
+    )
+
+
+def sampling_fields(request: CompletionRequest) -> dict[str, Any]:
+    """Return the fields of the `SamplingParams` that a request asks for; `tinkex.types` has them.
+
+    Its stops are beside the model's own end.
+    """
+    return {
+        "max_tokens": None if request.max_tokens is None else max(1, request.max_tokens),
+        "seed": request.seed,
+        "stop": list(request.stop) or None,
+        "temperature": request.temperature,
+        "top_k": -1 if request.top_k == 0 else request.top_k,
+        "top_p": request.top_p,
+    }

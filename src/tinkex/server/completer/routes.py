@@ -1,0 +1,97 @@
+"""OpenAI's and Anthropic's APIs as routes of this server, described for its OpenAPI document.
+
+Owns where they are mounted and how errors from before a route look there. What they do is
+`tinkex.openai_api`'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import orjson
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from tinkex.errors import status_error
+from tinkex.openai_api import AnthropicRoutes, OpenAIRoutes
+from tinkex.openai_api.anthropic_messages import anthropic_error_body
+from tinkex.openai_api.anthropic_types import AnthropicErrorReply
+from tinkex.openai_api.refusal import ErrorReply, error_body
+from tinkex.server.completer.completer import ServerCompleter
+from tinkex.server.completer.prefixes import (
+    ANTHROPIC_PREFIXES,
+    OPENAI_PREFIXES,
+    SHARED_PREFIX,
+    is_anthropic_path,
+    is_openai_path,
+)
+from tinkex.server.openapi.describe import JSON, Media, NoQuery, Query, described
+from tinkex.server.routes.messages import caller_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import BaseModel
+    from starlette.requests import Request
+
+    from tinkex.openai_api.endpoint import Operation
+    from tinkex.server.services import Services
+
+
+def face_routes(services: Services) -> list[Mount]:
+    """Mount both wherever their clients look for them."""
+    completer = ServerCompleter(services)
+    openai = OpenAIRoutes(completer, caller_of, services.clock).operations()
+    anthropic = AnthropicRoutes(completer, caller_of)
+    messages = anthropic.operations()
+    below = {prefix: _routes(openai, ErrorReply) for prefix in OPENAI_PREFIXES}
+    below[SHARED_PREFIX] += _routes(messages, AnthropicErrorReply)
+    for prefix in ANTHROPIC_PREFIXES:
+        below[prefix] = _routes([*messages, *anthropic.model_operations()], AnthropicErrorReply)
+    return [Mount(prefix, routes=routes) for prefix, routes in below.items()]
+
+
+def in_its_form(path: str, reply: Response) -> Response:
+    """Write an error that came up before a route in the form of the API that the path is of."""
+    if is_openai_path(path):
+        body_of = error_body
+    elif is_anthropic_path(path):
+        body_of = anthropic_error_body
+    else:
+        return reply
+    detail = orjson.loads(reply.body)["detail"]
+    body = body_of(status_error(reply.status_code, detail))
+    headers = {
+        name: value
+        for name, value in reply.headers.items()
+        if name not in {"content-length", "content-type"}
+    }
+    return Response(
+        orjson.dumps(body), reply.status_code, headers=headers, media_type="application/json"
+    )
+
+
+class MessagesQuery(Query):
+    """What Anthropic's clients may add; it changes nothing."""
+
+    beta: Literal["true"] | None = None
+    """Sent by the `beta` part of Anthropic's client."""
+
+
+def _routes(operations: Sequence[Operation], error: type[BaseModel]) -> list[Route]:
+    return [_route(one, error) for one in operations]
+
+
+def _route(operation: Operation, error: type[BaseModel]) -> Route:
+    async def handler(request: Request) -> Response:
+        return await operation.handler(request)
+
+    handler.__doc__ = operation.handler.__doc__
+    forms: tuple[Media, ...] = (Media(JSON, operation.reply),)
+    if operation.streamed is not None:
+        about = "With `stream`: server-sent events."
+        forms += (Media("text/event-stream", operation.streamed, about),)
+    query = MessagesQuery if error is AnthropicErrorReply else NoQuery
+    describe = described(request=operation.request, response=forms, query=query, error=error)
+    describe(handler)
+    return Route(operation.path, handler, methods=[operation.method])

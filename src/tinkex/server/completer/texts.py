@@ -1,0 +1,64 @@
+"""The tokenizers of this server's base models, as `openai_api` wants them.
+
+Owns loading each once and off the event loop, and the refusal where a model has none. The tokenizer
+is the one that clients get from `get_tokenizer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tinkex.engine.models.tokenizer import load_fast_tokenizer
+from tinkex.openai_api.model_text import ModelText
+from tinkex.openai_api.refusal import refused
+
+if TYPE_CHECKING:
+    from tinkex._clock import Clock
+
+
+def load_text(name: str, location: str, clock: Clock) -> ModelText | None:
+    """Load a base model's tokenizer; None where there is none.
+
+    Args:
+        name: of the base model.
+        location: a folder or hub id.
+        clock: see `ModelText`.
+
+    Raises:
+        ChatTemplateError: its chat template is broken.
+    """
+    tokenizer = load_fast_tokenizer(location)
+    return None if tokenizer is None else ModelText(name, tokenizer, clock)
+
+
+class Texts:
+    """The texts of all base models, each loaded once, when first needed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._loading: dict[str, asyncio.Future[ModelText | None]] = {}
+
+    async def of(self, name: str, location: str) -> ModelText:
+        """Return a base model's.
+
+        Raises:
+            APIStatusError: it has no tokenizer.
+            ChatTemplateError: its chat template is broken.
+        """
+        loading = self._loading.get(name)
+        if loading is None:
+            loading = asyncio.ensure_future(
+                asyncio.to_thread(load_text, name, location, self._clock)
+            )
+            self._loading[name] = loading
+        # A client that goes away must not stop the loading for the others.
+        text = await asyncio.shield(loading)
+        if text is None:
+            raise refused(
+                f"{name} has no tokenizer that this server can use: sample it with token ids "
+                "through the Tinker API.",
+                param="model",
+                code="unsupported_parameter",
+            )
+        return text

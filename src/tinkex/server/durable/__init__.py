@@ -1,0 +1,1 @@
+"""What survives the end of the process: accepted requests, results, and the state of runs."""

@@ -1,0 +1,1 @@
+"""Checkpoints as files: recorded, checked, encrypted, archived, downloaded, backed up."""

@@ -1,0 +1,1 @@
+"""What HTTP asks before a handler runs: keys and limits, bodies, the reading of a message."""

@@ -1,0 +1,1 @@
+"""The server seen from outside: metrics, traces, health, and whose a log line is."""

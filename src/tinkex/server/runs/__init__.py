@@ -1,0 +1,1 @@
+"""Training runs: how one begins, the order of its requests, what each does, what is saved."""

@@ -1,0 +1,86 @@
+"""`tinkex mesh receipts`: signatures are checked here, and counts against the usage report."""
+
+import dataclasses
+
+import msgspec
+import pytest
+
+from tinkex.cli.mesh.receipts import check_receipts
+from tinkex.errors import TrustError
+from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.trust.receipts import ReceiptBody, countersign, sign_receipt
+from tinkex.mesh.workers.calling.receipt_book import SignedReceipt
+
+GATEWAY, CLIENT = (KeyPair(bytes([one]) * 32) for one in (1, 2))
+BODY = ReceiptBody(
+    request_id="r",
+    gateway=GATEWAY.peer_id.raw,
+    client=CLIENT.peer_id.raw,
+    account_id="acc-1",
+    key_id="key-1",
+    model="m",
+    prompt_tokens=3,
+    completion_tokens=4,
+    cached_tokens=0,
+    output=b"\0" * 32,
+    reproducible=True,
+    seed=0,
+    at=1.0,
+    epoch=b"e" * 16,
+    sequence=1,
+)
+ENTRY = {
+    "request_id": "r",
+    "gateway": str(GATEWAY.peer_id),
+    "model": "m",
+    "prompt_tokens": 3,
+    "completion_tokens": 4,
+    "key_id": "key-1",
+}
+
+
+def held(**changes):
+    encoded, signature = sign_receipt(GATEWAY, BODY)
+    made = SignedReceipt(GATEWAY.peer_id, encoded, signature, countersign(CLIENT, encoded))
+    return [dataclasses.replace(made, **changes).as_json()]
+
+
+def check(lines, *entries, now=1000.0):
+    checked = check_receipts(lines, str(CLIENT.peer_id), entries, now=now)
+    return [one.verdict for one in checked]
+
+
+def test_receipt_that_the_report_repeats_agrees():
+    assert check(held(), ENTRY) == ["agrees"]
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("completion_tokens", 400),
+        ("prompt_tokens", 2),
+        ("model", "other"),
+        ("key_id", "key-2"),
+        ("gateway", "00" * 32),
+    ],
+)
+def test_report_that_says_something_else_is_told(field, told):
+    (verdict,) = check(held(), ENTRY | {field: told})
+    assert verdict == f"{field.replace('_', ' ')}: the report says {told}"
+
+
+def test_request_that_the_report_left_out_is_told():
+    assert check(held(), ENTRY | {"request_id": "another"}) == ["not in the report"]
+
+
+def test_request_of_this_minute_may_be_on_its_way():
+    assert check(held(), now=BODY.at + 59) == ["on its way"]
+    assert check(held(), ENTRY | {"prompt_tokens": 7}, now=BODY.at) != ["on its way"]
+
+
+def test_changed_receipt_or_foreign_signature_is_refused():
+    more = msgspec.msgpack.encode(msgspec.structs.replace(BODY, completion_tokens=1))
+    changed = {"body": more}, {"signature": b"\0" * 64}, {"countersignature": b"\0" * 64}
+    for one in changed:
+        with pytest.raises(TrustError):
+            check(held(**one), ENTRY)

@@ -1,0 +1,230 @@
+"""The routes over any completer: replies, events, errors, and ending what nobody waits for."""
+
+import asyncio
+import json
+
+import pytest
+
+from tinkex.errors import EngineError, InputError, StorageError, status_error
+from tinkex.openai_api import ChatPrompt, TextPrompt, TokenPrompt, ToolCall
+from tinkex.openai_api.app import OpenAIRoutes
+from tinkex.testing.clock import VirtualClock
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CHAT, PLAIN = "/chat/completions", "/completions"
+
+
+def events(response):
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in response.text.split("\n\n") if line.startswith("data: ")]
+    return [line.removeprefix("data: ") for line in lines]
+
+
+async def test_models_are_those_of_the_completer(face):
+    listed = (await face.get("/models")).json()
+    assert listed["object"] == "list"
+    assert listed["data"] == [(await face.get("/models/one")).json()]
+    assert listed["data"][0]["owned_by"] == "somebody"
+    missing = await face.get("/models/other")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"
+
+
+async def test_conversation_goes_to_the_completer_as_the_template_reads_it(face, completer, piece):
+    completer.say(piece("Hi", finish_reason="stop"))
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": t} for t in ("be", "kind")]},
+        {"role": "user", "content": "Hello", "name": "Ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+    ]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    reply = await face.post(
+        CHAT, messages=messages, tools=[tool], stop="x", max_completion_tokens=5, seed=3
+    )
+    assert reply.json()["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "Hi",
+        "refusal": None,
+    }
+    (request,) = completer.requests
+    assert isinstance(request.prompt, ChatPrompt)
+    system, user, assistant, answer = request.prompt.messages
+    assert system == {"role": "system", "content": "be\nkind"}
+    assert user["name"] == "Ann"
+    assert assistant["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert answer["tool_call_id"] == "c1"
+    assert request.prompt.tools == [tool]
+    assert (request.stop, request.max_tokens, request.seed) == (("x",), 5, 3)
+
+
+async def test_stream_tells_role_then_text_then_reason_then_usage(face, completer, piece):
+    completer.say(piece("Hi"), None, piece(" you", finish_reason="length"))
+    options = {"include_usage": True}
+    response = await face.post(CHAT, messages=HELLO, stream=True, stream_options=options)
+    assert ": still here\n\n" in response.text
+    *chunks, done = events(response)
+    assert done == "[DONE]"
+    found = [json.loads(chunk) for chunk in chunks]
+    assert [chunk["choices"][0]["delta"] for chunk in found[:-1]] == [
+        {"role": "assistant", "content": ""},
+        {"content": "Hi"},
+        {"content": " you"},
+        {},
+    ]
+    assert found[3]["choices"][0]["finish_reason"] == "length"
+    assert found[4]["usage"]["total_tokens"] == 9
+    assert found[4]["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+    assert {chunk["id"] for chunk in found} == {"chatcmpl-req-1"}
+    assert completer.begun[0].cancelled
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_of_tools_come_whole(face, completer, piece, stream):
+    calls = (ToolCall("f", '{"a": 1}'), ToolCall("g", "{}"))
+    completer.say(piece(finish_reason="tool_calls", tool_calls=calls))
+    response = await face.post(CHAT, messages=HELLO, stream=stream)
+    if stream:
+        chunks = [json.loads(chunk) for chunk in events(response)[:-1]]
+        found = chunks[1]["choices"][0]["delta"]["tool_calls"]
+        assert [call["index"] for call in found] == [0, 1]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    else:
+        (choice,) = response.json()["choices"]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] is None
+        found = choice["message"]["tool_calls"]
+    assert [call["function"] for call in found] == [
+        {"name": "f", "arguments": '{"a": 1}'},
+        {"name": "g", "arguments": "{}"},
+    ]
+    assert len({call["id"] for call in found}) == 2
+
+
+@pytest.mark.parametrize("path", [CHAT, PLAIN])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("when", ["at once", "before a piece"])
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (InputError("bad"), 400, None),
+        (status_error(422, "bad"), 400, None),
+        (status_error(429, "busy", retry_after_ms=1500), 429, "rate_limit_exceeded"),
+        (EngineError("broke"), 500, None),
+    ],
+)
+async def test_error_before_any_text_is_a_reply(
+    face, completer, path, stream, when, error, status, code
+):
+    completer.say(*([error] if when == "at once" else [None, error][1 if stream else 0 :]))
+    asked = {"messages": HELLO} if path == CHAT else {"prompt": "Hello"}
+    response = await face.post(path, **asked, stream=stream)
+    assert response.status_code == status
+    detail = response.json()["error"]
+    assert detail["message"] == str(error)
+    assert detail["code"] == code
+    assert (
+        detail["type"]
+        == {
+            400: "invalid_request_error",
+            429: "rate_limit_error",
+            500: "server_error",
+        }[status]
+    )
+    if status == 429:
+        assert response.headers["retry-after"] == "2"
+        assert response.headers["retry-after-ms"] == "1500"
+    assert all(script.cancelled for script in completer.begun)
+
+
+@pytest.mark.parametrize("path", [CHAT, PLAIN])
+async def test_error_in_a_stream_is_its_last_event(face, completer, piece, path):
+    completer.say(piece("Hi"), EngineError("broke"))
+    asked = {"messages": HELLO} if path == CHAT else {"prompt": "Hello"}
+    *_, last = events(await face.post(path, **asked, stream=True))
+    assert json.loads(last)["error"] == {
+        "message": "broke",
+        "type": "server_error",
+        "param": None,
+        "code": None,
+    }
+    assert completer.begun[0].cancelled
+
+
+async def test_what_is_no_answer_goes_on_to_who_mounted_the_routes(face, completer):
+    completer.say(StorageError("disk full"))
+    with pytest.raises(StorageError):
+        await face.post(CHAT, messages=HELLO)
+
+
+async def test_prompt_that_cannot_begin_takes_those_before_it_along(face, completer, piece):
+    completer.say(piece("a", finish_reason="stop"))
+    completer.say(InputError("too long"))
+    response = await face.post(PLAIN, prompt=["a", "b"])
+    assert response.status_code == 400
+    assert completer.begun[0].cancelled
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("text", [TextPrompt("text")]),
+        (["a", "b"], [TextPrompt("a"), TextPrompt("b")]),
+        ([1, 2], [TokenPrompt([1, 2])]),
+        ([[1], [2, 3]], [TokenPrompt([1]), TokenPrompt([2, 3])]),
+    ],
+)
+async def test_prompts_are_told_apart(face, completer, piece, prompt, expected):
+    for _ in expected:
+        completer.say(piece("x", finish_reason="stop"))
+    response = await face.post(PLAIN, prompt=prompt)
+    assert [request.prompt for request in completer.requests] == expected
+    assert {request.max_tokens for request in completer.requests} == {16}
+    assert [choice["index"] for choice in response.json()["choices"]] == list(range(len(expected)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_that_hangs_up_ends_the_work(completer, stream):
+    begun = asyncio.Event()
+
+    async def silence():
+        begun.set()
+        await asyncio.Event().wait()
+        yield None
+
+    class Silent:
+        request_id, prompt_tokens, cached_tokens, cancelled = "req-1", 1, 0, False
+        pieces = staticmethod(silence)
+
+        def cancel(self):
+            self.cancelled = True
+
+    script = Silent()
+
+    async def complete(_caller, _request):
+        return script
+
+    completer.complete = complete
+    (route,) = (
+        route
+        for route in OpenAIRoutes(completer, lambda _: "me", VirtualClock()).routes()
+        if route.path == CHAT
+    )
+    body = json.dumps({"model": "one", "messages": HELLO, "stream": stream}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    sent = []
+
+    async def receive():
+        if messages:
+            return messages.pop(0)
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+    await asyncio.wait_for(route.app(scope, receive, send), 5)
+    assert script.cancelled
+    assert sent[0]["status"] == 499
