@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test check format lint types imports unit soak bench bench-engine bench-learning bench-client docs wheel sprout proto clean
+.PHONY: help demo test check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -29,10 +29,16 @@ $(VENV)/.dev: $(VENV)/.server
 	@$(PIP) install --editable '.[server,dev]'
 	@touch $@
 
+# An older official SDK, and schemathesis, which the tests drive the server with; `make interop` installs the others.
+.interop/.short: $(VENV)/.dev tests/support/interop_environments.py
+	@echo "==> installing an older official SDK, and schemathesis, into .interop"
+	@$(BIN)/python tests/support/interop_environments.py sdk-0.25 fuzz
+	@touch $@
+
 demo: $(VENV)/.server ## Start a server, fine-tune two adapters through the API, sample before and after
 	@$(BIN)/tinkex demo --output .demo
 
-test: $(VENV)/.dev ## Run every test, in parallel and in random order, with coverage
+test: $(VENV)/.dev .interop/.short ## Run every test, in parallel and in random order, with coverage
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=80
 
 unit: $(VENV)/.dev ## Run the unit tests alone
@@ -49,12 +55,19 @@ lint: $(VENV)/.dev ## Lint and spell-check
 
 types: $(VENV)/.dev ## Check the types
 	$(BIN)/mypy
-	$(BIN)/mypy tests/typing/api.py
+	$(BIN)/mypy tests/typing/api.py tests/typing/mesh.py
 
 imports: $(VENV)/.dev ## Check who may import whom
 	$(BIN)/lint-imports
 
-soak: $(VENV)/.dev ## The long form of the proofs, then unit and integration tests 20 times (over an hour)
+interop: $(VENV)/.dev ## Drive the server with others' clients, unmodified: SDKs, cookbook, openai, PEFT (environments in .interop)
+	$(BIN)/python tests/support/interop_environments.py
+	$(PYTEST) -q --no-header -m interop tests/interop --durations=0
+
+fuzz: $(VENV)/.dev .interop/.short ## Fuzz the server: schemathesis, protobuf, JSON, headers, bodies; short and long forms (minutes)
+	$(PYTEST) -q --no-header -m "soak or not soak" tests/integration/server/fuzz --durations=0
+
+soak: $(VENV)/.dev .interop/.short ## The long form of the proofs, then unit and integration tests 20 times (over an hour)
 	$(PYTEST) -q --no-header -m soak tests
 	@for i in $$(seq 1 20); do \
 	  echo "==> round $$i of 20"; \
@@ -70,8 +83,15 @@ bench-engine: $(VENV)/.dev ## Measure the engine beside its floors, and beside t
 bench-learning: $(VENV)/.dev ## Train by examples and by reward, sweep rates and ranks; figures and plots into docs/learning
 	$(BIN)/python benchmarks/learning.py
 
+bench-server: $(VENV)/.dev ## Measure the server under many clients, and what it spends besides the engine
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/overhead.py
+
 bench-client: $(VENV)/.dev ## Measure the client beside the official one, on a server that does nothing
 	$(BIN)/python benchmarks/client.py
+
+bench-mesh: $(VENV)/.dev ## Measure everything that the mesh must reach, over both transports, as one table
+	$(BIN)/python benchmarks/mesh.py
 
 docs: $(VENV)/.dev ## Build guides and API reference into build/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -82,4 +102,4 @@ wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove what these commands made
-	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf $(VENV) .interop .demo dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

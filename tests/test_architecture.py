@@ -23,7 +23,25 @@ PURE = {
     "client/metrics.py",
     "client/retry.py",
     "engine/sampling/scheduler.py",
+    "mesh/dht/keys.py",
+    "mesh/dht/lookup.py",
+    "mesh/dht/records.py",
+    "mesh/dht/routing.py",
+    "mesh/dht/storage.py",
     "_backoff.py",
+    "mesh/accounts/accounts.py",
+    "mesh/accounts/addresses.py",
+    "mesh/accounts/credentials.py",
+    "mesh/accounts/events.py",
+    "mesh/accounts/lockout.py",
+    "mesh/accounts/public.py",
+    "mesh/accounts/state.py",
+    "mesh/accounts/tokens.py",
+    "mesh/balancer.py",
+    "mesh/purse.py",
+    "mesh/quota.py",
+    "mesh/usage.py",
+    "mesh/limits.py",
 }
 IMPURE_MODULES = {"asyncio", "socket", "time", "os", "httpx", "threading"}
 
@@ -40,10 +58,21 @@ ENGINE_LAYERS = [
     "matrices",
 ]
 
+# Parts of the server that know neither HTTP nor callers, and those that do.
+SERVER_BELOW = ["files", "models", "records", "runs", "sampling", "storage"]
+SERVER_ABOVE = {"accounts", "app", "completer", "http", "openapi", "routes", "run"}
+
 # The environment is read once, at the edge.
 ENVIRONMENT_READERS = {"config.py", "credentials.py"}
 
-CLIENT_ROOMS = ["tinkex", "tinkex.client", "tinkex.types", "tinkex.wire.proto", "tinkex.cli.main"]
+CLIENT_ROOMS = [
+    "tinkex",
+    "tinkex.client",
+    "tinkex.openai_api",
+    "tinkex.types",
+    "tinkex.wire.proto",
+    "tinkex.cli.main",
+]
 SERVER_CONFIGS = ["tinkex.server.config", "tinkex.engine.config"]
 
 
@@ -131,6 +160,17 @@ def test_engine_folder_imports_only_those_below_it(folder):
         assert imported & above == set(), path.name
 
 
+@pytest.mark.parametrize("folder", SERVER_BELOW)
+def test_server_folder_knows_no_route_and_no_caller(folder):
+    for path in (SOURCE / "server" / folder).glob("*.py"):
+        imported = {
+            module.split(".")[2]
+            for module in run_time_imports(path)
+            if module.startswith("tinkex.server.")
+        }
+        assert imported & SERVER_ABOVE == set(), path.name
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_environment_is_read_at_the_edge_only(path):
     if path.name in ENVIRONMENT_READERS or relative(path).startswith("cli/"):
@@ -185,3 +225,43 @@ def test_import_stays_free_of_torch(module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_route_is_described(tmp_path):
+    """Add a row to wire/endpoints.py, or `@described` (server/openapi) to the handler."""
+    from tinkex._clock import SystemClock
+    from tinkex.server.app import build_app
+    from tinkex.server.config import ServerConfig
+    from tinkex.server.openapi.document import describe_api
+
+    config = ServerConfig(data_dir=tmp_path, api_keys=("tml-0123456789abcdef",))
+    app = build_app(config, {}, clock=SystemClock())
+    document = describe_api(app.routes)
+    assert document["paths"]
+    operations = [o for item in document["paths"].values() for o in item.values()]
+    assert [o["operationId"] for o in operations if not o["summary"]] == [], "write a docstring"
+    names = [o["operationId"] for o in operations]
+    assert len(set(names)) == len(names)
+
+
+def test_every_route_says_what_a_key_must_be_for(tmp_path):
+    """Add a row to server/accounts/scopes.py; without one a route answers to admins alone."""
+    from tinkex._clock import SystemClock
+    from tinkex.server.accounts.scopes import NEEDED, every_route
+    from tinkex.server.app import build_app
+    from tinkex.server.config import ServerConfig
+
+    config = ServerConfig(data_dir=tmp_path, api_keys=("tml-0123456789abcdef",))
+    app = build_app(config, {}, clock=SystemClock())
+    routes = {(method, path) for method, path, _ in every_route(app.routes)}
+    assert routes == set(NEEDED)
+
+
+def test_pages_of_settings_list_every_setting_as_it_is():
+    from tinkex.cli.mesh.settings import mesh_schema
+    from tinkex.cli.server_settings import server_schema
+
+    guides = SOURCE.parent.parent / "docs" / "guides"
+    for name, schema in (("server", server_schema()), ("mesh", mesh_schema())):
+        page = (guides / f"{name}-settings.md").read_text()
+        assert schema.table() in page, "run: python tools/settings_table.py"

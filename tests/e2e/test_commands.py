@@ -1,14 +1,18 @@
 """Every command against a real server, beside the official CLI: the same JSON, the same codes."""
 
+import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fake_hub import fake_hub
 
 import tinkex as tinker
 
@@ -22,6 +26,13 @@ def stage(server):
         client = service.create_lora_training_client(
             "tinkex/sprout", rank=RANK, user_metadata={"colour": "blue"}
         ).result()
+        datum = tinker.Datum(
+            tinker.types.ModelInput.from_ints([5, 6, 7]),
+            {"target_tokens": [6, 7, 8], "weights": [1.0, 1.0, 1.0]},
+        )
+        for _ in range(3):
+            client.forward_backward([datum], "cross_entropy").result()
+            client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
         training = client.save_state("first").result().path
         sampler = client.save_weights_for_sampler("second").result().path
         export = client.save_weights_external("third").result().path
@@ -143,6 +154,20 @@ def test_changing_commands_are_silent_and_do_what_they_say(call, ours, shown, fr
     done = ours("checkpoint", "set-ttl", fresh)
     assert done.returncode == 1
     assert "--remove" in done.stderr
+
+
+def test_share_shows_a_token_once_and_unshare_takes_it_back(ours, shown, fresh):
+    made = shown("checkpoint", "share", fresh, "--ttl", "600")
+    assert made["tinker_path"] == fresh
+    (listed,) = shown("checkpoint", "shares", fresh)["access_tokens"]
+    assert listed["token_id"] == made["token_id"]
+    assert made["weights_access_token"] not in str(listed)
+    assert made["token_id"] in ours("checkpoint", "shares", fresh).stdout
+    assert ours("checkpoint", "unshare", fresh, made["token_id"]).returncode == 0
+    assert shown("checkpoint", "shares", fresh)["access_tokens"] == []
+    again = ours("checkpoint", "unshare", fresh, made["token_id"])
+    assert again.returncode == 1
+    assert made["token_id"] in again.stderr
 
 
 def test_delete_asks_first_and_a_no_ends_with_exit_code_1(ours, shown, fresh):
@@ -267,6 +292,66 @@ def test_login_stores_the_key_and_logout_forgets_it(environment, ours, tmp_path)
     assert ours("auth", "logout", env=alone).returncode == 1
 
 
+def hours():
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    return [(now + timedelta(hours=n)).isoformat() for n in (-1, 1)]
+
+
+def test_billing_commands_print_the_official_json_and_csv(call, stage):
+    hourly = hours()
+    for command in (("billing", "usage", *hourly), ("billing", "checkpoint-storage")):
+        mine, theirs = both(call, "-f", "json", *command)
+        assert theirs.returncode == mine.returncode == 0, (mine.stderr, theirs.stderr)
+        rows, official = json.loads(mine.stdout)["data"], json.loads(theirs.stdout)["data"]
+        assert len(rows) == len(official) > 0
+    for done in both(call, "billing", "usage", *hourly, "--csv", "-"):
+        found = list(csv.DictReader(io.StringIO(done.stdout)))
+        assert {"type", "token_count", "session_id"} <= set(found[0])
+        mine = [row for row in found if row["session_id"] == stage["session"]]
+        assert [r["token_count"] for r in mine if r["type"] == "training"] == ["9"]
+
+
+def test_a_sessions_trace_is_exported_by_both_command_lines(call, stage, tmp_path):
+    for module in ("tinkex", "tinker.cli"):
+        target = tmp_path / f"{module}.pftrace"
+        done = call(module, "session", "export-trace", stage["session"], "-o", target)
+        assert done.returncode == 0, done.stderr
+        names = {event["name"] for event in json.loads(target.read_text())["traceEvents"]}
+        assert {"create_model", "forward_backward", "optim_step", "queued", "running"} <= names
+    for done in both(call, "-f", "json", "session", "export-trace", stage["session"], "--url-only"):
+        assert json.loads(done.stdout)["url"].startswith("http://127.0.0.1:")
+
+
+def test_the_curve_of_a_run_is_drawn_and_given_as_csv_and_json(ours, shown, stage, tmp_path):
+    drawn = ours("run", "metrics", stage["run"])
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stdout.startswith(f"loss:sum of {stage['run']}")
+    assert "step 3:" in drawn.stdout
+    rows = shown("run", "metrics", stage["run"])["metrics"]
+    assert [row["step"] for row in rows] == [1, 1, 2, 2, 3, 3]
+    losses = [row["metrics"]["loss:sum"] for row in rows[::2]]
+    assert losses[2] < losses[0]
+    written = tmp_path / "curve.csv"
+    assert ours("run", "metrics", stage["run"], "--csv", written).returncode == 0
+    with written.open(newline="") as file:
+        assert [float(row["loss:sum"]) for row in list(csv.DictReader(file))[::2]] == losses
+    other = ours("run", "metrics", stage["run"], "-m", "none")
+    assert other.returncode == 1
+    assert "grad_norm" in other.stderr
+    assert ours("run", "metrics", "none").returncode == 1
+
+
+def test_usage_is_summed_as_asked_for(ours, shown, stage):
+    rows = shown("usage", "--by", "session,source")["rows"]
+    (run,) = [row for row in rows if row["source"] == stage["run"]]
+    assert run["session"] == stage["session"]
+    assert (run["forward_backward_tokens"], run["checkpoints"]) == (9, 3)
+    assert run["training_s"] > 0
+    found = list(csv.DictReader(io.StringIO(ours("usage", "--csv", "-").stdout)))
+    assert int(found[0]["forward_backward_tokens"]) >= 9
+    assert ours("usage", "--by", "colour").returncode == 1
+
+
 def test_version_and_help(ours):
     assert ours("version").stdout == f"tinkex {tinker.__version__}\n"
     for group in ("", "auth", "billing", "checkpoint", "model", "run", "session"):
@@ -308,71 +393,8 @@ def test_chat_answers_line_by_line_and_forgets_when_told(ours):
 
 @pytest.fixture
 def hub():
-    """As much of the Hugging Face Hub as a push speaks to; it keeps what comes."""
-    import threading
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    seen = {"files": {}, "requests": []}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            raw = self.rfile.read(int(self.headers.get("content-length", 0)))
-            seen["requests"].append((self.path, self.headers.get("authorization")))
-            if self.headers.get("authorization") != "Bearer hf_right":
-                self.answer({"error": "Invalid username or password."}, 401)
-            elif self.path == "/api/repos/create":
-                seen["created"] = json.loads(raw)
-                name = seen["created"]["name"]
-                url = f"{seen['url']}/me/{name}"
-                self.answer({"url": url, "name": f"me/{name}", "id": f"me/{name}"})
-            elif self.path == "/api/validate-yaml":
-                self.answer({"errors": [], "warnings": []})
-            elif "/preupload/" in self.path:
-                files = json.loads(raw)["files"]
-                self.answer(
-                    {
-                        "files": [
-                            {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
-                            for f in files
-                        ]
-                    }
-                )
-            elif "/commit/" in self.path:
-                for line in map(json.loads, raw.decode().splitlines()):
-                    if line["key"] == "file":
-                        seen["files"][line["value"]["path"]] = line["value"]["content"]
-                    else:
-                        seen["commit"] = line["value"]
-                url = f"{seen['url']}/me/adapter/commit/abc"
-                self.answer(
-                    {"success": True, "commitOid": "abc", "commitUrl": url, "hookOutput": ""}
-                )
-            else:
-                self.answer({"error": self.path}, 404)
-
-        def do_GET(self):
-            seen["requests"].append((self.path, self.headers.get("authorization")))
-            self.answer({"name": "me", "id": "me/x", "sha": "0", "siblings": [], "type": "user"})
-
-        def answer(self, value, status=200):
-            body = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    seen["url"] = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield seen
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with fake_hub() as seen:
+        yield seen
 
 
 def test_adapter_is_pushed_to_the_hub_with_a_card(ours, shown, stage, hub):
