@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from random import Random
 
 from mesh_replication import FeedWorld
@@ -27,6 +28,8 @@ class Party(FeedWorld):
         self.leaderships = {}
         self.views = {}
         self.lives = {}
+        self.seeds = itertools.count()
+        """Of each member another: equal ones would want to lead at one moment, for ever."""
 
     async def begin(self):
         for _ in range(self.count):
@@ -49,7 +52,7 @@ class Party(FeedWorld):
             members=lambda: self.members,
             contact_of=self.contact_of,
             clock=self.clock,
-            rng=Random(node.peer_id.raw[0]),
+            rng=Random(next(self.seeds)),
             on_error=self.errors.append,
         )
         await leadership.start()
@@ -98,7 +101,9 @@ class Party(FeedWorld):
             if self.leaders():
                 break
             await self.pass_time(0.1)
-        (leader,) = self.leaders()
+        leaders = self.leaders()
+        assert len(leaders) == 1, f"{len(leaders)} leaders after {seconds} s at most"
+        (leader,) = leaders
         return leader, self.leaderships[leader.peer_id]
 
     async def while_time_passes(self, awaitable):
