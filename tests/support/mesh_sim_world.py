@@ -19,6 +19,7 @@ from tinkex import errors
 from tinkex.errors import PeerUnreachableError
 from tinkex.mesh.accounts.config import AuthConfig
 from tinkex.mesh.config import MeshConfig, format_contact
+from tinkex.mesh.feeds.config import ReplicationConfig
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.transport.base import Contact
@@ -197,6 +198,8 @@ class World:
     def settings(self, node):
         admission = AdmissionConfig(account_calls_per_minute=100_000)
         return {
+            # Logs are pruned all the time: nothing that is checked may depend on when.
+            "replication": ReplicationConfig(keep_entries=8, prune_entries=4, prune_check_s=2.0),
             "auth": AuthConfig(**self._auth),
             "gateway": GatewayConfig(admission=admission),
             "client": ClientConfig(host=None),

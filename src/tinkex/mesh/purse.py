@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tinkex.mesh.usage import (
     FROM_RESERVATION,
     SETTLED,
+    GatewayUsage,
     LeaseClosed,
     Reserved,
     Settled,
@@ -124,32 +125,21 @@ class Purse:
         return self._latest
 
 
-class UsageRecovery:
-    """Folds a gateway's own entries after a start, and says what a crash left to be written."""
+def closing_entries(own: GatewayUsage, now: float) -> list[UsageEvent]:
+    """Return what a crash left to be written: what was in progress costs its reservation.
 
-    def __init__(self) -> None:
-        self._open: dict[str, dict[str, Reserved]] = {}
-        self._latest = 0.0
-
-    def apply(self, event: UsageEvent) -> None:
-        """Fold one entry of one's own feed, in order."""
-        self._latest = max(self._latest, event.at)
-        if isinstance(event, LeaseClosed):
-            self._open.pop(event.lease_id, None)
-        elif isinstance(event, Reserved):
-            self._open.setdefault(event.lease_id, {})[event.request_id] = event
-        elif isinstance(event, Settled):
-            self._open.setdefault(event.lease_id, {}).pop(event.request_id, None)
-
-    def entries(self, now: float) -> list[UsageEvent]:
-        """Return what to append: what was in progress costs its reservation; leases are closed."""
-        now = max(now, self._latest)
-        settled: list[UsageEvent] = [
-            _settled(reserved, now, reserved.tokens, 0, FROM_RESERVATION, b"")
-            for requests in self._open.values()
-            for reserved in requests.values()
-        ]
-        return [*settled, *(LeaseClosed(lease_id=lease_id, at=now) for lease_id in self._open)]
+    Args:
+        own: the fold of one's own feed.
+        now: unix seconds.
+    """
+    now = max(now, own.seen_until)
+    left = list(own.open_leases())
+    settled: list[UsageEvent] = [
+        _settled(reserved, now, reserved.tokens, 0, FROM_RESERVATION, b"")
+        for _, lease in left
+        for reserved in lease.reserved.values()
+    ]
+    return [*settled, *(LeaseClosed(lease_id=lease_id, at=now) for lease_id, _ in left)]
 
 
 def _settled(

@@ -10,15 +10,19 @@ wherever the gateway then is. They come back when the gateway's own log says wha
     settled by RPC            counts what the gateway claims, or what its entries say, if more
     closed in its log, or     counts what the entries say, and nothing else; what is reserved
     an entry after its end    and not settled counts as used
+    forgotten by its log      counts whole, or what the gateway claims: a log speaks of a lease for
+                              days after its end, and it is accounted for long before
 
-The last line needs no clock but the gateway's: it reserves nothing under a lease whose end has
-passed on the clock that stamps its entries, so an entry later than the end comes after all of the
-lease's. A reply that was lost, or a gateway that crashed, thus costs nobody tokens for good, and a
-gateway that never comes back keeps its leases counted, which is the safe side, until it is revoked.
+"An entry after its end" needs no clock but the gateway's: it reserves nothing under a lease whose
+end has passed on the clock that stamps its entries, so an entry later than the end comes after all
+of the lease's. A reply that was lost, or a gateway that crashed, thus costs nobody tokens for good,
+and a gateway that never comes back keeps its leases counted, which is the safe side, until it is
+revoked.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -28,6 +32,8 @@ from tinkex.errors import BillingError, RateLimitError
 from tinkex.mesh.usage import GatewayUsage, LeaseUse
 
 RETRY_MS = 1000
+_SKEW_S = 120.0
+"""So far two workers' clocks may be apart."""
 _SHARE = 8
 """A lease is at most this part of what is left, so that others can have the last tokens."""
 
@@ -192,9 +198,14 @@ class QuotaLedger:
             use = self._use(lease)
             if self._ended(lease) and not use.reserved:
                 key_id = lease.granted.key_id
-                used = use.settled_tokens
+                used = self._counted(lease)
                 found.append(LeaseAccounted(lease_id, account_id, key_id, used, now))
         return tuple(found)
+
+    def all_accountable(self, now: float, *, most: int) -> tuple[LeaseAccounted, ...]:
+        """As `accountable`, of every account, at most so many leases at a time."""
+        every = (self.accountable(account_id, now) for account_id in self._accounts)
+        return tuple(itertools.islice(itertools.chain.from_iterable(every), most))
 
     def decide(
         self, wanted: LeaseGranted, *, least: int, quota: int | None, cap: int | None
@@ -250,9 +261,14 @@ class QuotaLedger:
             or gateway in self._lost
         )
 
+    def _forgotten(self, lease: _Open) -> bool:
+        """Whether the gateway's feed may have named a lease, too long ago to tell of it still."""
+        usage, granted = self._usage(lease.granted.gateway), lease.granted
+        return not usage.knows(granted.lease_id) and granted.at <= usage.forgot_until + _SKEW_S
+
     def _counted(self, lease: _Open) -> int:
         said = self._use(lease).tokens
-        if self._ended(lease):
+        if self._ended(lease) and not self._forgotten(lease):
             return said
         return max(said, lease.granted.tokens if lease.claimed is None else lease.claimed)
 

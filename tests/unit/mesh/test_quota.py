@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tinkex.errors import BillingError, RateLimitError
 from tinkex.mesh.accounts.events import encode_events
-from tinkex.mesh.purse import Purse, UsageRecovery
+from tinkex.mesh.purse import Purse, closing_entries
 from tinkex.mesh.quota import GatewayLost, LeaseGranted, LeaseSettled, QuotaLedger
 from tinkex.mesh.usage import (
     FROM_RESERVATION,
@@ -84,10 +84,14 @@ class Gateway:
         self.spent += sum(self.open.values())
         self.open.clear()
         self.purse = Purse()
-        recovery = UsageRecovery()
-        for payload in self.feed:
-            recovery.apply(decode_usage(payload))
-        self.append(*recovery.entries(now))
+        self.append(*closing_entries(folded(self.feed), now))
+
+
+def folded(feed):
+    own = GatewayUsage()
+    for number, payload in enumerate(feed):
+        own.apply(decode_usage(payload), epoch=b"e", sequence=number)
+    return own
 
 
 class World:
@@ -314,13 +318,12 @@ def test_a_lease_is_for_one_account_and_key_and_what_is_left_over_is_used_again(
 
 
 def test_after_a_crash_what_was_in_progress_costs_its_reservation():
-    recovery = UsageRecovery()
     purse = Purse()
     purse.put_in("l", "u", "k", 100, 30.0)
-    for request in ("1", "2"):
-        recovery.apply(purse.reserve(request, "u", "k", "m", 40, 7.0))
-    recovery.apply(purse.settle("1", prompt_tokens=1, completion_tokens=2, now=8.0))
-    settled, closed = recovery.entries(now=1.0)
+    written = [purse.reserve(request, "u", "k", "m", 40, 7.0) for request in ("1", "2")]
+    written.append(purse.settle("1", prompt_tokens=1, completion_tokens=2, now=8.0))
+    feed = [encode_usage(entry) for entry in written]
+    settled, closed = closing_entries(folded(feed), now=1.0)
     assert (settled.request_id, settled.state, settled.prompt_tokens, settled.at) == (
         "2",
         FROM_RESERVATION,
@@ -328,9 +331,8 @@ def test_after_a_crash_what_was_in_progress_costs_its_reservation():
         8.0,
     )
     assert closed == LeaseClosed(lease_id="l", at=8.0)
-    recovery.apply(settled)
-    recovery.apply(closed)
-    assert recovery.entries(now=9.0) == []
+    feed += [encode_usage(settled), encode_usage(closed)]
+    assert closing_entries(folded(feed), now=9.0) == []
 
 
 def test_latest_requests_of_an_account_are_listed_and_countersigned():

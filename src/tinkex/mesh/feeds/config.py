@@ -41,6 +41,14 @@ class ReplicationConfig:
     """Pushes that do not check, after which a peer's are refused for a while."""
     strike_s: float = 30.0
     """Seconds of that while."""
+    keep_entries: int = 100_000
+    """Entries of a log of its own (a gateway's usage, a sole auth worker's accounts) that a worker
+    keeps at least; of a gateway's the newest stay whole. Older ones give way to a signed snapshot
+    of what they came to."""
+    prune_entries: int = 10_000
+    """Entries beyond these, at least, for which it makes a snapshot."""
+    prune_check_s: float = 600.0
+    """Seconds between two looks whether there are so many."""
 
     def __post_init__(self) -> None:
         problems = [

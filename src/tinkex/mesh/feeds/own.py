@@ -153,8 +153,8 @@ class OwnFeed:
         connection = transaction.connection
         for chain in tables.chains(connection, self.name, self._member().key_pair.peer_id):
             head = tables.head_of(connection, chain)
-            if head is not None:
-                heads[chain.id.epoch] = head
+            if head is not None and head.sequence > chain.base:
+                heads[chain.id.epoch] = head  # else this author's snapshot stands for it
             opening = tables.entry_at(connection, chain, 0)
             for under in () if opening is None else read_opening(opening).builds_on:
                 named[under.epoch] = max(named.get(under.epoch, -1), under.sequence)

@@ -38,6 +38,7 @@ from tinkex.mesh.api.feeds import (
 from tinkex.mesh.feeds.chain import ForkProof, Head, SignedHead
 from tinkex.mesh.feeds.config import ReplicationConfig
 from tinkex.mesh.feeds.entry import ChainId, Entry, decode_entry, read_header
+from tinkex.mesh.feeds.pruning import take
 from tinkex.mesh.feeds.service import digest_of
 from tinkex.mesh.feeds.snapshot import MAX_SNAPSHOT_BYTES, decode_snapshot
 from tinkex.mesh.feeds.store import FeedStore
@@ -253,7 +254,7 @@ class Puller:
             await self._store.shut_out(ForkProof.decode(encoded))
 
     async def _pull_snapshots(self, held: Sequence[HeldSnapshot]) -> None:
-        """Take a snapshot where the peer has pruned what this worker lacks."""
+        """Take the snapshots that are newer than what is held."""
         mine = self._store.snapshot_times()
         for each in held:
             known = max(
@@ -289,9 +290,7 @@ class Puller:
         body = snapshot.read()
         if (body.author, body.feed) != (author.raw, feed):
             raise PeerProtocolError("the peer gives another snapshot than it was asked for")
-        held = {each.chain.epoch: each.last for each in await self._store.held(feed, author)}
-        if any(head.sequence > held.get(head.epoch, -1) for head in body.covered):
-            await self._store.adopt(snapshot)
+        await take(self._store, snapshot)
 
     async def _pull_keys(self) -> None:
         more = self._vault is not None

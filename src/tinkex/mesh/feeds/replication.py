@@ -243,6 +243,11 @@ class Replicator:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
+    def announce(self) -> None:
+        """Have every source ask what this worker holds: it has a new snapshot."""
+        for source in self._sources.values():
+            source.outbox.ask()
+
     async def sync(self, contact: Contact) -> None:
         """Ask any peer once.
 

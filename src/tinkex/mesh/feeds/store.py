@@ -33,7 +33,7 @@ from tinkex.mesh.feeds.epoch import EpochRules, Member
 from tinkex.mesh.feeds.own import OwnFeed
 from tinkex.mesh.feeds.policy import FeedPolicy
 from tinkex.mesh.feeds.reading import StoredFeeds
-from tinkex.mesh.feeds.snapshot import Snapshot, SnapshotRules
+from tinkex.mesh.feeds.snapshot import Snapshot, SnapshotBody, SnapshotRules
 from tinkex.mesh.identity import PeerId
 
 T = TypeVar("T")
@@ -59,12 +59,16 @@ class Folded(Protocol):
 
     feed: str
     name: str
+    by_author: bool
 
     async def current(self) -> None:
         """Wait until nothing is being folded again."""
 
     def covered(self, author: PeerId) -> tuple[Mapping[ChainId, int], bytes]:
         """An author's folded numbers, and what they came to."""
+
+    async def state_at(self, author: PeerId, upto: Mapping[ChainId, int]) -> bytes:
+        """What an author's entries up to these numbers come to."""
 
 
 class FeedStore(StoredFeeds):
@@ -236,10 +240,13 @@ class FeedStore(StoredFeeds):
             stored += await self._ingest_run(chain, run)
         return stored
 
-    async def adopt(self, snapshot: Snapshot) -> bool:
+    async def adopt(self, snapshot: Snapshot, *, same: bool = False) -> bool:
         """Check an author's snapshot and put it in the place of the entries that it covers.
 
-        Views of the feed begin from it again.
+        Args:
+            snapshot: as its author signed it.
+            same: it says what the entries held here come to, all of them: nothing changes but the
+                room that they take. Else views of the feed begin from it again.
 
         Returns:
             Whether it is newer than what is held.
@@ -248,9 +255,8 @@ class FeedStore(StoredFeeds):
             PeerProtocolError, TrustError, UnsupportedError: it does not hold.
             LogForkError: its author forked.
         """
-        body = self.snapshot_rules.check(snapshot, now=self._clock.now())
+        body = self.check_snapshot(snapshot)
         author = PeerId(body.author)
-        self.check_not_forked(author)
 
         def put(transaction: Transaction) -> bool:
             connection = transaction.connection
@@ -260,15 +266,25 @@ class FeedStore(StoredFeeds):
             saved.put_snapshot(connection, snapshot, body)
             self._latest[body.feed] = max(self._latest.get(body.feed, 0), body.time)
             self._snapshot_times[author, body.feed] = body.time
-            if author == self.peer_id and body.feed in self._own:
+            if author == self.peer_id and body.feed in self._own and not same:
                 self._own[body.feed].forget()
             return True
 
         adopted = await self.database.write(put)
-        if adopted:
+        if adopted and not same:
             for callback in tuple(self._on_rebase):
                 callback(body.feed, author)
         return adopted
+
+    def check_snapshot(self, snapshot: Snapshot) -> SnapshotBody:
+        """Check all of a snapshot but whether it fits what is held.
+
+        Raises:
+            PeerProtocolError, TrustError, UnsupportedError, LogForkError: as `adopt`.
+        """
+        body = self.snapshot_rules.check(snapshot, now=self._clock.now())
+        self.check_not_forked(PeerId(body.author))
+        return body
 
     def on_rebase(self, callback: Callable[[str, PeerId], None]) -> Callable[[], None]:
         """Have `callback` told of a feed and an author whose past changed.

@@ -208,6 +208,30 @@ class View(Generic[S]):
             )
         return dict(part.positions), part.state.dump()
 
+    async def state_at(self, author: PeerId, upto: Mapping[ChainId, int]) -> bytes:
+        """What an author's entries up to these numbers come to: the same at everybody.
+
+        Folds them anew from the author's snapshot on, so the view need not be open.
+
+        Args:
+            author: whose.
+            upto: the number of the last entry of each chain; other chains are left out.
+
+        Raises:
+            UnsupportedError: other authors' entries are folded with them.
+            LogForkError, DamagedDataError: as `FeedStore.entries`.
+        """
+        if not self.by_author:
+            raise UnsupportedError(
+                f"the view {self.name!r} folds several authors' entries together"
+            )
+        self._store.check_not_forked(author)
+        part = await self._begin(author) or _Part(self._restore(None))
+        async for entry in self._store.history(self.feed, author=author, beyond=part.positions):
+            if entry.sequence <= upto.get(entry.chain, -1):
+                self._counted(part.state, entry)
+        return part.state.dump()
+
     async def save(self) -> None:
         """Keep the states, so that the next start folds only what came after."""
         self._unsaved = 0
@@ -263,13 +287,19 @@ class View(Generic[S]):
         part.positions[entry.chain] = entry.sequence
         part.order = max(part.order, entry.order)
         self._unsaved += 1
-        if entry.opens_epoch or not (self._only is None or self._only.counts(entry)):
-            return
-        try:
-            part.state.fold(entry)
-        except Exception as error:  # noqa: BLE001 - one bad entry must not stop the view
+        error = self._counted(part.state, entry)
+        if error is not None:
             self.skipped += 1
             self._on_error(error)
+
+    def _counted(self, state: S, entry: Entry) -> Exception | None:
+        if entry.opens_epoch or not (self._only is None or self._only.counts(entry)):
+            return None
+        try:
+            state.fold(entry)
+        except Exception as error:  # noqa: BLE001 - one bad entry must not stop the view
+            return error
+        return None
 
     def _key(self, author: PeerId) -> PeerId | None:
         return author if self.by_author else None

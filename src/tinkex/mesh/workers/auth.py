@@ -6,6 +6,7 @@ part is in `workers.authority`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from tinkex.mesh.accounts.config import AuthConfig
 from tinkex.mesh.accounts.events import NetworkEvent, PublicEvent, network_form, public_form
 from tinkex.mesh.accounts.lockout import LockOut
 from tinkex.mesh.dht.records import Offer
-from tinkex.mesh.feeds.policy import ACCOUNTS_PRIVATE, ACCOUNTS_PUBLIC, NETWORK, USAGE
+from tinkex.mesh.feeds.policy import ACCOUNTS_PRIVATE, ACCOUNTS_PUBLIC, NETWORK
 from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.feeds.vault import PersonKey, Vault
 from tinkex.mesh.feeds.view import View
@@ -30,7 +31,7 @@ from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.trust.network import NetworkInfo
 from tinkex.mesh.workers.authority.api import AuthService
-from tinkex.mesh.workers.authority.books import AuthBook, UsageBook
+from tinkex.mesh.workers.authority.books import AuthBook, UsageBook, usage_view
 from tinkex.mesh.workers.authority.hashing import Hashing
 from tinkex.mesh.workers.authority.log import AuthLog, Leadership, SoleMember
 from tinkex.mesh.workers.authority.network import Membership, Place
@@ -47,6 +48,8 @@ from tinkex.passwords import Passwords
 
 _LOG = logging.getLogger("tinkex.mesh.auth")
 TOPIC = "auth"
+ACCOUNT_S = 300.0
+"""Seconds between two looks for leases that ended and were not accounted for."""
 
 
 class AuthMember(Protocol):
@@ -123,7 +126,7 @@ class AuthWorker(Worker):
         self._lockout = LockOut(config, _derived(member.key_pair))
         self._public = PublicView(feeds, place.network.id, on_error=_report)
         self._known = member.known
-        self._usage: View[UsageBook] = View(feeds, USAGE, UsageBook, name="usage", on_error=_report)
+        self._usage = usage_view(feeds, on_error=_report)
         leadership = leadership or SoleMember(
             member.key_pair.peer_id, lambda: self._network()[0], feeds.own(ACCOUNTS_PRIVATE)
         )
@@ -223,7 +226,14 @@ class AuthWorker(Worker):
         stack.push_async_callback(self._member.discovery.withdraw, TOPIC)
         watching = Tasks(on_error=_report)
         watching.spawn(self.orders.run(), name="heed the root")
+        watching.spawn(self._account_for_ever(), name="account for leases that ended")
         stack.push_async_callback(watching.stop)
+
+    async def _account_for_ever(self) -> None:
+        while True:
+            await self._member.clock.sleep(ACCOUNT_S)
+            with contextlib.suppress(TinkerError):  # another leads, or the next time may be better
+                await self.spending.account_for_ended()
 
     def _begin_to_lead(self) -> None:
         self._tasks.spawn(self._try_to_make_good(), name="make good what another leader left")

@@ -11,6 +11,7 @@ from tinkex._clock import Clock
 from tinkex.errors import ConfigurationError, TrustError
 from tinkex.mesh.config import MeshConfig
 from tinkex.mesh.feeds.leadership import Leadership
+from tinkex.mesh.feeds.policy import ACCOUNTS_PRIVATE, USAGE
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.roles import Role
 from tinkex.mesh.workers.auth import AuthWorker
@@ -121,6 +122,8 @@ async def _auth(member: Member, stack: AsyncExitStack) -> Worker:
         )
         await leadership.start()
         stack.push_async_callback(leadership.stop)
+    else:
+        member.prune(ACCOUNTS_PRIVATE)
     worker = AuthWorker(
         member, member.config.auth, leadership=leadership, random=member.machine.random
     )
@@ -143,6 +146,7 @@ async def _gateway(member: Member, stack: AsyncExitStack) -> Worker:
         rng=member.machine.rng,
         random=member.machine.random,
     )
+    member.prune(USAGE)
     member.work = lambda: Work(
         load=worker.in_progress / config.admission.in_all, trouble=worker.freshness.trouble
     )

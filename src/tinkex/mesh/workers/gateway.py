@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
@@ -28,7 +28,7 @@ from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
-from tinkex.mesh.usage import UsageEvent, decode_usage
+from tinkex.mesh.workers.authority.books import usage_view
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.discovery import Discovery
 from tinkex.mesh.workers.serving.admission import Accounts, Admission, AdmissionConfig
@@ -141,6 +141,7 @@ class GatewayWorker(Worker):
         )
         auth = AuthCalls(member.peers, member.discovery, clock=clock)
         self._ledger = Ledger(member.feeds.own(USAGE), auth, self._tasks, clock=clock)
+        self._usage = usage_view(member.feeds, on_error=_report)
         self._service = Gateway(
             completions=self._completions(rng, random),
             admission=self._admission,
@@ -193,9 +194,8 @@ class GatewayWorker(Worker):
         stack.callback(member.feeds.subscribe(ADAPTERS, self._learn))
         async for entry in member.feeds.entries(ADAPTERS):
             self._learn([entry])
-        left = await self._ledger.recover(self._own_usage())
-        if left:
-            _LOG.warning("%d requests of an earlier life cost what was reserved for them", left)
+        await self._close_old_books()
+        stack.callback(member.feeds.register(self._usage))
         stack.callback(member.peers.on_lost(self._directory.lost))
         member.peers.serve(self._service)
         await self._directory.refresh()
@@ -232,10 +232,15 @@ class GatewayWorker(Worker):
             except TinkerError as error:
                 _report(error)  # the next time may be better
 
-    async def _own_usage(self) -> AsyncIterator[UsageEvent]:
-        own = self._member.key_pair.peer_id
-        async for entry in self._member.feeds.entries(USAGE, author=own):
-            yield decode_usage(entry.payload)
+    async def _close_old_books(self) -> None:
+        # The fold is needed now, and when entries are pruned; in between it would only take memory.
+        await self._usage.open()
+        try:
+            left = await self._ledger.recover(self._usage.state(self._member.key_pair.peer_id))
+        finally:
+            await self._usage.close()
+        if left:
+            _LOG.warning("%d requests of an earlier life cost what was reserved for them", left)
 
     def _learn(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

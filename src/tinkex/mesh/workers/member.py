@@ -15,6 +15,7 @@ from tinkex.errors import ConfigurationError, TinkerError
 from tinkex.mesh.config import MeshConfig
 from tinkex.mesh.dht.node import DhtNode
 from tinkex.mesh.feeds.chain import Head
+from tinkex.mesh.feeds.pruning import Pruning
 from tinkex.mesh.feeds.recovery import open_or_salvage
 from tinkex.mesh.feeds.replication import Replicator
 from tinkex.mesh.feeds.store import FeedStore
@@ -274,10 +275,26 @@ class Member:
             rng=self.machine.rng,
         )
         self.metrics.certificate(lambda: self.membership.expires_at, self.renewal)
-        tasks = Tasks(on_error=report)
-        tasks.spawn(self._follow_for_ever(), name="find auth workers to follow")
-        tasks.spawn(self.renewal.run(), name="renew the certificate")
-        stack.push_async_callback(tasks.stop)
+        self.pruning = Pruning(
+            self.feeds,
+            clock=self.clock,
+            config=self.config.replication,
+            ready=self._got_own_back,
+            pruned=self.replicator.announce,
+        )
+        self._background = Tasks(on_error=report)
+        self._background.spawn(self._follow_for_ever(), name="find auth workers to follow")
+        self._background.spawn(self.renewal.run(), name="renew the certificate")
+        stack.push_async_callback(self._background.stop)
+
+    def prune(self, feed: str) -> None:
+        """Have one of this worker's own logs pruned from now on, whenever it has grown enough."""
+        self._background.spawn(self.pruning.run(feed), name=f"prune {feed}")
+
+    def _got_own_back(self) -> bool:
+        sources = self.replicator.sources()
+        alone = self.role is Role.AUTH and not sources
+        return alone or any(one.age_s is not None and not one.failures for one in sources)
 
     async def _follow_for_ever(self) -> None:
         while True:

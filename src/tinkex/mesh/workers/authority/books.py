@@ -6,6 +6,8 @@ is a list of events again, in few, with personal fields sealed as in the log.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tinkex.mesh.accounts.events import (
     AuthEvent,
     LockedOut,
@@ -20,6 +22,9 @@ from tinkex.mesh.accounts.network import NetworkKnowledge
 from tinkex.mesh.accounts.public import PublicAccounts
 from tinkex.mesh.accounts.state import AccountsState, Unseal
 from tinkex.mesh.feeds.entry import Entry
+from tinkex.mesh.feeds.policy import USAGE
+from tinkex.mesh.feeds.store import FeedStore
+from tinkex.mesh.feeds.view import View
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.quota import (
     GatewayLost,
@@ -145,3 +150,8 @@ class UsageBook(GatewayUsage):
             msgspec.MsgspecError: it is none of this feed's.
         """
         self.apply(decode_usage(entry.payload), epoch=entry.chain.epoch, sequence=entry.sequence)
+
+
+def usage_view(feeds: FeedStore, *, on_error: Callable[[BaseException], None]) -> View[UsageBook]:
+    """Make the view of "usage", not open: one for gateways, which prune, and auth workers."""
+    return View(feeds, USAGE, UsageBook, name="usage", version=2, on_error=on_error)

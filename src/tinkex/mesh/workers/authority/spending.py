@@ -18,12 +18,14 @@ from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.accounts.scopes import READ
 from tinkex.mesh.api.auth import Lease, LeaseRequest, UsageEntry, UsageReport
 from tinkex.mesh.identity import PeerId
-from tinkex.mesh.quota import LeaseGranted, LeaseSettled, UsageOf
+from tinkex.mesh.quota import LeaseAccounted, LeaseGranted, LeaseSettled, UsageOf
 from tinkex.mesh.usage import COUNTERSIGNED, GatewayUsage, SettledRequest
 from tinkex.mesh.workers.authority.books import AuthBook
 from tinkex.mesh.workers.authority.log import AuthLog
 
 MAX_LEASE_TOKENS = 1 << 40
+ACCOUNTED_AT_ONCE = 256
+"""Leases in one entry of the log."""
 MAX_ENTRIES = 1000
 """Of a report: the latest."""
 
@@ -98,16 +100,38 @@ class Spending:
                 cap=self._cap(request, now),
             )
             accounted = book.ledger.accountable(request.account_id, now)
-            done.extend(
-                (book.ledger.gateway_of(event.lease_id) or b"", event.lease_id)
-                for event in accounted
-            )
+            done.extend(_held(book, accounted))
             return Decision((*accounted, granted), granted)
 
         lease = await self._log.carry(decide)
-        for holder, lease_id in done:
-            self._usage(holder).forget(lease_id)
+        self._forget(done)
         return Lease(lease_id=lease.lease_id, tokens=lease.tokens, expires_at=lease.expires_at)
+
+    async def account_for_ended(self) -> None:
+        """Account for the leases that have ended, of accounts too that ask for no other.
+
+        Gateways speak of a lease for some days after they closed it, and no longer.
+
+        Raises:
+            NoQuorumError: another auth worker leads, and does this.
+        """
+        done: list[tuple[bytes, str]] = []
+
+        async def decide(now: float) -> Decision[None]:
+            book = self._book()
+            accounted = book.ledger.all_accountable(now, most=ACCOUNTED_AT_ONCE)
+            done.extend(_held(book, accounted))
+            return Decision(accounted, None)
+
+        now = self._clock.now()
+        while self._book().ledger.all_accountable(now, most=1):
+            await self._log.carry(decide)
+            self._forget(done)
+            done.clear()
+
+    def _forget(self, accounted: Iterable[tuple[bytes, str]]) -> None:
+        for holder, lease_id in accounted:
+            self._usage(holder).forget(lease_id)
 
     def _cap(self, request: LeaseRequest, now: float) -> int | None:
         if not request.key_id:
@@ -189,6 +213,10 @@ class Spending:
 
     def _of(self, gateway: PeerId) -> GatewayUsage:
         return self._usage(gateway.raw)
+
+
+def _held(book: AuthBook, accounted: Iterable[LeaseAccounted]) -> list[tuple[bytes, str]]:
+    return [(book.ledger.gateway_of(one.lease_id) or b"", one.lease_id) for one in accounted]
 
 
 def _entry(gateway: PeerId, found: SettledRequest) -> UsageEntry:

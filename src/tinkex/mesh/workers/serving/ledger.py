@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -29,11 +28,12 @@ from tinkex.mesh.api.auth import AuthApi, LeaseRequest, SettleLease
 from tinkex.mesh.api.gateway import Countersign, Receipt
 from tinkex.mesh.feeds.entry import EntryId
 from tinkex.mesh.identity import PeerId
-from tinkex.mesh.purse import Purse, UsageRecovery
+from tinkex.mesh.purse import Purse, closing_entries
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.trust.receipts import ReceiptBody, is_countersigned
 from tinkex.mesh.usage import (
     Countersigned,
+    GatewayUsage,
     LeaseClosed,
     Reserved,
     Settled,
@@ -103,21 +103,19 @@ class Ledger:
         self._wrote_at = clock.monotonic()
         self._owes_until = self._wrote_at + OWES_S
 
-    async def recover(self, own_entries: AsyncIterator[UsageEvent]) -> int:
+    async def recover(self, own: GatewayUsage) -> int:
         """Close the books of an earlier life: what was in progress costs what was reserved.
 
         Args:
-            own_entries: of one's own feed, in order.
+            own: the fold of one's own feed.
 
         Returns:
             How many requests there were.
         """
-        recovery = UsageRecovery()
-        async for event in own_entries:
-            recovery.apply(event)
-            if isinstance(event, Settled) and event.receipt:
-                self._remember(event)
-        entries = recovery.entries(self._clock.now())
+        for request in own.requests():
+            if request.settled.receipt:
+                self._remember(request.settled)
+        entries = closing_entries(own, self._clock.now())
         for entry in entries:
             await self._write(entry)
         return sum(isinstance(entry, Settled) for entry in entries)
