@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
+.PHONY: help demo test coverage check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -38,13 +38,17 @@ $(VENV)/.dev: $(VENV)/.server
 demo: $(VENV)/.server ## Start a server, fine-tune two adapters through the API, sample before and after
 	@$(BIN)/tinkex demo --output .demo
 
-test: $(VENV)/.dev .interop/.short ## Run every test, in parallel and in random order, with coverage
+test: $(VENV)/.dev .interop/.short ## Run every test, in parallel and in random order
+	$(PYTEST)
+
+# Tracing each line doubles the time of most tests, so the tests that run at each push go without.
+coverage: $(VENV)/.dev .interop/.short ## Run every test and show the lines that none of them reached
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=80
 
 unit: $(VENV)/.dev ## Run the unit tests alone
 	$(PYTEST) tests/unit
 
-check: format lint types imports test ## The whole gate: format, lint, types, import rules, tests
+check: format lint types imports coverage ## The whole gate: format, lint, types, import rules, tests with coverage
 
 format: $(VENV)/.dev ## Check the formatting
 	$(BIN)/ruff format --check .
