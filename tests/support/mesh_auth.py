@@ -206,8 +206,8 @@ class AuthWorld(World):
         request = auth.CreateKey(access_token=session.access_token, name=name, **terms)
         return await self.call(AuthApi.rpc_create_key, request)
 
-    async def usage(self, credential, since=0.0):
-        return await self.call(AuthApi.rpc_usage, auth.UsageQuery(credential, since))
+    async def usage(self, credential, since=0.0, before=None):
+        return await self.call(AuthApi.rpc_usage, auth.UsageQuery(credential, since, before))
 
     async def lease(self, account_id, key_id="", tokens=100, gateway=None):
         request = auth.LeaseRequest(account_id, key_id, tokens)

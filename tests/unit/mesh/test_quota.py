@@ -13,6 +13,7 @@ from tinkex.mesh.accounts.events import encode_events
 from tinkex.mesh.purse import Purse, closing_entries
 from tinkex.mesh.quota import GatewayLost, LeaseGranted, LeaseSettled, QuotaLedger
 from tinkex.mesh.usage import (
+    FORGET_S,
     FROM_RESERVATION,
     Countersigned,
     GatewayUsage,
@@ -268,6 +269,26 @@ def test_a_request_settled_twice_counts_once_and_negative_counts_are_nothing():
     settle(view, 50)
     settle(view, -500, request="r2")
     assert ledger.spending("u").used == 30
+
+
+def test_a_lease_that_its_log_may_have_forgotten_counts_whole_or_as_it_was_claimed():
+    view = Feeds()
+    ledger = QuotaLedger(view.__getitem__)
+    for name, at in (("old", 0.0), ("claimed", 1.0), ("new", 9 * 86400.0)):
+        grant(ledger, lease_id=name, at=at)
+    ledger.apply(LeaseSettled("claimed", 30, 2.0))
+    view.apply(A, b"e", 0, LeaseClosed(lease_id="old", at=20.0))
+    view.apply(A, b"e", 1, StillHere(at=5 * 86400.0))
+    assert ledger.spending("u").tokens == 100, "two cost nothing, for all that its log tells"
+    view.apply(A, b"e", 2, StillHere(at=20.0 + FORGET_S + 1))
+    view.restart()
+    assert not view[A].knows("old")
+    assert ledger.spending("u").tokens == 100 + 30 + 100
+    view.apply(A, b"e", 3, StillHere(at=10 * 86400.0))
+    assert ledger.spending("u").tokens == 100 + 30, "the log speaks of the new one's time"
+    for event in ledger.accountable("u", 4.0):
+        ledger.apply(event)
+    assert ledger.spending("u").used == 100 + 30
 
 
 def test_entries_under_another_gateways_lease_are_not_counted_to_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
-from tinkex.cli.mesh.endpoint import Url, find_endpoint
+from tinkex.cli.mesh.endpoint import Endpoint, Url, find_endpoint
 from tinkex.cli.mesh.places import DataDir
 from tinkex.cli.mesh.secrets import NEW_PASSWORD_VARIABLE, PASSWORD_VARIABLE, ask_secret
 
@@ -150,10 +151,28 @@ def close_account(
     output.remark("the account is erased")
 
 
-def usage(context: typer.Context, url: Url = None, data_dir: DataDir = None) -> None:
+def usage(
+    context: typer.Context,
+    everything: Annotated[
+        bool, typer.Option("--all", help="As far back as requests are listed, not the latest 1,000")
+    ] = False,
+    url: Url = None,
+    data_dir: DataDir = None,
+) -> None:
     """Show what your account used, entry by entry, and what is left of its quota."""
     endpoint = find_endpoint(url, data_dir)
-    report = endpoint.ask("GET", "/mesh/usage", credential=endpoint.credential())
+    report = whole_report(endpoint, endpoint.credential(), since=0.0 if everything else math.inf)
+    sums = [
+        [
+            one["month"],
+            f"{one['requests']:,} requests",
+            f"{one['prompt_tokens']:,}",
+            f"{one['completion_tokens']:,}",
+            "",
+            "summed up",
+        ]
+        for one in report["earlier"]
+    ]
     rows = [
         [
             _moment(one["at"]),
@@ -165,6 +184,7 @@ def usage(context: typer.Context, url: Url = None, data_dir: DataDir = None) -> 
         ]
         for one in report["entries"]
     ]
+    rows = sums + rows
     quota = report["quota_tokens"]
     title = f"{report['used_tokens']:,} tokens used"
     if quota is not None:
@@ -173,6 +193,28 @@ def usage(context: typer.Context, url: Url = None, data_dir: DataDir = None) -> 
     output.show(
         invocation(context).form, report, output.Table(columns, rows, title, {"Model", "State"})
     )
+
+
+def whole_report(endpoint: Endpoint, credential: str, *, since: float) -> dict[str, Any]:
+    """Ask for the usage report, and for as many of the pages before it as are needed.
+
+    Args:
+        endpoint: answers.
+        credential: a token or a key.
+        since: unix seconds from which on every request is to be listed, if it still is anywhere.
+    """
+    report: dict[str, Any] = endpoint.ask("GET", "/mesh/usage", credential=credential)
+    known = {one["request_id"] for one in report["entries"]}
+    while report["listed_since"] > since:
+        path = f"/mesh/usage?before={report['listed_since']!r}"
+        page = endpoint.ask("GET", path, credential=credential)
+        older = [one for one in page["entries"] if one["request_id"] not in known]
+        if not older:
+            break
+        known.update(one["request_id"] for one in older)
+        report["entries"] = older + report["entries"]
+        report["listed_since"] = page["listed_since"]
+    return report
 
 
 def _moment(seconds: float | None) -> str:

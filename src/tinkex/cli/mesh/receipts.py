@@ -6,6 +6,7 @@ what this machine was given: a gateway that counts more than it sent is found ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,17 +17,21 @@ import typer
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.extras import require_mesh_extra
+from tinkex.cli.mesh.accounts import whole_report
 from tinkex.cli.mesh.endpoint import Url, find_endpoint
 from tinkex.cli.mesh.places import DataDir
 from tinkex.errors import TrustError
 
 if TYPE_CHECKING:
     from tinkex.mesh.trust.receipts import ReceiptBody
+    from tinkex.mesh.workers.calling.receipt_book import SignedReceipt
 
 AGREES = "agrees"
 ON_ITS_WAY = "on its way"
 """A gateway's books reach the auth workers, who report, some moments after the receipt."""
 TRAVEL_S = 60.0
+SUMMED_UP = "summed up"
+"""It is so old that its gateway lists it no more: it is in the report's sums by month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Checked:
 
     receipt: ReceiptBody
     verdict: str
-    """`agrees`, `on its way`, or what is wrong."""
+    """`agrees`, `on its way`, `summed up`, or what is wrong."""
 
 
 def receipts(context: typer.Context, url: Url = None, data_dir: DataDir = None) -> None:
@@ -46,9 +51,13 @@ def receipts(context: typer.Context, url: Url = None, data_dir: DataDir = None) 
     endpoint = find_endpoint(url, data_dir)
     credential = endpoint.credential()
     held = endpoint.ask("GET", "/mesh/receipts", credential=credential)
-    report = endpoint.ask("GET", "/mesh/usage", credential=credential)
+    report = whole_report(endpoint, credential, since=oldest_of(held["receipts"]))
     checked = check_receipts(
-        held["receipts"], held["client"], report["entries"], now=SystemClock().now()
+        held["receipts"],
+        held["client"],
+        report["entries"],
+        since=report["listed_since"],
+        now=SystemClock().now(),
     )
     rows = [
         [
@@ -76,7 +85,7 @@ def receipts(context: typer.Context, url: Url = None, data_dir: DataDir = None) 
     columns = ("When", "Model", "Prompt", "Completion", "Gateway", "Usage report")
     table = output.Table(columns, rows, _title(checked, len(report["entries"])), {"Gateway"})
     output.show(invocation(context).form, value, table)
-    if any(one.verdict not in (AGREES, ON_ITS_WAY) for one in checked):
+    if any(one.verdict not in (AGREES, ON_ITS_WAY, SUMMED_UP) for one in checked):
         raise TrustError(
             "a receipt and the usage report differ: show both to whoever runs the network"
         )
@@ -87,6 +96,7 @@ def check_receipts(
     client: str,
     entries: Iterable[Mapping[str, Any]],
     *,
+    since: float,
     now: float,
 ) -> list[Checked]:
     """Check receipts' signatures, and compare them with the entries of a usage report.
@@ -95,30 +105,46 @@ def check_receipts(
         held: as the endpoint gives them.
         client: the peer id of the client worker that countersigned them.
         entries: of the usage report.
+        since: from when on it lists every request, in Unix seconds; 0: it lists all there were.
         now: Unix seconds of the report.
 
     Raises:
         TrustError: a signature does not hold: the receipt was changed on this machine.
     """
     from tinkex.mesh.identity import PeerId
-    from tinkex.mesh.trust.receipts import is_countersigned, verify_receipt
-    from tinkex.mesh.workers.calling.receipt_book import SignedReceipt
+    from tinkex.mesh.trust.receipts import is_countersigned
 
     found = {one["request_id"]: one for one in entries}
     checked = []
     for line in held:
-        signed = SignedReceipt.of_json(line)
-        body = verify_receipt(signed.body, signed.signature, gateway=signed.gateway)
+        signed, body = _read(line)
         countersigned = is_countersigned(
             signed.body, signed.countersignature, client=PeerId.parse(client)
         )
         if not countersigned:
             raise TrustError(f"the receipt of {body.request_id} was not countersigned by {client}")
-        checked.append(Checked(body, _compare(body, found.get(body.request_id), now)))
+        checked.append(Checked(body, _compare(body, found.get(body.request_id), since, now)))
     return checked
 
 
-def _compare(receipt: ReceiptBody, entry: Mapping[str, Any] | None, now: float) -> str:
+def oldest_of(held: Iterable[Mapping[str, str]]) -> float:
+    """Tell when the oldest of these receipts was made, in Unix seconds; infinity where none is."""
+    return min((_read(line)[1].at for line in held), default=math.inf)
+
+
+def _read(line: Mapping[str, str]) -> tuple[SignedReceipt, ReceiptBody]:
+    from tinkex.mesh.trust.receipts import verify_receipt
+    from tinkex.mesh.workers.calling.receipt_book import SignedReceipt
+
+    signed = SignedReceipt.of_json(line)
+    return signed, verify_receipt(signed.body, signed.signature, gateway=signed.gateway)
+
+
+def _compare(
+    receipt: ReceiptBody, entry: Mapping[str, Any] | None, since: float, now: float
+) -> str:
+    if entry is None and since and receipt.at < since + TRAVEL_S:
+        return SUMMED_UP
     if entry is None:
         return ON_ITS_WAY if receipt.at > now - TRAVEL_S else "not in the report"
     wrong = [

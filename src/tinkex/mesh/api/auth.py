@@ -150,6 +150,8 @@ class UsageQuery(Message, frozen=True):
 
     credential: str
     since: float = 0.0
+    before: float | None = None
+    """Only requests that were settled by then, in unix seconds: for the page before another."""
 
 
 class UsageEntry(Message, frozen=True):
@@ -170,6 +172,16 @@ class UsageEntry(Message, frozen=True):
     """`settled`, `countersigned` by the client, or `from_reservation` after a crash."""
 
 
+class UsageMonth(Message, frozen=True):
+    """What was used in a month, of requests that no gateway lists one by one any more."""
+
+    month: str
+    """As in `2026-11`; in UTC."""
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class UsageReport(Message, frozen=True):
     """What an account used, and what is left."""
 
@@ -179,6 +191,10 @@ class UsageReport(Message, frozen=True):
     used_tokens: int
     reserved_tokens: int
     entries: tuple[UsageEntry, ...]
+    """In order; where there are more than fit, the latest."""
+    listed_since: float = 0.0
+    """From this unix second on `entries` has every request; the page before ends there."""
+    earlier: tuple[UsageMonth, ...] = ()
 
 
 class LeaseRequest(Message, frozen=True):

@@ -1,11 +1,13 @@
 """`tinkex mesh receipts`: signatures are checked here, and counts against the usage report."""
 
 import dataclasses
+import math
 
 import msgspec
 import pytest
 
-from tinkex.cli.mesh.receipts import check_receipts
+from tinkex.cli.mesh.accounts import whole_report
+from tinkex.cli.mesh.receipts import check_receipts, oldest_of
 from tinkex.errors import TrustError
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.trust.receipts import ReceiptBody, countersign, sign_receipt
@@ -45,9 +47,48 @@ def held(**changes):
     return [dataclasses.replace(made, **changes).as_json()]
 
 
-def check(lines, *entries, now=1000.0):
-    checked = check_receipts(lines, str(CLIENT.peer_id), entries, now=now)
+def check(lines, *entries, since=0.0, now=1000.0):
+    checked = check_receipts(lines, str(CLIENT.peer_id), entries, since=since, now=now)
     return [one.verdict for one in checked]
+
+
+def test_receipt_from_before_what_the_report_lists_is_in_its_sums():
+    assert check(held(), since=500.0) == ["summed up"]
+    assert check(held()) == ["not in the report"]
+    assert oldest_of(held()) == 1.0
+    assert oldest_of([]) == math.inf
+
+
+class Pages:
+    """An endpoint that gives at most two entries at a time, of those that were settled by then."""
+
+    def __init__(self, *times):
+        self.entries = [{"request_id": f"r{place}", "at": at} for place, at in enumerate(times)]
+        self.asked = []
+
+    def ask(self, verb, path, *, credential):
+        self.asked.append((verb, path, credential))
+        before = float(path.partition("before=")[2] or "inf")
+        found = [one for one in self.entries if one["at"] <= before]
+        return {
+            "entries": found[-2:],
+            "listed_since": found[-2]["at"] if len(found) > 2 else 0.0,
+        }
+
+
+def test_pages_of_the_report_are_asked_for_as_far_back_as_is_needed():
+    endpoint = Pages(1.0, 2.0, 3.0, 4.0, 4.5)
+    report = whole_report(endpoint, "key", since=2.5)
+    assert [one["at"] for one in report["entries"]] == [2.0, 3.0, 4.0, 4.5]
+    assert report["listed_since"] == 2.0
+    report = whole_report(Pages(1.0, 2.0, 3.0, 4.0), "key", since=0.0)
+    assert [one["at"] for one in report["entries"]] == [1.0, 2.0, 3.0, 4.0]
+    assert report["listed_since"] == 0.0
+    endpoint = Pages(1.0, 2.0, 3.0)
+    whole_report(endpoint, "key", since=math.inf)
+    assert endpoint.asked == [("GET", "/mesh/usage", "key")]
+    same = Pages(2.0, 2.0, 2.0)
+    assert len(whole_report(same, "key", since=0.0)["entries"]) == 2, "it ends"
 
 
 def test_receipt_that_the_report_repeats_agrees():

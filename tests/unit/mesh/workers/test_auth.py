@@ -45,7 +45,7 @@ from tinkex.mesh.trust.network import (
 )
 from tinkex.mesh.trust.revocations import Revocations
 from tinkex.mesh.usage import Countersigned
-from tinkex.mesh.workers.authority import hashing
+from tinkex.mesh.workers.authority import hashing, spending
 from tinkex.mesh.workers.authority.api import AuthService
 from tinkex.mesh.workers.public_accounts import NetworkView, PublicView
 
@@ -358,6 +358,68 @@ async def test_usage_is_what_gateways_wrote_and_not_what_they_claim(make_home):
         await home.restart()
         report = await home.usage(made.key)
         assert (report.used_tokens, report.reserved_tokens) == (70, 800)
+        await feeds.close()
+
+
+async def test_the_report_comes_in_pages_and_sums_what_is_not_listed_any_more(
+    make_home, monkeypatch
+):
+    monkeypatch.setattr(spending, "MAX_ENTRIES", 2)
+    async with make_home(lease_tokens=200) as home:
+        account = (await home.register()).account_id
+        made = await home.new_key(await home.log_in())
+        lease = await home.lease(account, made.info.key_id)
+        feeds = await home.gateway_feeds()
+        purse, start = Purse(), home.clock.now()
+        purse.put_in(lease.lease_id, account, made.info.key_id, 200, lease.expires_at)
+        for number in range(5):
+            now = start + number
+            reserved = purse.reserve(f"r{number}", account, made.info.key_id, "m", 9, now)
+            settled = purse.settle(f"r{number}", prompt_tokens=3, completion_tokens=4, now=now)
+            await home.replicate(feeds, reserved, settled)
+        usage = home.worker._usage_of(home.gateway.peer_id.raw)
+
+        def listed(report):
+            return [one.request_id for one in report.entries]
+
+        report = await home.usage(made.key)
+        assert (listed(report), report.listed_since) == (["r3", "r4"], start + 3)
+        report = await home.usage(made.key, before=start + 2)
+        assert (listed(report), report.listed_since) == (["r1", "r2"], start + 1)
+        report = await home.usage(made.key, before=start + 1)
+        assert (listed(report), report.listed_since) == (["r0", "r1"], 0.0)
+        assert report.earlier == ()
+        usage._remembered = 3
+        now += 1
+        reserved = purse.reserve("r5", account, made.info.key_id, "m", 9, now)
+        settled = purse.settle("r5", prompt_tokens=3, completion_tokens=4, now=now)
+        await home.replicate(feeds, reserved, settled)
+        report = await home.usage(made.key, before=start + 1)
+        assert (listed(report), report.listed_since) == (["r1"], start)
+        (month,) = report.earlier
+        assert (month.requests, month.prompt_tokens, month.completion_tokens) == (1, 3, 4)
+        assert report.used_tokens == 6 * 7
+        await feeds.close()
+
+
+async def test_a_lease_that_ended_is_accounted_for_though_its_account_asks_for_no_other(make_home):
+    async with make_home(lease_tokens=200) as home:
+        account = (await home.register()).account_id
+        made = await home.new_key(await home.log_in())
+        lease = await home.lease(account, made.info.key_id)
+        feeds = await home.gateway_feeds()
+        purse, now = Purse(), home.clock.now()
+        purse.put_in(lease.lease_id, account, made.info.key_id, 200, lease.expires_at)
+        reserved = purse.reserve("r", account, made.info.key_id, "m", 9, now)
+        settled = purse.settle("r", prompt_tokens=3, completion_tokens=4, now=now)
+        await home.replicate(feeds, reserved, settled)
+        await home.worker.spending.account_for_ended()
+        assert home.worker.book.ledger.gateway_of(lease.lease_id) is not None, "it is open yet"
+        await home.replicate(feeds, *purse.close_all(now))
+        await home.worker.spending.account_for_ended()
+        assert home.worker.book.ledger.gateway_of(lease.lease_id) is None
+        assert not home.worker._usage_of(home.gateway.peer_id.raw).knows(lease.lease_id)
+        assert (await home.usage(made.key)).used_tokens == 7
         await feeds.close()
 
 

@@ -95,7 +95,7 @@ class AuthService(auth.AuthApi):
 
     async def rpc_usage(self, request: auth.UsageQuery, call: Call) -> auth.UsageReport:  # noqa: ARG002
         """Say what an account used."""
-        return self._spending.report(request.credential, request.since)
+        return self._spending.report(request.credential, request.since, request.before)
 
     async def rpc_lease(self, request: auth.LeaseRequest, call: Call) -> auth.Lease:
         """Let a gateway spend some of an account's quota."""

@@ -16,10 +16,10 @@ from tinkex.mesh.accounts.credentials import new_id
 from tinkex.mesh.accounts.events import QuotaSet
 from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.accounts.scopes import READ
-from tinkex.mesh.api.auth import Lease, LeaseRequest, UsageEntry, UsageReport
+from tinkex.mesh.api.auth import Lease, LeaseRequest, UsageEntry, UsageMonth, UsageReport
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.quota import LeaseAccounted, LeaseGranted, LeaseSettled, UsageOf
-from tinkex.mesh.usage import COUNTERSIGNED, GatewayUsage, SettledRequest
+from tinkex.mesh.usage import COUNTERSIGNED, GatewayUsage, MonthUse, SettledRequest
 from tinkex.mesh.workers.authority.books import AuthBook
 from tinkex.mesh.workers.authority.log import AuthLog
 
@@ -183,8 +183,13 @@ class Spending:
 
         await self._log.carry(decide)
 
-    def report(self, credential: str, since: float) -> UsageReport:
+    def report(self, credential: str, since: float, before: float | None = None) -> UsageReport:
         """Say what an account used, to who speaks for it.
+
+        Args:
+            credential: a token or a key.
+            since: only requests that were settled then or later, in unix seconds.
+            before: only those that were settled then or earlier.
 
         Raises:
             AuthenticationError: the credential does not hold.
@@ -197,18 +202,26 @@ class Spending:
         if account is None:
             raise AuthenticationError("this account was closed")
         spent = book.ledger.spending(caller.account_id)
+        folds = [(gateway, self._of(gateway)) for gateway in self._gateways()]
         entries = [
             _entry(gateway, found)
-            for gateway in self._gateways()
-            for found in self._of(gateway).of_account(caller.account_id, since=since)
+            for gateway, usage in folds
+            for found in usage.of_account(caller.account_id, since=since)
+            if before is None or found.settled.at <= before
         ]
         entries.sort(key=lambda entry: entry.at)
+        listed_since = max([since, *(usage.earlier_until for _, usage in folds)])
+        if len(entries) > MAX_ENTRIES:
+            entries = entries[-MAX_ENTRIES:]
+            listed_since = entries[0].at
         return UsageReport(
             account_id=caller.account_id,
             quota_tokens=account.quota_tokens,
             used_tokens=spent.used,
             reserved_tokens=spent.reserved,
-            entries=tuple(entries[-MAX_ENTRIES:]),
+            entries=tuple(entries),
+            listed_since=listed_since,
+            earlier=_earlier(caller.account_id, [usage for _, usage in folds]),
         )
 
     def _of(self, gateway: PeerId) -> GatewayUsage:
@@ -217,6 +230,19 @@ class Spending:
 
 def _held(book: AuthBook, accounted: Iterable[LeaseAccounted]) -> list[tuple[bytes, str]]:
     return [(book.ledger.gateway_of(one.lease_id) or b"", one.lease_id) for one in accounted]
+
+
+def _earlier(account_id: str, folds: Iterable[GatewayUsage]) -> tuple[UsageMonth, ...]:
+    months: dict[str, MonthUse] = {}
+    for month, use in (found for usage in folds for found in usage.earlier(account_id)):
+        known = months.setdefault(month, MonthUse())
+        known.requests += use.requests
+        known.prompt_tokens += use.prompt_tokens
+        known.completion_tokens += use.completion_tokens
+    return tuple(
+        UsageMonth(month, use.requests, use.prompt_tokens, use.completion_tokens)
+        for month, use in sorted(months.items())
+    )
 
 
 def _entry(gateway: PeerId, found: SettledRequest) -> UsageEntry:
