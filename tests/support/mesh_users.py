@@ -79,6 +79,10 @@ class User:
         )
         return report
 
+    def move(self, url):
+        """Go on at another page: a client worker that starts anew may have another port."""
+        self.url, self.http.base_url = url, url
+
     def close(self):
         self.http.close()
 
@@ -117,3 +121,9 @@ def streamed(client, model, prompt, **options):
         now = CLOCK.monotonic()
         pause_s, last = max(pause_s, now - last), now
     return text, pause_s
+
+
+def told(what, seconds):
+    """Print what was measured; `pytest -s` shows it."""
+    figures = ", ".join(f"{one:.1f} s" for one in seconds)
+    print(f"{what}: {figures}")  # noqa: T201 - a proof says what it saw

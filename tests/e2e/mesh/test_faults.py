@@ -7,13 +7,13 @@ test, in steps, as starting a network takes most of the time: each step leaves i
 import shutil
 from random import Random
 
-import openai
 import pytest
 from mesh_hosts import processes_apart
 from mesh_logs import damage, same_heads
 from mesh_processes import CLOCK, PASSPHRASE
-from mesh_program import SCRIPTED, program
-from mesh_users import User, counted, scripted_text, until
+from mesh_program import program
+from mesh_users import told, until
+from mesh_witness import Witness
 
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.workers.founding import Founder
@@ -36,38 +36,9 @@ def mesh(transport, tmp_path):
 
 @pytest.fixture
 def user(mesh):
-    made = User(mesh.page("client-1", "url"), "ada@example.org")
-    made.secret = made.key()["key"]
+    made = Witness(mesh.page("client-1", "url"))
     yield made
     made.close()
-
-
-def complete(user, seed, tokens=5):
-    with user.openai(user.secret) as client:
-        made = client.completions.create(
-            model=SCRIPTED, prompt="Once", max_tokens=tokens, seed=seed
-        )
-    assert made.choices[0].text == scripted_text(SCRIPTED, "Once", max_tokens=tokens, seed=seed)
-
-
-def completes(user, seed):
-    try:
-        complete(user, seed)
-    except openai.APIStatusError:
-        return False
-    return True
-
-
-def use(user, times=1):
-    before = len(user.get("/mesh/usage")["entries"])
-    for number in range(times):
-        until(lambda number=number: completes(user, number), 30, "a completion")
-    user.settled(before + times)
-
-
-def everything(user):
-    """What a user can see of an account."""
-    return counted(user.get("/mesh/usage")), user.get("/mesh/keys")
 
 
 def lose(mesh, name):
@@ -79,37 +50,35 @@ def lose(mesh, name):
 
 
 def auth_worker_that_lost_everything(mesh, user):
-    use(user)
-    before = everything(user)
+    user.use()
+    before = user.everything()
     lost = lose(mesh, "auth-2")
-    Founder(mesh.folder, PASSPHRASE).shut_out(lost, now=CLOCK.now())
+    Founder(mesh.folder, PASSPHRASE).let_go(lost, now=CLOCK.now())
     mesh.start("auth-2", "--join", mesh.invite_auth("auth-2", "auth", "auth-3"))
-    mesh.workers["auth"].stop()
-    mesh.start("auth")  # it tells the others who is a member now
     _, seconds = same_heads(mesh, AUTHS)
-    assert everything(user) == before
+    until(user.reads, 30, "an answer")
+    assert user.everything() == before
     mesh.workers["auth-3"].stop()
-    until(lambda: user.request("POST", "/mesh/keys", {"name": "x"}).status_code == 200, 30, "a key")
+    until(user.writes, 30, "a key")
     mesh.start("auth-3")
     return seconds
 
 
 def gateway_that_lost_everything(mesh, user):
-    use(user)
-    before = everything(user)
+    user.use()
+    before = user.everything()
     lose(mesh, "gateway-1")
     mesh.start("gateway-1")
-    until(lambda: user.request("GET", "/mesh/keys").status_code == 200, 30, "an answer")
-    assert everything(user) == before
-    use(user)
-    after = user.get("/mesh/usage")
-    assert after["entries"][: len(before[0]["entries"])]
+    until(user.reads, 30, "an answer")
+    assert user.everything() == before
+    after = user.use()
+    user.assert_still_there(before)
     assert len({entry["gateway"] for entry in after["entries"]}) > 1
 
 
 def damaged_file_is_made_good(mesh, user, name, rng):
-    use(user)
-    before = everything(user)
+    user.use()
+    before = user.everything()
     mesh.workers[name].stop()
     damage(mesh.folder / name / "feeds.db", rng)
     mesh.start(name)
@@ -120,8 +89,8 @@ def damaged_file_is_made_good(mesh, user, name, rng):
 
 def torn_log_is_made_good(mesh, user, name, rng):
     """What was written last is lost with the machine's power: no check of a file can see that."""
-    use(user)
-    before = everything(user)
+    user.use()
+    before = user.everything()
     mesh.workers[name].kill()
     damage(mesh.folder / name / "feeds.db-wal", rng)
     mesh.start(name)
@@ -129,53 +98,36 @@ def torn_log_is_made_good(mesh, user, name, rng):
 
 
 def assert_all_is_back(mesh, user, before):
-    until(lambda: user.request("GET", "/mesh/keys").status_code == 200, 30, "an answer")
+    until(user.reads, 30, "an answer")
     same_heads(mesh, AUTHS)
-    until(lambda: everything(user) == before, 10, "what there was before")
-    use(user)
-
-
-def told(what, seconds):
-    """Print what was measured; `pytest -s` shows it."""
-    figures = ", ".join(f"{one:.1f} s" for one in seconds)
-    print(f"{what}: {figures}")  # noqa: T201 - a proof says what it saw
-
-
-def may_write(user):
-    reply = user.request("POST", "/mesh/keys", {"name": "another"})
-    assert reply.status_code in {200, 503}, reply.text
-    return reply.status_code == 200
+    until(lambda: user.everything() == before, 10, "what there was before")
+    user.use()
 
 
 def minority_reads_and_writes_nothing(mesh, user, auth):
     """Cut a gateway off with one auth worker of three: what it may yet do, and what not."""
-    use(user)
-    before = everything(user)
+    user.use()
+    before = user.everything()
     apart = ("gateway-1", "processor-1", "client-1", auth)
-    complete(user, 1)
+    user.complete(1)
     cut_at = CLOCK.monotonic()
     mesh.hosts.part(apart, [name for name in mesh.workers if name not in apart])
-    complete(user, 2)  # by the lease that is there
-    assert user.get("/mesh/keys") == before[1]
-    assert not may_write(user)
-    until(lambda: not completes(user, 3), 3 * LEASE_S, "the end of the lease")
+    user.complete(2)  # by the lease that is there
+    assert user.keys() == before[1]
+    assert not user.writes()
+    until(lambda: not user.completes(3), 3 * LEASE_S, "the end of the lease")
     assert CLOCK.monotonic() - cut_at < 3 * LEASE_S
-    assert not may_write(user)
-    assert user.get("/mesh/keys") == before[1]
+    assert not user.writes()
+    user.assert_still_there(before)  # of the keys it was told that nobody knows: look later
     return before
 
 
 def everything_goes_on(mesh, user, before):
     mesh.hosts.heal()
-    _, seconds = until(lambda: may_write(user), 30, "a write")
-    use(user)
+    _, seconds = until(user.writes, 30, "a write")
+    user.use()
     _, agreed_s = same_heads(mesh, AUTHS)
-    entries = user.get("/mesh/usage")["entries"]
-    assert (
-        counted(user.get("/mesh/usage"))["entries"][: len(before[0]["entries"])]
-        == (before[0]["entries"])
-    )
-    assert len({entry["request_id"] for entry in entries}) == len(entries)
+    user.assert_still_there(before)
     return seconds, agreed_s
 
 
@@ -208,9 +160,12 @@ def test_minority_fails_closed_whichever_auth_worker_is_in_it(mesh, user):
 @pytest.mark.parametrize("transport", ["tls", "iroh"])
 def test_killed_auth_worker_holds_up_writing_for_seconds(mesh, user):
     for auth in AUTHS:
+        user.use()
+        before = user.everything()
         mesh.workers[auth].kill()
-        _, seconds = until(lambda: may_write(user), 20, "a write")
+        _, seconds = until(user.writes, 20, "a write")
         told(f"{auth} killed: a write again after", (seconds,))
-        use(user)
+        user.use()
+        user.assert_still_there(before)
         mesh.start(auth)
         same_heads(mesh, AUTHS)

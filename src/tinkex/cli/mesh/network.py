@@ -141,6 +141,14 @@ def shut_out(
         str, typer.Argument(metavar="PEER_ID", help="As `tinkex mesh peers` shows it.")
     ],
     data_dir: DataDir = None,
+    *,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost",
+            help="An auth worker's key is lost with its disk, not stolen: what it certified stays.",
+        ),
+    ] = False,
 ) -> None:
     """Shut a worker out for good; the auth worker of this folder tells all others.
 
@@ -154,9 +162,10 @@ def shut_out(
     peer_id = PeerId.parse(peer)
     passphrase = ask_secret("Passphrase of the root key", PASSPHRASE_VARIABLE)
     founder = Founder(mesh_dir(data_dir), passphrase)
-    founder.shut_out(peer_id, now=SystemClock().now())
-    pairs = [("Shut out", str(peer_id)), _next(heard=founder.heard)]
-    output.show_properties(invocation(context).form, {"peer_id": str(peer_id)}, "Shut out", pairs)
+    (founder.let_go if lost else founder.shut_out)(peer_id, now=SystemClock().now())
+    done = "No auth worker any more" if lost else "Shut out"
+    pairs = [(done, str(peer_id)), _next(heard=founder.heard)]
+    output.show_properties(invocation(context).form, {"peer_id": str(peer_id)}, done, pairs)
 
 
 def renew(

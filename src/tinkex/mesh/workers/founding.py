@@ -195,6 +195,28 @@ class Founder:
             InputError: it is the auth worker of this folder, or the network's last.
             TrustError: the key of this folder is not the network's newest.
         """
+        self._check_others_go_on(peer)
+        self._describe(shut_out_peer(self._root, self._network, peer), now=now)
+
+    def let_go(self, peer: PeerId, *, now: float) -> None:
+        """Count an auth worker no more whose key was lost with its disk, and not stolen.
+
+        What it certified holds on; of one that is shut out, all of that is out too.
+
+        Raises:
+            InputError: it is no auth worker of the network, or as `shut_out`.
+            TrustError: the key of this folder is not the network's newest.
+        """
+        self._check_others_go_on(peer)
+        if peer.raw not in self._info.members:
+            raise InputError(
+                "that is none of the network's auth workers: of others nobody counts votes, so "
+                "one that is lost needs nothing but a new one"
+            )
+        left = [PeerId(member) for member in self._info.members if member != peer.raw]
+        self._describe(change_members(self._root, self._network, left), now=now)
+
+    def _check_others_go_on(self, peer: PeerId) -> None:
         own = self._folder / Role.AUTH.value
         if self._info.members == (peer.raw,) or (
             (own / KEY_NAME).exists() and WorkerFolder(own).key_pair.peer_id == peer
@@ -203,7 +225,6 @@ class Founder:
                 "this auth worker would have to tell the others: shut it out with the root key's "
                 "folder on another auth worker's machine, or make a new network"
             )
-        self._describe(shut_out_peer(self._root, self._network, peer), now=now)
 
     def renew(self, *, now: float, certificate_s: float = DEFAULT_CERTIFICATE_S) -> float:
         """Certify every auth worker of the network anew; the others ask the one of this folder.

@@ -212,3 +212,16 @@ def test_peer_is_shut_out_by_the_description_and_an_auth_worker_not_by_itself(
     assert membership.network.shut_out == (peer.raw,)
     with pytest.raises(InputError, match="another auth worker"):
         founder.shut_out(founded.auth_peer, now=clock.now())
+
+
+def test_lost_auth_worker_is_no_member_any_more_and_not_shut_out(tmp_path, clock, founded):
+    folder, peer = tmp_path / "net", KeyPair(bytes([9]) * 32).peer_id
+    founder = Founder(folder, PASSPHRASE, cipher=Xor())
+    with pytest.raises(InputError, match="none of the network's auth workers"):
+        founder.let_go(peer, now=clock.now())
+    founder.invite(Role.AUTH, contacts=[], now=clock.now(), peer=str(peer))
+    founder.let_go(peer, now=clock.now())
+    network = WorkerFolder(folder / "auth").membership(now=clock.now()).network
+    assert (network.members, network.shut_out) == ((founded.auth_peer.raw,), ())
+    with pytest.raises(InputError, match="another auth worker"):
+        founder.let_go(founded.auth_peer, now=clock.now())

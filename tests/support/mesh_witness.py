@@ -1,0 +1,75 @@
+"""A user of a scripted mesh who knows what every answer must be, and what it was told before."""
+
+import openai
+from mesh_program import SCRIPTED
+from mesh_users import User, counted, scripted_text, until
+
+
+class Witness(User):
+    """An account with a key, whose completions are compared with what the model says.
+
+    Args:
+        url: of a client worker's page.
+        email: registered now.
+    """
+
+    def __init__(self, url, email="ada@example.org"):
+        super().__init__(url, email)
+        self.secret = self.key()["key"]
+
+    def complete(self, seed, tokens=5):
+        """Ask for a completion, which must be right.
+
+        Raises:
+            openai.APIStatusError: it was refused.
+        """
+        with self.openai(self.secret) as client:
+            made = client.completions.create(
+                model=SCRIPTED, prompt="Once", max_tokens=tokens, seed=seed
+            )
+        expected = scripted_text(SCRIPTED, "Once", max_tokens=tokens, seed=seed)
+        assert made.choices[0].text == expected
+
+    def completes(self, seed):
+        """Ask for a completion; whether it was answered, in which case it was right."""
+        try:
+            self.complete(seed)
+        except openai.APIStatusError:
+            return False
+        return True
+
+    def use(self, times=1, seconds=30.0):
+        """Get some completions, however often it has to ask; they must come into the books."""
+        before = len(self.get("/mesh/usage")["entries"])
+        for number in range(times):
+            until(lambda number=number: self.completes(number), seconds, "a completion")
+        return self.settled(before + times)
+
+    def keys(self):
+        """The account's keys, by their ids."""
+        return {key["key_id"]: key for key in self.get("/mesh/keys")["keys"]}
+
+    def everything(self):
+        """What a user can see of an account."""
+        return counted(self.get("/mesh/usage")), self.keys()
+
+    def writes(self):
+        """Make a key; whether that was answered, else it was refused for now."""
+        reply = self.request("POST", "/mesh/keys", {"name": "another"})
+        assert reply.status_code in {200, 503}, reply.text
+        return reply.status_code == 200
+
+    def reads(self):
+        """Whether its keys are listed, else it was refused for now."""
+        reply = self.request("GET", "/mesh/keys")
+        assert reply.status_code in {200, 503}, reply.text
+        return reply.status_code == 200
+
+    def assert_still_there(self, before):
+        """Check that nothing is gone of what `everything` was: more may have come."""
+        usage, keys = self.everything()
+        known = before[0]["entries"]
+        assert usage["entries"][: len(known)] == known
+        assert keys.items() >= before[1].items()
+        requests = [entry["request_id"] for entry in usage["entries"]]
+        assert len(set(requests)) == len(requests), "an entry is there twice"
