@@ -131,7 +131,10 @@ class Node:
         dying = asyncio.create_task(self.died.wait())
         try:
             await asyncio.wait({doing, dying}, return_when=asyncio.FIRST_COMPLETED)
-            return doing.result() if doing.done() else None
+            if doing.done():
+                return doing.result()
+            doing.add_done_callback(_nobody_asks)
+            return None
         finally:
             dying.cancel()
 
@@ -145,6 +148,12 @@ class Node:
         """Stop it in good order; what is left of it, by name."""
         await self.inside(self.whole.stop(grace_s))
         return self.process.tasks
+
+
+def _nobody_asks(task):
+    """How what a killed process did ends, when its life is tidied up."""
+    if not task.cancelled():
+        task.exception()
 
 
 class World:

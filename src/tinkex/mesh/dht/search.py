@@ -65,7 +65,7 @@ class Searches:
         self._tasks = tasks
         self._counts = counts
         self._closed = False
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, None] = {}  # in order: simulations repeat
 
     def open(self) -> None:
         """Allow lookups, at first and after `close`."""
@@ -168,7 +168,7 @@ class Searches:
                 self._met(node)
             changed.set()
 
-        self._waiting.add(changed)
+        self._waiting[changed] = None
         try:
             while not self._closed:
                 now = self._clock.monotonic()
@@ -179,7 +179,7 @@ class Searches:
                     return
                 await self._wait(changed, lookup.wake_at(now), now)
         finally:
-            self._waiting.discard(changed)
+            self._waiting.pop(changed, None)
         raise LinkClosedError("this node of the DHT does not run: start it first")
 
     async def _wait(self, changed: asyncio.Event, until: float | None, now: float) -> None:

@@ -374,7 +374,7 @@ class Leadership(LeadershipApi):
 
     async def _gather(self, ask: Callable[[PeerId], Awaitable[bool]], have: int) -> bool:
         """Ask all other members at once, until a majority said yes or all answered."""
-        members = set(self._members())
+        members = sorted(set(self._members()))  # in order: simulations repeat
         needed = majority([member.raw for member in members])
 
         async def asked(member: PeerId) -> bool:
@@ -383,11 +383,13 @@ class Leadership(LeadershipApi):
             except TinkerError:
                 return False  # it is away, or not of our opinion
 
-        waiting = {asyncio.ensure_future(asked(member)) for member in members - {self._me}}
+        others = [member for member in members if member != self._me]
+        waiting = [asyncio.ensure_future(asked(member)) for member in others]
         try:
             while waiting and have < needed:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                have += sum(task.result() for task in done)
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                have += sum(task.result() for task in waiting if task.done())
+                waiting = [task for task in waiting if not task.done()]
         finally:
             for task in waiting:
                 task.cancel()

@@ -144,7 +144,7 @@ class Replicator:
         policy = self._store.policy
         self._end = [
             self._store.subscribe(feed, self._stored)
-            for feed in policy.names()
+            for feed in sorted(policy.names())
             if policy.rule(feed).readers
         ]
         self._end.append(self._store.on_rebase(self._rebased))
@@ -232,11 +232,12 @@ class Replicator:
             asyncio.ensure_future(self._recover_from(source, timeout_s)): peer_id
             for peer_id, source in self._sources.items()
         }
-        waiting = set(asking)
+        waiting = list(asking)  # in order: simulations repeat
         try:
             while waiting and not until(answered):
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                answered += [asking[task] for task in done if task.result()]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                answered += [asking[task] for task in waiting if task.done() and task.result()]
+                waiting = [task for task in waiting if not task.done()]
             return until(answered)
         finally:
             for task in waiting:

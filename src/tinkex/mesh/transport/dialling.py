@@ -64,27 +64,24 @@ async def _race(
     clock: Clock,
 ) -> L | None:
     """The first link that an attempt makes; None if all fail. No other attempt leaves one open."""
-    running: set[asyncio.Task[L]] = set()
+    running: list[asyncio.Task[L]] = []
     try:
         while running or places:
             if places:
-                running.add(asyncio.ensure_future(attempt(places.popleft())))
+                running.append(asyncio.ensure_future(attempt(places.popleft())))
             await _one_done(running, clock if places else None)
             for task in [task for task in running if task.done()]:
+                running.remove(task)
                 try:
-                    link = task.result()
+                    return task.result()
                 except (OSError, PeerUnreachableError) as error:
-                    running.discard(task)
                     failures.append(str(error))
-                else:
-                    running.discard(task)
-                    return link
         return None
     finally:
         await _abandon(running)
 
 
-async def _one_done(running: set[asyncio.Task[L]], clock: Clock | None) -> None:
+async def _one_done(running: list[asyncio.Task[L]], clock: Clock | None) -> None:
     """Wait until an attempt has ended, or it is time for the next one."""
     if clock is None:
         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -96,7 +93,7 @@ async def _one_done(running: set[asyncio.Task[L]], clock: Clock | None) -> None:
         timer.cancel()
 
 
-async def _abandon(running: set[asyncio.Task[L]]) -> None:
+async def _abandon(running: list[asyncio.Task[L]]) -> None:
     for task in running:
         task.cancel()
     for outcome in await asyncio.gather(*running, return_exceptions=True):

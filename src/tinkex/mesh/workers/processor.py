@@ -236,7 +236,7 @@ class ProcessorWorker(Worker):
 
     async def _drop(self, topics: set[str]) -> None:
         self._announced -= topics
-        await asyncio.gather(*(self._member.discovery.withdraw(topic) for topic in topics))
+        await asyncio.gather(*(self._member.discovery.withdraw(topic) for topic in sorted(topics)))
 
 
 def _report(error: BaseException) -> None:

@@ -213,10 +213,10 @@ class Dispatch:
             changed.set()
 
         def ask(offer: Offer) -> None:
-            running.add(asking := self._ask(job, offer))
+            running.append(asking := self._ask(job, offer))
             asking.add_done_callback(lambda _: changed.set())
 
-        running: set[asyncio.Task[_Stream | None]] = set()
+        running: list[asyncio.Task[_Stream | None]] = []
         timer = self._timers.call_later(self._config.hedge_after_s, hedge)
         try:
             ask(self._choose(job))
