@@ -2,11 +2,14 @@
 
     python benchmarks/mesh_gateway.py [--transport tls] [--requests 200] [--streams 100]
 
-Two measurements over real links, with the real workers (auth, gateway, processors, client):
+Three measurements over real links, with the real workers (auth, gateway, processors, client):
 
 latency   The same requests of `tinkex/sprout` go by turns through client, gateway and processor,
           and to the processor's engine directly, within its process. What the mesh adds is the
           difference of the medians: to the first piece, to the last, and for a single token.
+cpu       As many requests again, one after the other to the receipt's settlement, first all through
+          the mesh and then all directly: processor time and sleeps of each process for a request.
+          Unlike the latency they hardly depend on who else uses the machine.
 streams   So many streams at once through one gateway, from paced sources of 20 tokens/s each behind
           the processors' own calls. Each token carries the moment at which it was due (by the
           monotonic clock, which processes of one machine share); it is late by as much as it comes
@@ -36,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from process_cpu import is_readable, spent_by
 
 from tinkex._clock import SystemClock
 from tinkex.engine.engine import EngineConfig
@@ -63,6 +67,8 @@ SPROUT = "tinkex/sprout"
 PACED = "bench/paced"
 TOKENS_PER_S = 20.0
 TOKENS = 32
+KINDS = {"token": 1, "stream": TOKENS}
+"""Tokens of each kind of request."""
 LATE_S = 0.2
 WARM_UP = 10
 DUE = struct.Struct("<d")
@@ -176,14 +182,14 @@ async def run_worker(arguments: argparse.Namespace) -> None:
     build: Build | None = None
     if role is Role.PROCESSOR:
         build = partial(processor, arguments)
-    whole = await enter_network(config, role, invitation=invitation, clock=CLOCK, build=build)
+    whole = await enter_network(config, role, invitation=invitation, build=build)
 
     def on_ready() -> None:
         contact = whole.member.contact
         told = {"peer_id": str(contact.peer_id), "addresses": contact.addresses, "pid": os.getpid()}
         arguments.ready_file.write_text(json.dumps(told))
 
-    await run_until_told(whole, grace_s=1.0, on_ready=on_ready)
+    await run_until_told(whole, grace_s=1.0, on_ready=on_ready, on_told=lambda: None)
 
 
 def config_of(arguments: argparse.Namespace) -> MeshConfig:
@@ -271,7 +277,7 @@ class Program:
 async def measure(arguments: argparse.Namespace) -> None:
     """Be the client: measure, and print the figures as JSON."""
     config = config_of(arguments)
-    whole = await enter_network(config, Role.CLIENT, invitation=arguments.invitation, clock=CLOCK)
+    whole = await enter_network(config, Role.CLIENT, invitation=arguments.invitation)
     async with whole:
         worker = whole.inner
         assert isinstance(worker, ClientWorker)
@@ -283,20 +289,21 @@ async def measure(arguments: argparse.Namespace) -> None:
             "links": sorted({link.role.value for link in whole.member.peers.links() if link.role}),
         }
         if arguments.requests:
-            figures["latency"] = await latency(program, arguments.requests)
+            figures["latency"] = await latency(program, arguments.requests, arguments.kinds)
+            if is_readable():
+                pids = {"client": os.getpid(), **json.loads(arguments.watched)}
+                figures["cpu"] = await cpu(program, arguments.requests, arguments.kinds, pids)
         if arguments.streams:
             figures["streams"] = await streams(program, arguments.streams, arguments.seconds)
     print(json.dumps(figures))
 
 
-async def latency(program: Program, requests: int) -> dict[str, float]:
+async def latency(program: Program, requests: int, kinds: list[str]) -> dict[str, float]:
     """Ask by turns through the mesh and directly; medians, in milliseconds."""
     found: dict[str, list[float]] = {}
-    for kind, tokens in (("token", 1), ("stream", TOKENS)):
+    for kind in kinds:
         for turn in range(requests + WARM_UP):
-            request = CompletionRequest(
-                model=SPROUT, prompt=TextPrompt(f"Once {turn}"), max_tokens=tokens, seed=turn
-            )
+            request = asked(kind, turn)
             through = await program.mesh(request, program.keys[turn % len(program.keys)])
             direct = await program.direct(request)
             if turn >= WARM_UP:
@@ -309,6 +316,38 @@ async def latency(program: Program, requests: int) -> dict[str, float]:
         for name, values in found.items()
     }
     return medians | tenths
+
+
+def asked(kind: str, turn: int) -> CompletionRequest:
+    """Make the request of a turn."""
+    return CompletionRequest(
+        model=SPROUT, prompt=TextPrompt(f"Once {turn}"), max_tokens=KINDS[kind], seed=turn
+    )
+
+
+async def cpu(
+    program: Program, requests: int, kinds: list[str], pids: dict[str, int]
+) -> dict[str, list[float]]:
+    """Ask first through the mesh, then directly; milliseconds and sleeps of each."""
+    found = {}
+    for kind in kinds:
+        for way in ("mesh", "direct"):
+            before = {name: spent_by(pid) for name, pid in pids.items()}
+            for turn in range(requests):
+                request, key = asked(kind, turn), program.keys[turn % len(program.keys)]
+                if way == "direct":
+                    await program.direct(request)
+                    continue
+                completion = await program.worker.completer.complete(key, request)
+                await timed(completion.pieces(), 0.0)
+                assert await completion.settled() is not None
+            for name, pid in pids.items():
+                since = spent_by(pid).since(before[name])
+                found[f"{kind} {way} {name}"] = [
+                    since.cpu_s * 1000 / requests,
+                    since.sleeps / requests,
+                ]
+    return found
 
 
 async def streams(program: Program, count: int, seconds: float) -> dict[str, float]:
@@ -409,6 +448,9 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"--{name}={getattr(arguments, name)}"
                 for name in ("requests", "streams", "seconds")
             ]
+            watched = {name: network.told[name]["pid"] for name in ("gateway", "engine")}
+            more += ["--kinds", *arguments.kinds]
+            more.append(f"--watched={json.dumps(watched)}")
             network.start("client", Role.CLIENT, *more, measure=True)
             out, _ = network.processes["client"].communicate(timeout=900)
             assert network.processes["client"].returncode == 0, "the client failed"
@@ -421,10 +463,15 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def added(found: dict[str, float]) -> dict[str, float]:
     """What the mesh adds to the medians, in milliseconds."""
+    parts = {
+        "a single token": "token {} last",
+        "the first piece of a stream": "stream {} first",
+        "the whole of a stream": "stream {} last",
+    }
     return {
-        "a single token": found["token mesh last"] - found["token direct last"],
-        "the first piece of a stream": found["stream mesh first"] - found["stream direct first"],
-        "the whole of a stream": found["stream mesh last"] - found["stream direct last"],
+        name: found[part.format("mesh")] - found[part.format("direct")]
+        for name, part in parts.items()
+        if part.format("mesh") in found
     }
 
 
@@ -460,6 +507,8 @@ def show(figures: dict[str, Any], arguments: argparse.Namespace) -> int:
             told = "" if most is None else f"  (goal < {most:g})"
             missed += most is not None and value >= most
             print(f"added to {name:28} {value:8.2f} ms{told}")
+    if spent := figures.get("cpu"):
+        show_cpu(spent)
     if paced := figures.get("streams"):
         missed += bool(paced["late"])
         print(
@@ -471,6 +520,22 @@ def show(figures: dict[str, Any], arguments: argparse.Namespace) -> int:
     return int(bool(missed))
 
 
+def show_cpu(spent: dict[str, list[float]]) -> None:
+    """Print what each process spends for a request."""
+    for kind in KINDS:
+        if f"{kind} mesh client" not in spent:
+            continue
+        for way in ("mesh", "direct"):
+            those = {
+                name: spent[f"{kind} {way} {name}"] for name in ("client", "gateway", "engine")
+            }
+            each = ", ".join(
+                f"{name} {ms:.2f} ({sleeps:.0f})" for name, (ms, sleeps) in those.items()
+            )
+            whole = sum(ms for ms, _ in those.values())
+            print(f"  cpu of a {kind}, {way}: {whole:6.2f} ms a request: {each} (sleeps)")
+
+
 def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -479,7 +544,8 @@ def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--processors", type=int, default=2)
-    for name in ("role", "invitation", "backend"):
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
+    for name in ("role", "invitation", "backend", "watched"):
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
     for name in ("data-dir", "ready-file"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
