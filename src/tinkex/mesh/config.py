@@ -23,6 +23,7 @@ from tinkex.mesh.workers.model_config import ProcessorSettings
 
 TRANSPORTS = ("iroh", "tls")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,9 @@ class MeshConfig:
     log_level: str = "info"
     """`debug`, `info`, `warning` or `error`."""
 
+    log_format: str = "text"
+    """`text` (`key=value` pairs) or `json`: one line each, on standard error."""
+
     shutdown_grace_s: float = 30.0
     """Seconds that requests in progress may go on after SIGTERM."""
 
@@ -93,6 +97,7 @@ class MeshConfig:
         problems = [
             *_one_of("transport", self.transport, TRANSPORTS),
             *_one_of("log_level", self.log_level, LOG_LEVELS),
+            *_one_of("log_format", self.log_format, LOG_FORMATS),
             *_addresses("bind", self.bind),
             *_addresses("advertise", self.advertise),
         ]

@@ -45,6 +45,11 @@ class Purse:
         self._lease_of: dict[str, _Held] = {}
         self._latest = 0.0
 
+    @property
+    def leases(self) -> int:
+        """How many there are."""
+        return len(self._leases)
+
     def put_in(
         self, lease_id: str, account_id: str, key_id: str, tokens: int, expires_at: float
     ) -> None:

@@ -163,6 +163,11 @@ class QuotaLedger:
                 if lease.claimed is not None:
                     yield LeaseSettled(lease.granted.lease_id, lease.claimed, 0.0)
 
+    @property
+    def leases(self) -> int:
+        """How many are not accounted for yet."""
+        return len(self._account_of)
+
     def open_lease(self, lease_id: str) -> _Open | None:
         """Return a lease that is not accounted for yet."""
         account = self._accounts.get(self._account_of.get(lease_id, ""))

@@ -17,6 +17,21 @@ from tinkex.errors import ConfigurationError
 
 WORKERS = ("client", "gateway", "auth", "processor", "bootstrap")
 """Whose page is asked, if several run here."""
+COLUMNS = (
+    "Role",
+    "Peer",
+    "State",
+    "Models",
+    "Load",
+    "Latency",
+    "Memory",
+    "Links",
+    "Up",
+    "Certified",
+)
+MOST_WANTED = 6
+"""So many of them fit into 80 columns."""
+ALL_COLUMNS_WIDTH = 110
 AdminUrl = Annotated[
     str | None,
     typer.Option(
@@ -30,7 +45,7 @@ AdminUrl = Annotated[
 def status(context: typer.Context, admin_url: AdminUrl = None, data_dir: DataDir = None) -> None:
     """Show every worker: role, models, load, latency, health."""
     found = _survey(admin_url, data_dir)
-    output.show(invocation(context).form, found, _table(found))
+    output.show(invocation(context).form, found, _table(found, _width()))
 
 
 def peers(context: typer.Context, admin_url: AdminUrl = None, data_dir: DataDir = None) -> None:
@@ -64,7 +79,7 @@ def top(
     clock = SystemClock()
     with Live(console=Console(), screen=False, auto_refresh=False) as live:
         while True:
-            live.update(output.drawn(_table(_survey(admin_url, data_dir))), refresh=True)
+            live.update(output.drawn(_table(_survey(admin_url, data_dir), _width())), refresh=True)
             clock.sleep_sync(every)
 
 
@@ -102,21 +117,19 @@ def _page(admin_url: str | None, data_dir: Any, path: str) -> list[dict[str, Any
     return found
 
 
-def _table(found: list[dict[str, Any]]) -> output.Table:
-    columns = (
-        "Role",
-        "Peer",
-        "State",
-        "Models",
-        "Load",
-        "Latency",
-        "Links",
-        "Memory",
-        "Up",
-        "Certified",
-    )
-    whole = {*columns} - {"State", "Models"}
-    return output.Table(columns, [_row(one) for one in found], _title(found), whole)
+def _width() -> int:
+    from rich.console import Console
+
+    return Console().width
+
+
+def _table(found: list[dict[str, Any]], width: int) -> output.Table:
+    columns = COLUMNS if width >= ALL_COLUMNS_WIDTH else COLUMNS[:MOST_WANTED]
+    rows = [_row(one)[: len(columns)] for one in found]
+    title = _title(found)
+    if found and columns != COLUMNS:
+        title += "; a wider terminal shows " + ", ".join(COLUMNS[MOST_WANTED:]).lower()
+    return output.Table(columns, rows, title, {*columns} - {"State", "Models"})
 
 
 def _title(found: list[dict[str, Any]]) -> str:
@@ -137,8 +150,8 @@ def _row(one: dict[str, Any]) -> list[str]:
         "\n".join(now["models"]),
         f"{now['load']:.0%}",
         output.MISSING if latency is None else f"{latency:.1f} ms",
-        str(now["links"]),
         output.size(now["memory_bytes"]),
+        str(now["links"]),
         _duration(now["uptime_s"]),
         _left(now["certified_until"]),
     ]

@@ -46,6 +46,11 @@ def up(
             help="Write url, api_key, admin_url and pid here as JSON, once all is ready.",
         ),
     ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(help="`debug`, `info` (a line for each completion), `warning` or `error`."),
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="`text` or `json`, on stderr.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Run a whole network on this machine, and print its endpoint and a key.
@@ -60,10 +65,14 @@ def up(
     flags: dict[str, Any] = {"transport": transport, "client_port": str(port)}
     if base_model:
         flags["processor_base_model"] = base_model
+    given = {"log_level": log_level, "log_format": log_format}
+    flags |= {name: value for name, value in given.items() if value is not None}
     settings = mesh_schema().resolve(
         flags, file=config, fallbacks={"data_dir": mesh_dir(data_dir) / LOCAL_NAME}
     )
-    log_to_stderr("warning" if settings.log_level == "info" else settings.log_level)
+    # Five workers' lines are too many for somebody who looks at the banner.
+    quiet = log_level is None and settings.log_level == "info"
+    log_to_stderr("warning" if quiet else settings.log_level, settings.log_format)
     ready_path = mesh_dir(data_dir) / READY_NAME
     asyncio.run(_run(settings, processors, ready_path, ReadyFiles(ready_path, ready_file)))
 

@@ -82,7 +82,7 @@ def worker_command(role: str, enter: Enter | None = None) -> Any:
             given_flags(given), file=file, fallbacks={"data_dir": mesh_dir(None)}
         )
         config = replace(config, data_dir=worker_dir(config.data_dir, role, name))
-        log_to_stderr(config.log_level)
+        log_to_stderr(config.log_level, config.log_format)
         _warn_if_shown(context, invitation)
         asyncio.run(_serve(role, config, invitation, ready_file, enter))
 

@@ -24,11 +24,16 @@ from tinkex.mesh.workers.http import LocalOnly
 from tinkex.mesh.workers.survey import PeerReport
 
 
+async def _nothing_to_count() -> None:
+    pass
+
+
 def admin_app(
     *,
     status: Callable[[], Status],
     survey: Callable[[], Awaitable[Sequence[PeerReport]]],
     registry: CollectorRegistry,
+    count: Callable[[], Awaitable[None]] = _nothing_to_count,
     logs: Callable[[], Awaitable[Sequence[Head]]] | None = None,
     operator: Callable[[], ASGIApp | None] = lambda: None,
 ) -> ASGIApp:
@@ -38,6 +43,7 @@ def admin_app(
         status: how the worker is.
         survey: whom it sees.
         registry: its metrics.
+        count: called before they are shown, for what takes a while to count.
         logs: the ends of the logs that it holds, checked.
         operator: what is served below /operator by now; None: nothing.
     """
@@ -51,6 +57,7 @@ def admin_app(
         return _json({"status": word, "detail": now.detail}, 200 if now.ready else 503)
 
     async def metrics(_: Request) -> Response:
+        await count()
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def own(_: Request) -> Response:

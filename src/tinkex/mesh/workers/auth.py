@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
@@ -43,6 +43,7 @@ from tinkex.mesh.workers.authority.spending import Spending
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.discovery import Discovery
 from tinkex.mesh.workers.public_accounts import NetworkView, PublicView
+from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.root_word import RootWord
 from tinkex.passwords import Passwords
 
@@ -139,6 +140,7 @@ class AuthWorker(Worker):
             only=leadership,
             on_error=_report,
         )
+        self._leadership = leadership
         leadership.on_change(self._private.refold)
         leadership.on_leading(self._begin_to_lead)
         self._log = AuthLog(
@@ -212,6 +214,18 @@ class AuthWorker(Worker):
     def book(self) -> AuthBook:
         """Accounts and leases as they are now; another object after the feed was folded again."""
         return self._private.state()
+
+    def readings(self) -> Iterable[Reading]:
+        """What its metrics are to show of it."""
+        book = self.book
+        leads = float(self._leadership.is_leader)
+        yield Reading("leads", "1 where it may write, of several auth workers.", leads)
+        yield Reading("accounts", "Accounts, closed ones too.", len(book.state.accounts))
+        yield Reading("leases", "Parts of quotas that gateways may spend.", book.ledger.leases)
+        yield Reading("gateways", "Gateways whose usage it has.", len(self._usage.authors()))
+        skipped = self._usage.skipped + self._private.skipped
+        told = "Entries of usage and accounts that made no sense."
+        yield Reading("entries_skipped", told, skipped, grows=True)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Fold the logs, make good what a crash left undone, serve, and announce it."""

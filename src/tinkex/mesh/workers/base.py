@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from enum import StrEnum
 from typing import Self
 
 from tinkex.errors import MeshError
+from tinkex.mesh.workers.reading import Reading
 
 
 class WorkerState(StrEnum):
@@ -53,6 +55,10 @@ class Worker(ABC):
 
     async def drain(self, grace_s: float) -> None:  # noqa: B027 - many have nothing to drain
         """Let what is in progress come to its end, for as long as `grace_s`, before the closing."""
+
+    def readings(self) -> Iterable[Reading]:
+        """What its metrics are to show of it."""
+        return ()
 
     @property
     def state(self) -> WorkerState:

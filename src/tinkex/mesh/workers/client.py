@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -29,6 +29,7 @@ from tinkex.mesh.workers.calling.http_app import http_app
 from tinkex.mesh.workers.calling.receipt_book import ReceiptBook
 from tinkex.mesh.workers.discovery import Discovery
 from tinkex.mesh.workers.http import LOOPBACK_NAMES, HttpServer
+from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.shelf import Shelf
 
 _LOG = logging.getLogger("tinkex.mesh.client")
@@ -137,6 +138,10 @@ class ClientWorker(Worker):
             TinkerError: what it answered; APIStatusError 503 where none can be reached.
         """
         return await self._gateways.ask(method, request, timeout_s=timeout_s)
+
+    def readings(self) -> Iterable[Reading]:
+        """What its metrics are to show of it."""
+        yield Reading("gateways", "Gateways that it knows.", self._gateways.known)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Look for gateways, and serve."""

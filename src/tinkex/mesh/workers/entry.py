@@ -145,6 +145,7 @@ async def _gateway(member: Member, stack: AsyncExitStack) -> Worker:
         config=config,
         rng=member.machine.rng,
         random=member.machine.random,
+        first_token=member.metrics.first_tokens(),
     )
     member.prune(USAGE)
     member.work = lambda: Work(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
@@ -31,6 +31,7 @@ from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.workers.authority.books import usage_view
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.serving.admission import Accounts, Admission, AdmissionConfig
 from tinkex.mesh.workers.serving.api import Gateway
 from tinkex.mesh.workers.serving.auth_calls import AuthCalls
@@ -102,6 +103,7 @@ class GatewayWorker(Worker):
         config: its settings.
         rng: draws candidates and seeds.
         random: so many random bytes.
+        first_token: told how long each completion's first piece took, in seconds.
     """
 
     def __init__(
@@ -114,8 +116,11 @@ class GatewayWorker(Worker):
         config: GatewayConfig | None = None,
         rng: Random | None = None,
         random: Callable[[int], bytes] = secrets.token_bytes,
+        first_token: Callable[[float], None] = lambda _: None,
     ) -> None:
         super().__init__("gateway")
+        self._first_token = first_token
+        self._news = news
         self._member = member
         self._config = config or GatewayConfig()
         clock, rng = member.clock, rng or SystemRandom()
@@ -177,12 +182,28 @@ class GatewayWorker(Worker):
             clock=member.clock,
             rng=rng,
             random=random,
+            first_token=self._first_token,
         )
 
     @property
     def in_progress(self) -> int:
         """Completions that were let in and are not over."""
         return self._admission.in_progress
+
+    def readings(self) -> Iterable[Reading]:
+        """What its metrics are to show of it."""
+        most = self._config.admission.in_all
+        yield Reading("requests_in_progress", "Completions that are not over.", self.in_progress)
+        yield Reading("requests_at_once", "Completions at once, at most.", most)
+        kinds = "Tokens of completions that were settled, by kind: prompt or completion."
+        yield Reading("tokens", kinds, self._ledger.tokens, "kind", grows=True)
+        yield Reading("leases", "Parts of quotas that it may spend.", self._ledger.leases)
+        offers = self._balancer.offers(self._member.clock.monotonic())
+        free = sum(offer.free_slots for offer in offers)
+        yield Reading("processors", "Processors that it knows, and that offer room.", len(offers))
+        yield Reading("processor_slots_free", "Slots that these said were free.", free)
+        unheard = self._news.age_s()
+        yield Reading("auth_unheard_seconds", "Since auth workers were heard, a majority.", unheard)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Read the books, close those of an earlier life, and serve."""

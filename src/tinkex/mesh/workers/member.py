@@ -7,7 +7,9 @@ the role does, `workers.<role>` adds on top.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -37,6 +39,7 @@ from tinkex.mesh.workers.machine import Machine
 from tinkex.mesh.workers.metrics import WorkerMetrics
 from tinkex.mesh.workers.operator_page import TOKEN_BYTES, OperatorPage, write_pass
 from tinkex.mesh.workers.public_accounts import NetworkView
+from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.renewal import Renewal
 from tinkex.mesh.workers.root_word import RootWord, latest_certificate, read_word
 from tinkex.mesh.workers.survey import survey
@@ -80,6 +83,7 @@ class Member:
         self.admin_url = ""
         """The page for operators, once it is open; empty where there is none."""
         self._vault: Vault | None = None
+        self._entries: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
         self._operator_page: OperatorPage | None = None
 
     @property
@@ -146,6 +150,7 @@ class Member:
         await self.discovery.start((*self.config.contacts, *self.folder.contacts()))
         stack.push_async_callback(self._leave)
         await self._replicate(stack)
+        self.metrics.read(self._readings)
         if self.config.admin_host is not None:
             await self._show_page(stack, self.config.admin_host)
 
@@ -154,11 +159,40 @@ class Member:
             status=self.vitals.status,
             survey=lambda: survey(self.discovery, self.peers),
             registry=self.metrics.registry,
+            count=self._count_entries,
             logs=self._checked_heads,
             operator=lambda: self._operator_page,
         )
         server = HttpServer(page, host=host, port=self.config.admin_port)
         self.admin_url = (await stack.enter_async_context(server)).url
+
+    async def _count_entries(self) -> None:
+        held: Counter[str] = Counter()
+        pruned: Counter[str] = Counter()
+        for feed in self.feeds.policy.names():
+            for one in await self.feeds.held(feed):
+                held[feed] += one.last - one.base
+                pruned[feed] += one.base + 1
+        self._entries = held, pruned
+
+    def _readings(self) -> Iterable[Reading]:
+        yield Reading("ready", "1 while it serves.", float(self.vitals.status().ready))
+        dht = self.discovery
+        yield Reading("dht_nodes", "Nodes in the routing table.", dht.known)
+        yield Reading("dht_records", "Records that it holds for others.", dht.holding)
+        what = "What the DHT's part of it did and refused, by event."
+        yield Reading("dht_events", what, dict(dht.counts), "event", grows=True)
+        held, pruned = self._entries
+        yield Reading("feed_entries", "Entries of logs that it holds, by feed.", held, "feed")
+        gone = "Entries of logs that gave way to snapshots, by feed."
+        yield Reading("feed_entries_pruned", gone, pruned, "feed")
+        sources = self.replicator.sources()
+        yield Reading("feed_sources", "Peers whose logs it follows.", len(sources))
+        behind = sum(one.behind for one in sources)
+        yield Reading("feed_chains_behind", "Chains of which these have more.", behind)
+        ages = [math.inf if one.age_s is None else one.age_s for one in sources]
+        age = "Since it had all that its freshest source has; infinite: of none yet."
+        yield Reading("feed_age_seconds", age, min(ages, default=math.inf))
 
     def serve_operator(self, operator: Operator) -> None:
         """Let who owns the folder see and change what is an operator's, over the page."""

@@ -6,13 +6,16 @@ caller chooses. A worker has a registry of its own, so that several in one proce
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.rpc.observer import CallReport
+from tinkex.mesh.workers.reading import Reading
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -77,6 +80,20 @@ class WorkerMetrics:
         )
         failed.set_function(lambda: renewal.failed)
 
+    def read(self, readings: Callable[[], Iterable[Reading]]) -> None:
+        """Show numbers that are asked for whenever the metrics are."""
+        self.registry.register(_Readings(readings))
+
+    def first_tokens(self) -> Callable[[float], None]:
+        """Begin to show how long first tokens took; what is returned is told each, in seconds."""
+        histogram = Histogram(
+            "tinkex_mesh_first_token_seconds",
+            "From a completion's request at the gateway to its first piece.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        return histogram.observe
+
     def call_ended(self, report: CallReport) -> None:
         """Count a call."""
         direction = "incoming" if report.incoming else "outgoing"
@@ -94,3 +111,25 @@ class WorkerMetrics:
         """Count a link's end."""
         self._links.dec()
         self._lost.labels("lost" if lost else "orderly").inc()
+
+
+class _Readings(Collector):
+    """Asks a worker for its numbers."""
+
+    def __init__(self, readings: Callable[[], Iterable[Reading]]) -> None:
+        self._readings = readings
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing is asked for before somebody wants to see it."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Ask for them."""
+        for one in self._readings():
+            kind = CounterMetricFamily if one.grows else GaugeMetricFamily
+            labels = [one.label] if one.label else []
+            family = kind(f"tinkex_mesh_{one.name}", one.help, labels=labels)
+            values = one.value if isinstance(one.value, Mapping) else {"": one.value}
+            for label, value in values.items():
+                family.add_metric([label] if labels else [], value)
+            yield family

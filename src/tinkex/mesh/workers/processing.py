@@ -7,6 +7,7 @@ fetch an adapter's files `blobs`'.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,7 +16,14 @@ from typing import Protocol
 
 import msgspec
 
-from tinkex.errors import EngineBusyError, InputError, NotFoundError, UnsupportedError
+from tinkex._clock import Clock
+from tinkex.errors import (
+    EngineBusyError,
+    InputError,
+    NotFoundError,
+    TinkerError,
+    UnsupportedError,
+)
 from tinkex.mesh.api.completion import (
     CompletionMessage,
     PieceMessage,
@@ -37,6 +45,7 @@ from tinkex.mesh.processing.backend import Backend, Job, Run
 from tinkex.mesh.processing.slots import Slots
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.trust.permits import Permit, PermitCheck
+from tinkex.mesh.workers.request_log import log_ended, request_of
 from tinkex.openai_api.completer import CompletionRequest
 
 _LOG = logging.getLogger("tinkex.mesh.processor")
@@ -65,6 +74,7 @@ class Processor(ProcessorApi):
         permits: what is demanded of a request.
         slots: who may run now.
         files: adapters' files; None where the back end has no adapters.
+        clock: tells how long it took.
     """
 
     def __init__(
@@ -72,14 +82,18 @@ class Processor(ProcessorApi):
         backend: Backend,
         permits: PermitCheck,
         slots: Slots,
-        files: AdapterFiles | None = None,
+        files: AdapterFiles | None,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._backend = backend
         self._permits = permits
         self._slots = slots
         self._files = files
         self.leaving = False
         """Whether new requests are refused."""
+        self.tokens: Counter[str] = Counter(prompt=0, cached=0, completion=0)
+        """Of what began here: those prompted with, those of them from the cache, those sampled."""
 
     async def rpc_complete(self, request: Work, call: Call) -> AsyncIterator[WorkEvent]:
         """Complete a prompt, once the permit holds."""
@@ -99,6 +113,7 @@ class Processor(ProcessorApi):
         if job.adapter:
             await self._fetch(job, request, call)
         async with self._slots.take(permit.account, message.n - len(request.finished)):
+            began, made, outcome = self._clock.monotonic(), 0, "left"
             run = await self._begin(job)
             try:
                 known = run.prompt_tokens
@@ -107,7 +122,6 @@ class Processor(ProcessorApi):
                     fingerprint=self._backend.fingerprint,
                     deterministic=run.deterministic,
                 )
-                made = 0
                 async with aclosing(_events(run)) as events:
                     async for piece in events:
                         made += 0 if piece.echo else len(piece.tokens)
@@ -117,8 +131,25 @@ class Processor(ProcessorApi):
                     cached_tokens=run.cached_tokens,
                     prompt_tokens=0 if known else run.prompt_tokens,
                 )
+                outcome = "ok"
+            except TinkerError as error:
+                outcome = type(error).__name__
+                raise
             finally:
                 run.cancel()
+                self.tokens.update(
+                    prompt=run.prompt_tokens, cached=run.cached_tokens, completion=made
+                )
+                log_ended(
+                    _LOG,
+                    request_of(call.trace),
+                    outcome,
+                    base_model=self._backend.model.name,
+                    prompt_tokens=run.prompt_tokens,
+                    cached_tokens=run.cached_tokens,
+                    completion_tokens=made,
+                    seconds=round(self._clock.monotonic() - began, 4),
+                )
 
     async def rpc_describe(self, request: Describe, call: Call) -> Description:  # noqa: ARG002
         """Say what is here."""

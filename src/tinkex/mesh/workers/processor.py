@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from tinkex.mesh.trust.permits import REMEMBERED_S, BlobPermitCheck, PermitCheck
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.discovery import Discovery
 from tinkex.mesh.workers.processing import AdapterFiles, Processor
+from tinkex.mesh.workers.reading import Reading
 
 _LOG = logging.getLogger("tinkex.mesh.processor")
 TOPIC = "processor"
@@ -141,7 +142,7 @@ class ProcessorWorker(Worker):
         await self._backend.start()
         permits = PermitCheck(member.key_pair.peer_id, nonces, clock=member.clock)
         files = self._adapters() if self._backend.model.adapters else None
-        self._service = self.made_service(self._backend, permits, self._slots, files)
+        self._service = self.made_service(self._backend, permits, self._slots, files, member.clock)
         member.peers.serve(self._service)
         stack.push_async_callback(self._tasks.stop)
         stack.push_async_callback(self._withdraw)
@@ -149,10 +150,15 @@ class ProcessorWorker(Worker):
         self._tasks.spawn(self._keep_announcing(), name="announce")
 
     def made_service(
-        self, backend: Backend, permits: PermitCheck, slots: Slots, files: AdapterFiles | None
+        self,
+        backend: Backend,
+        permits: PermitCheck,
+        slots: Slots,
+        files: AdapterFiles | None,
+        clock: Clock,
     ) -> Processor:
         """Make what answers gateways. A simulation watches it here."""
-        return Processor(backend, permits, slots, files)
+        return Processor(backend, permits, slots, files, clock)
 
     def _adapters(self) -> AdapterFetcher:
         """Open the store of adapters, and give them away to who may have them."""
@@ -179,6 +185,16 @@ class ProcessorWorker(Worker):
         """Give who announces an adapter; those with the least to do first."""
         found = await self._member.discovery.lookup(f"adapter:{content}")
         return [record.contact for record in sorted(found, key=lambda record: record.load)]
+
+    def readings(self) -> Iterable[Reading]:
+        """What its metrics are to show of it."""
+        now = self.service.description
+        yield Reading("slots", "Completions that run at once, at most.", now.slots)
+        yield Reading("slots_free", "Of these, how many a request could have now.", now.free_slots)
+        yield Reading("requests_waiting", "Completions that wait for a slot.", now.waiting)
+        yield Reading("adapters", "Adapters that are loaded.", len(now.adapters))
+        kinds = "Tokens of completions that began here, by kind: prompt, cached or completion."
+        yield Reading("tokens", kinds, self.service.tokens, "kind", grows=True)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests, be found no more, and let those in progress end."""

@@ -38,6 +38,7 @@ class WholeWorker(Worker):
         await self.member.open(stack)
         self.inner = await self._build(self.member, stack)
         await self.inner.start()
+        self.member.metrics.read(self.inner.readings)
         stack.push_async_callback(self.inner.stop)
         self.member.is_ready = lambda: self.ready
 

@@ -20,6 +20,7 @@ SPECIAL = {
     "bootstrap": tuple(f"{peer}@iroh:127.0.0.1:1" for peer in PEERS),
     "admin_host": ("127.0.0.2", "::1"),
     "log_level": ("debug", "error"),
+    "log_format": ("json", "json"),
     "processor_backend_url": ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"),
     "client_host": ("::1", "localhost"),
 }

@@ -54,6 +54,10 @@ class Leadership(Protocol):
             StorageError: the disk is full or refuses.
         """
 
+    @property
+    def is_leader(self) -> bool:
+        """Whether it may, as far as is known just now."""
+
     def mark(self) -> int:
         """Another number after others may have written, or when `counts` may say otherwise."""
 
@@ -88,7 +92,7 @@ class SoleMember:
             NoQuorumError: there is.
         """
         members = self._network().members
-        if members != (self._peer.raw,):
+        if not self.is_leader:
             raise NoQuorumError(
                 f"the network's description names {len(members)} auth workers, and this one "
                 "cannot write without a majority of them: nothing was written; start it anew, so "
@@ -102,6 +106,11 @@ class SoleMember:
             StorageError: the disk is full or refuses.
         """
         return await self._journal.append(payload)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether there is nobody else to ask."""
+        return self._network().members == (self._peer.raw,)
 
     def mark(self) -> int:
         """Always the same: nobody else writes."""

@@ -8,6 +8,7 @@ completer's.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import NamedTuple
@@ -28,8 +29,10 @@ from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.receipts import OutputDigest, ReceiptBody
 from tinkex.mesh.workers.calling.gateways import Gateways
+from tinkex.mesh.workers.request_log import log_ended
 from tinkex.openai_api.completer import Piece
 
+_LOG = logging.getLogger("tinkex.mesh.client")
 STILL_HERE_S = 5.0
 """A reader is told that nothing came, this often."""
 WAITING_PIECES = 64
@@ -68,6 +71,8 @@ class MeshCompletion:
         self._tasks = tasks
         self._clock = clock
         self._unfinished = set(range(message.request.n))
+        self._asked_at = clock.monotonic()
+        self._tokens = 0
         self._queue: asyncio.Queue[Piece | _End | None] = asyncio.Queue(WAITING_PIECES)
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._accepted: Accepted | None = None
@@ -158,9 +163,23 @@ class MeshCompletion:
         except TinkerError as found:
             if self._unfinished:  # else nothing but the receipt is missing
                 error = _told(found)
+        except asyncio.CancelledError:
+            self._log("left")
+            raise
         if self._finished is None:
             self._fail(error)
             await self._queue.put(_End(error))
+        self._log(type(error).__name__ if error is not None else "ok")
+
+    def _log(self, outcome: str) -> None:
+        log_ended(
+            _LOG,
+            "" if self._accepted is None else self._accepted.request_id,
+            outcome,
+            prompt_tokens=0 if self._accepted is None else self.prompt_tokens,
+            completion_tokens=self._tokens,
+            seconds=round(self._clock.monotonic() - self._asked_at, 4),
+        )
 
     def _fail(self, error: TinkerError | None) -> None:
         if not self._begun.done():
@@ -197,6 +216,7 @@ class MeshCompletion:
         if piece.finish_reason is not None:
             self._unfinished.discard(piece.index)
         if not piece.echo:
+            self._tokens += len(piece.tokens)
             try:
                 self.seen.add(piece.index, [token.token for token in piece.tokens], piece.text)
             except ValueError:

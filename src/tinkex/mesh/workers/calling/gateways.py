@@ -96,6 +96,11 @@ class Gateways:
         self._records: tuple[Record, ...] = ()
         self._avoided: dict[PeerId, float] = {}
 
+    @property
+    def known(self) -> int:
+        """How many were found."""
+        return len(self._records)
+
     async def run(self) -> None:
         """Keep links warm until cancelled."""
         while True:

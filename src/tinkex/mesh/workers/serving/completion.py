@@ -10,6 +10,7 @@ was passed on costs nothing; one whose client leaves costs what it has by then.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.trust.permits import NONCE_BYTES, PERMIT_S, make_blob_permit, make_permit
 from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt
+from tinkex.mesh.workers.request_log import REQUEST_ID_CHARS, log_ended
 from tinkex.mesh.workers.serving.admission import Admission, Caller
 from tinkex.mesh.workers.serving.bounds import Cost, check_request, cost_of
 from tinkex.mesh.workers.serving.directory import Directory
@@ -38,8 +40,9 @@ from tinkex.mesh.workers.serving.ledger import Ledger, Reservation
 from tinkex.mesh.workers.serving.relay import Relay
 from tinkex.openai_api.refusal import model_not_found
 
+_LOG = logging.getLogger("tinkex.mesh.gateway")
 SEED_BITS = 62
-REQUEST_ID_BYTES = 12
+REQUEST_ID_BYTES = REQUEST_ID_CHARS // 2
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -55,7 +58,12 @@ class _Served:
     cost: Cost
     reservation: Reservation
     job: Job
-    failed: bool = False
+    began: float
+    """Monotonic seconds."""
+    first_s: float | None = None
+    """How long its first piece took, in seconds."""
+    error: str = ""
+    """The class of what it failed with."""
     settled: bool = False
 
     async def reserved(self) -> EntryId:
@@ -71,7 +79,7 @@ class _Served:
     def prompt_tokens(self) -> int:
         """Those that are charged."""
         relay = self.job.relay
-        charged = self.job.accepted and (relay.sent or relay.complete or not self.failed)
+        charged = self.job.accepted and (relay.sent or relay.complete or not self.error)
         return (relay.prompt_tokens or 0) if charged else 0
 
 
@@ -89,6 +97,7 @@ class CompletionService:
         clock: tells the time.
         rng: draws seeds.
         random: so many random bytes.
+        first_token: told how long each completion's first piece took, in seconds.
     """
 
     def __init__(
@@ -104,7 +113,9 @@ class CompletionService:
         clock: Clock,
         rng: Random,
         random: Callable[[int], bytes],
+        first_token: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self._first_token = first_token
         self._key_pair = key_pair
         self._catalog = catalog
         self._directory = directory
@@ -133,13 +144,14 @@ class CompletionService:
                     async for event in events:
                         if isinstance(event, PieceMessage):
                             await served.reserved()
+                            self._note_first(served)
                         yield event
                 yield self._finished(served)
                 receipt = self._receipt(served, await served.reserved())
                 await asyncio.shield(self._settle(served, receipt))
                 yield receipt
-            except TinkerError:
-                served.failed = True
+            except TinkerError as error:
+                served.error = type(error).__name__
                 raise
             finally:
                 if not served.settled:
@@ -166,6 +178,7 @@ class CompletionService:
         return named, context
 
     async def _let_in(self, caller: Caller, message: CompletionMessage, call: Call) -> _Served:
+        began = self._clock.monotonic()
         named, context = await self.resolve(caller, message.model)
         cost = cost_of(message, context)
         self._admission.take_tokens(caller, cost.tokens)
@@ -191,6 +204,7 @@ class CompletionService:
             cost=cost,
             reservation=reservation,
             job=job,
+            began=began,
         )
         encoded = msgspec.msgpack.encode(given)
         return served
@@ -230,6 +244,11 @@ class CompletionService:
             fetch=fetch,
         )
 
+    def _note_first(self, served: _Served) -> None:
+        if served.first_s is None:
+            served.first_s = self._clock.monotonic() - served.began
+            self._first_token(served.first_s)
+
     def _finished(self, served: _Served) -> Finished:
         return Finished(
             prompt_tokens=served.prompt_tokens, cached_tokens=served.job.relay.cached_tokens
@@ -261,10 +280,21 @@ class CompletionService:
     def _settle(self, served: _Served, receipt: Receipt | None) -> asyncio.Task[None]:
         """Write what it cost, whether or not somebody waits for it."""
         served.settled = True
+        relay = served.job.relay
+        log_ended(
+            _LOG,
+            served.job.request_id,
+            "ok" if receipt is not None else served.error or "left",
+            base_model=served.named.base_model,
+            prompt_tokens=served.prompt_tokens,
+            completion_tokens=relay.tokens,
+            first_token_s=None if served.first_s is None else round(served.first_s, 4),
+            seconds=round(self._clock.monotonic() - served.began, 4),
+        )
         writing = self._ledger.settle(
             served.reservation,
             prompt_tokens=served.prompt_tokens,
-            completion_tokens=served.job.relay.tokens,
+            completion_tokens=relay.tokens,
             receipt=receipt,
         )
         return self._tasks.spawn(writing, name="settle a request")

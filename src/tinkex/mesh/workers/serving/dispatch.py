@@ -35,6 +35,7 @@ from tinkex.mesh.rpc.deadline import Deadline
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
+from tinkex.mesh.workers.request_log import trace_of
 from tinkex.mesh.workers.serving.relay import Relay
 from tinkex.openai_api.refusal import model_not_found
 
@@ -308,6 +309,7 @@ class Dispatch:
             job.work(offer),
             timeout_s=max(0.001, job.deadline - self._clock.monotonic()),
             idle_timeout_s=self._config.idle_timeout_s,
+            trace=trace_of(job.request_id),
         )
 
     async def _begun(

@@ -8,7 +8,7 @@ costs a request no time. Which tokens may be spent `purse` knows, whose they are
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -100,6 +100,8 @@ class Ledger:
         """Tokens settled under each lease that is open."""
         self._asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._receipts: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self.tokens: Counter[str] = Counter(prompt=0, completion=0)
+        """What was settled since the start."""
         self._wrote_at = clock.monotonic()
         self._owes_until = self._wrote_at + OWES_S
 
@@ -170,6 +172,7 @@ class Ledger:
             now=self._clock.now(),
             receipt=b"" if receipt is None else msgspec.msgpack.encode(receipt),
         )
+        self.tokens.update(prompt=prompt_tokens, completion=completion_tokens)
         spent = prompt_tokens + completion_tokens
         self._used[settled.lease_id] = self._used.get(settled.lease_id, 0) + spent
         if receipt is not None:
@@ -201,6 +204,11 @@ class Ledger:
                 signature=message.signature,
             )
         )
+
+    @property
+    def leases(self) -> int:
+        """How many are open."""
+        return self._purse.leases
 
     async def close_ended(self) -> None:
         """Give back the leases whose time is over."""

@@ -1,0 +1,53 @@
+"""`tinkex mesh status` and `top`: the table that people see."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from tinkex.cli import output
+from tinkex.cli.mesh.status import COLUMNS, _table
+
+PROCESSOR = {
+    "role": "processor",
+    "peer_id": "b3a7c5046bda3b4b8f38" * 3 + "abcd",
+    "addresses": ["iroh:127.0.0.1:1"],
+    "certified_until": 2e9,
+    "rtt_ms": 123.456,
+    "error": None,
+    "status": {
+        "ready": True,
+        "detail": "",
+        "load": 1.0,
+        "models": ["tinkex/sprout"],
+        "links": 12,
+        "memory_bytes": 1023 * 2**20,
+        "uptime_s": 86_400.0 * 100,
+        "certified_until": 2e9,
+    },
+}
+SILENT = {**PROCESSOR, "status": None, "error": "the peer b3a7c5046b cannot be reached"}
+
+
+def drawn(width):
+    out = StringIO()
+    table = _table([PROCESSOR, SILENT], width)
+    Console(file=out, width=width, highlight=False).print(output.drawn(table))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_state_and_models_can_be_read_however_narrow_the_terminal_is(width):
+    text = drawn(width)
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("processor", "b3a7c5046b", "ready", "tinkex/sprout", "123.5 ms"):
+        assert word in text
+    assert "no answer" in text.replace("\n", " ")
+
+
+def test_what_does_not_fit_is_named_and_shown_where_it_does():
+    assert "a wider terminal shows memory, links, up, certified" in drawn(100)
+    wide = drawn(130)
+    assert "wider" not in wide
+    assert "1023.0 MB" in wide
+    assert all(column in wide for column in COLUMNS)
