@@ -350,7 +350,7 @@ class GatewayWorld(World):
             self.clock,
         )
         client = ClientWorker(
-            member, ClientConfig(**({"host": None} | settings)), rng=random.Random(3)
+            member, ClientConfig(**({"host": None, "port": 0} | settings)), rng=random.Random(3)
         )
         client.member = member
         self.clients.append(client)

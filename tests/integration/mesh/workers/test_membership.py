@@ -19,6 +19,7 @@ from tinkex.mesh.api.gateway import GatewayApi, ListModels
 from tinkex.mesh.config import MeshConfig
 from tinkex.mesh.feeds.config import ReplicationConfig
 from tinkex.mesh.roles import Role
+from tinkex.mesh.workers.client import ClientConfig
 from tinkex.mesh.workers.entry import enter_network
 from tinkex.mesh.workers.founding import Founder, found
 from tinkex.mesh.workers.gateway import GatewayConfig
@@ -59,6 +60,7 @@ class Network:
             auth=AuthConfig(password_memory_kib=64),
             gateway=GatewayConfig(freshness=FreshnessConfig(stale_after_s=stale_after_s)),
             replication=ReplicationConfig(poll_s=0.2),
+            client=ClientConfig(port=0),
         )
         invitation = None
         if contact is not None:
