@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from contextlib import aclosing
 from random import Random
 
+from tinkex.errors import TinkerError
+from tinkex.mesh.api.processor import ProcessorApi
 from tinkex.testing.network import CALM, Weather
 
 STORM = Weather(delay_s=(0.001, 0.08), stall_share=0.03, stall_s=(0.05, 0.9), break_every_s=12.0)
 SKEW_S = 30.0
 """Two clocks are a minute apart at most."""
-KINDS = {"kill": 5, "partition": 3, "storm": 2, "skew": 2, "pause": 2, "cut": 2}
+KINDS = {
+    "kill": 4,
+    "strike": 2,
+    "partition": 3,
+    "storm": 2,
+    "skew": 2,
+    "pause": 2,
+    "cut": 2,
+    "steal": 3,
+}
 
 
 class Chaos:
@@ -49,7 +62,17 @@ class Chaos:
         self.done.append((round(self.world.clock.monotonic(), 3), *what))
 
     async def kill(self):
-        node = self.rng.choice(self.world.nodes)
+        await self._kill(self.rng.choice(self.world.nodes))
+
+    async def strike(self):
+        """Kill somebody in the middle of a request."""
+        world = self.world
+        busy = [node for node in world.processors if node.up and node.backend.running]
+        busy += [node for node in world.gateways if node.up and node.inner.in_progress]
+        if busy:
+            await self._kill(self.rng.choice(busy))
+
+    async def _kill(self, node):
         power, pause = self.rng.random() < 0.3, self.rng.uniform(0.2, 8.0)
         if node.process.stopped:
             return
@@ -84,6 +107,30 @@ class Chaos:
         one, other = self.rng.sample(self.world.nodes, 2)
         self.note("cut", one.name, other.name)
         self.world.network.break_links(one.peer_id, other.peer_id)
+
+    async def steal(self):
+        """Show a permit that was used once more, from a gateway that somebody broke into."""
+        if not self.world.watch.seen:
+            return
+        owner, work = self.rng.choice(self.world.watch.seen)
+        thieves = [node for node in self.world.gateways if node.up]
+        own = [node for node in thieves if node.peer_id == owner]
+        if not thieves:
+            return
+        node = self.rng.choice(own if own and self.rng.random() < 0.8 else thieves)
+        target = self.rng.choice(self.world.processors)
+        self.note("steal", node.name, target.name)
+
+        async def ask():
+            events = node.member.peers.stream(
+                target.contact, ProcessorApi.rpc_complete, work, timeout_s=5.0
+            )
+            async with aclosing(events):
+                async for _ in events:
+                    pass
+
+        with contextlib.suppress(TinkerError):  # what is served in spite of all, the watch tells
+            await node.inside(ask())
 
     async def storm(self):
         seconds = self.rng.uniform(1.0, 10.0)

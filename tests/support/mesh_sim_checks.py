@@ -9,6 +9,8 @@ from tinkex.mesh.usage import FROM_RESERVATION
 
 SETTLED_WITHIN_S = 60.0
 """After healing; records last for three quarters of a minute."""
+RENEWED_S = 60.0
+"""By then every record that was there at healing has ended, or was renewed."""
 LENT_S = 150.0
 """Tokens that were lent come back: the lease's half minute on a clock that is a minute off, and the
 half minute after which a gateway says that nothing happened."""

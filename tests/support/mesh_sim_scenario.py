@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 from random import Random
 
-from mesh_sim_chaos import Chaos
+from mesh_sim_chaos import KINDS, Chaos
 from mesh_sim_checks import (
     LENT_S,
+    RENEWED_S,
     SETTLED_WITHIN_S,
     busy,
     check_accounts,
@@ -32,10 +33,12 @@ class Scenario:
         seed: of everything.
         folder: for the workers' files.
         chaos_s: how long things go wrong.
+        every_s: between two faults, in the mean; drawn where it is not given.
+        kinds: of faults, with their weights.
         shape: of the `World`; drawn where it is not given.
     """
 
-    def __init__(self, seed, folder, *, chaos_s=20.0, **shape):
+    def __init__(self, seed, folder, *, chaos_s=20.0, every_s=None, kinds=KINDS, **shape):
         rng = Random(f"{seed}/shape")
         drawn = {
             "auths": rng.choice([1, 1, 3]),
@@ -45,7 +48,8 @@ class Scenario:
             "auth": {"default_quota_tokens": rng.choice([600, 2000, 20_000])},
         }
         self.world = World(seed, folder, **{**drawn, **shape})
-        self.chaos = Chaos(self.world, every_s=rng.uniform(1.0, 5.0))
+        drawn_s = rng.uniform(1.0, 5.0)
+        self.chaos = Chaos(self.world, every_s=every_s or drawn_s, kinds=kinds)
         self.chaos_s = chaos_s
         nodes = self.world.clients
         self.users = [
@@ -77,7 +81,7 @@ class Scenario:
 
     async def examine(self):
         """Check everything that must be true once the mesh has healed."""
-        world = self.world
+        world, healed_at = self.world, self.world.clock.monotonic()
         await self.within(SETTLED_WITHIN_S, self.unsettled)
         check_tokens(self.users)
         check_permits(world)
@@ -89,7 +93,15 @@ class Scenario:
         signed_up = [user for user in self.users if user.key is not None]
         assert signed_up, "somebody could use the mesh"
         await check_revoked(world, signed_up[0])
+        await self.stays_settled(healed_at)
         world.reports.check()
+
+    async def stays_settled(self, healed_at):
+        """See that it is right still when everything was renewed, and nothing old is left."""
+        since = self.world.clock.monotonic() - healed_at
+        await self.world.clock.sleep(max(0.0, RENEWED_S - since))
+        left = await self.unsettled()
+        assert not left, left
 
     async def within(self, seconds, left):
         """Wait until nothing is left."""
@@ -100,14 +112,19 @@ class Scenario:
 
     async def unsettled(self):
         """What is not yet as it must be a while after healing."""
-        return (
-            busy(self.world) or await wrong_lookups(self.world) or await different_heads(self.world)
-        )
+        if left := busy(self.world):
+            return "in progress", left
+        if left := await wrong_lookups(self.world):
+            return "lookups", left
+        if left := await different_heads(self.world):
+            return "feeds", left
+        return None
 
     async def lent(self):
         """Whose tokens somebody still holds."""
         users = [user for user in self.users if user.key is not None]
-        return [user.name for user in users if (await self.report(user)).reserved_tokens]
+        left = [user.name for user in users if (await self.report(user)).reserved_tokens]
+        return ("lent", left) if left else None
 
     async def report(self, user):
         return await user.node.inside(user.mesh().usage())

@@ -121,10 +121,13 @@ class Watch:
         self._true_time = true_time
         self._used = {}
         self.served = 0
+        self.seen = []
+        """Who showed what, of all that was served: permits that a thief may show again."""
         self.wrong = []
 
     def serve(self, processor, work, caller):
         self.served += 1
+        self.seen.append((caller, work))
         try:
             signed = msgspec.msgpack.decode(work.permit, type=Signed)
             permit = msgspec.msgpack.decode(signed.body, type=Permit)
