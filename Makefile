@@ -44,6 +44,10 @@ test: $(VENV)/.dev .interop/.short ## Run every test, in parallel and in random 
 # Tracing each line doubles the time of most tests, so the tests that run at each push go without.
 coverage: $(VENV)/.dev .interop/.short ## Run every test and show the lines that none of them reached
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=80
+	@for part in trust feeds rpc; do \
+	  printf "tinkex.mesh.$$part, of which 95%% must be reached: "; \
+	  $(BIN)/coverage report --format=total --precision=1 --fail-under=95 --include="*/tinkex/mesh/$$part/*" || exit 1; \
+	done
 
 unit: $(VENV)/.dev ## Run the unit tests alone
 	$(PYTEST) tests/unit

@@ -16,7 +16,8 @@ SKEW_S = 30.0
 """Two clocks are a minute apart at most."""
 KINDS = {
     "kill": 4,
-    "strike": 2,
+    "strike": 1,
+    "topple": 1,
     "partition": 3,
     "storm": 2,
     "skew": 2,
@@ -65,12 +66,16 @@ class Chaos:
         await self._kill(self.rng.choice(self.world.nodes))
 
     async def strike(self):
-        """Kill somebody in the middle of a request."""
-        world = self.world
-        busy = [node for node in world.processors if node.up and node.backend.running]
-        busy += [node for node in world.gateways if node.up and node.inner.in_progress]
-        if busy:
-            await self._kill(self.rng.choice(busy))
+        """Kill a processor in mid-stream."""
+        await self._kill_one([n for n in self.world.processors if n.up and n.backend.running])
+
+    async def topple(self):
+        """Kill a gateway in the middle of a request."""
+        await self._kill_one([n for n in self.world.gateways if n.up and n.inner.in_progress])
+
+    async def _kill_one(self, nodes):
+        if nodes:
+            await self._kill(self.rng.choice(nodes))
 
     async def _kill(self, node):
         power, pause = self.rng.random() < 0.3, self.rng.uniform(0.2, 8.0)

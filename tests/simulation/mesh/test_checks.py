@@ -15,14 +15,13 @@ from tinkex.mesh.dht.announcer import Announcer
 from tinkex.mesh.dht.node import DhtNode
 from tinkex.mesh.feeds.policy import USAGE, FeedPolicy
 from tinkex.mesh.feeds.replication import Replicator
-from tinkex.mesh.purse import UsageRecovery
 from tinkex.mesh.quota import QuotaLedger
 from tinkex.mesh.trust.permits import PermitCheck
-from tinkex.mesh.workers.serving.ledger import Ledger
+from tinkex.mesh.workers.serving import ledger
 from tinkex.mesh.workers.serving.relay import Relay
 from tinkex.testing.simulation import simulate
 
-TINY = {"auths": 1, "gateways": 2, "processors": 2, "clients": 1, "chaos_s": 6.0, "every_s": 1.0}
+TINY = {"auths": 1, "gateways": 2, "processors": 2, "clients": 1, "chaos_s": 6.0, "every_s": 0.4}
 SEED = 7
 
 
@@ -30,7 +29,7 @@ SEED = 7
 class Off:
     """A defence that is off, and where that shows."""
 
-    owner: type
+    owner: object
     method: str
     instead: object
     shows: str
@@ -76,7 +75,7 @@ def all_but_usage(may_have):
     return lambda self, feed, *who: feed != USAGE and may_have(self, feed, *who)
 
 
-POOR = {"default_quota_tokens": 600}
+POOR = {"default_quota_tokens": 150}
 OFF = {
     "a stream goes on one token too early": Off(
         Relay, "resume", property(one_token_short), "check_tokens", {"strike": 1}
@@ -97,10 +96,10 @@ BESIDES = {
         PermitCheck, "check_processor", nothing, "check_permits", {"steal": 1}
     ),
     "what was sampled costs nothing": Off(
-        Ledger, "settle", for_nothing(Ledger.settle), "check_usage"
+        ledger.Ledger, "settle", for_nothing(ledger.Ledger.settle), "check_usage"
     ),
     "a crash leaves reservations open": Off(
-        UsageRecovery, "entries", lambda *_: [], "lent", {"strike": 1}
+        ledger, "closing_entries", lambda *_: [], "lent", {"topple": 1}
     ),
     "revoked keys stay good": Off(PublicAccounts, "_check_not_revoked", nothing, "check_revoked"),
     "places are never given back": Off(Place, "release", nothing, "in progress"),
