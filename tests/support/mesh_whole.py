@@ -47,12 +47,14 @@ class Network:
     def founder(self):
         return Founder(self.folder, PASSPHRASE, cipher=self.cipher)
 
-    async def start(self, role, contact=None, *, name=None, build=None, **terms):
+    async def start(
+        self, role, contact=None, *, name=None, build=None, bind="127.0.0.1:0", **terms
+    ):
         """Start a worker; with a `contact` it joins first, with one in its folder it comes back."""
         config = MeshConfig(
             data_dir=self.folder / (name or role.value),
             transport=self.transport,
-            bind=("127.0.0.1:0",),
+            bind=(bind,),
             auth=AuthConfig(password_memory_kib=64),
             client=ClientConfig(port=0),
         )

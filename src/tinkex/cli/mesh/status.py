@@ -135,7 +135,7 @@ def _table(found: list[dict[str, Any]], width: int) -> output.Table:
 def _title(found: list[dict[str, Any]]) -> str:
     if not found:
         return "Nobody is announced: workers appear within a minute of their start"
-    return f"{len(found)} workers"
+    return f"{len(found)} worker{'' if len(found) == 1 else 's'}"
 
 
 def _row(one: dict[str, Any]) -> list[str]:

@@ -9,11 +9,13 @@ from contextlib import AsyncExitStack
 
 from tinkex._clock import Clock
 from tinkex.errors import ConfigurationError, TrustError
-from tinkex.mesh.config import MeshConfig
+from tinkex.mesh.config import MeshConfig, is_loopback
 from tinkex.mesh.feeds.leadership import Leadership
 from tinkex.mesh.feeds.policy import ACCOUNTS_PRIVATE, USAGE
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.roles import Role
+from tinkex.mesh.transport.addresses import split_address
+from tinkex.mesh.trust.invitations import read_invitation
 from tinkex.mesh.workers.auth import AuthWorker
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.bootstrap import BootstrapWorker
@@ -35,6 +37,7 @@ from tinkex.mesh.workers.whole import Build, WholeWorker
 
 ADAPTERS_NAME = "adapters"
 RECEIPTS_NAME = "receipts.jsonl"
+_IROH = "iroh:"
 
 
 async def enter_network(
@@ -94,17 +97,43 @@ async def _join(
             f"the worker in {folder.path} is in no network yet: give --join with the invitation "
             f"that `tinkex mesh invite {role}` printed where the network was made"
         )
+    _check_reach(config, invitation, machine.clock)
     with folder.locked():
         return await join(
             folder,
             invitation,
             role=role,
             transport=lambda: machine.transport(
-                config, folder.key_pair, config.bind, machine.clock
+                config, folder.key_pair, _anywhere(config.bind), machine.clock
             ),
             clock=machine.clock,
             random=machine.random,
         )
+
+
+def _check_reach(config: MeshConfig, invitation: str, clock: Clock) -> None:
+    """Refuse to dial other machines with QUIC from loopback: no packet would leave.
+
+    Raises:
+        ConfigurationError: the worker would.
+    """
+    here = all(is_loopback(split_address(address)[0]) for address in config.bind)
+    if config.transport != "iroh" or config.relay_url is not None or not here:
+        return
+    inviters = read_invitation(invitation, now=clock.now()).contacts
+    others = [address for one in inviters for address in one.addresses]
+    direct = [text.removeprefix(_IROH) for text in others if text.startswith(_IROH)]
+    if direct and not any(is_loopback(split_address(text)[0]) for text in direct):
+        raise ConfigurationError(
+            f"this worker is at {', '.join(config.bind)}, from where no packet reaches "
+            f"{', '.join(others)}: give --bind with an address of this machine that others "
+            "reach, such as 192.0.2.7:0 (an open port is needed by all but clients)"
+        )
+
+
+def _anywhere(bind: tuple[str, ...]) -> tuple[str, ...]:
+    """The same addresses at free ports: who joins only dials, and a port is let go slowly."""
+    return tuple(f"{address.rpartition(':')[0]}:0" for address in bind)
 
 
 async def _auth(member: Member, stack: AsyncExitStack) -> Worker:

@@ -1,0 +1,39 @@
+"""Joining over real links, as the guide says to: at an address and port that one chose."""
+
+import socket
+
+import pytest
+from mesh_whole import Network, Role
+
+from tinkex.errors import ConfigurationError
+from tinkex.mesh.transport.base import Contact
+
+
+def free_port(kind):
+    with socket.socket(socket.AF_INET, kind) as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+async def test_whom_no_packet_would_reach_is_told_to_bind_elsewhere(tmp_path):
+    network = Network(tmp_path / "net", transport="iroh")
+    async with network.stack:
+        authority = await network.start(Role.AUTH)
+        inviter = authority.member.key_pair.peer_id
+        elsewhere = Contact(inviter, ("iroh:192.0.2.77:4433",))
+        with pytest.raises(ConfigurationError, match="give --bind"):
+            await network.start(Role.CLIENT, elsewhere)
+        both = Contact(inviter, (*elsewhere.addresses, *authority.member.contact.addresses))
+        await network.start(Role.BOOTSTRAP, both)
+
+
+@pytest.mark.parametrize(
+    ("transport", "kind"), [("iroh", socket.SOCK_DGRAM), ("tls", socket.SOCK_STREAM)]
+)
+async def test_a_worker_joins_and_serves_at_the_port_that_it_was_given(tmp_path, transport, kind):
+    network = Network(tmp_path / "net", transport=transport)
+    async with network.stack:
+        authority = await network.start(Role.AUTH)
+        place = f"127.0.0.1:{free_port(kind)}"
+        worker = await network.start(Role.BOOTSTRAP, authority.member.contact, bind=place)
+        assert worker.member.contact.addresses == (f"{transport}:{place}",)
