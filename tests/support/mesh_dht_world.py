@@ -27,9 +27,13 @@ class DhtWorld(World):
         peers = await self.peer(role)
         return await self.node_of(peers, bootstrap=bootstrap, config=config, kind=kind)
 
-    async def node_of(self, peers, *, bootstrap=None, config=None, kind=DhtNode):
+    async def node_of(self, peers, *, bootstrap=None, config=None, kind=DhtNode, clock=None):
         self.seed += 1
-        options = {"clock": self.clock, "rng": Random(self.seed), "config": config or DhtConfig()}
+        options = {
+            "clock": clock or self.clock,
+            "rng": Random(self.seed),
+            "config": config or DhtConfig(),
+        }
         node = kind(peers, **options)
         if bootstrap is None:
             bootstrap = [self.nodes[0]._peers.contact] if self.nodes else []
@@ -60,6 +64,19 @@ class DhtWorld(World):
             waited += 0.05
             await settled()
         return task.result()
+
+
+class SkewedClock:
+    """Another clock's time, with a date that is so many seconds ahead, or behind where negative."""
+
+    def __init__(self, clock, seconds):
+        self._clock, self._seconds = clock, seconds
+
+    def now(self):
+        return self._clock.now() + self._seconds
+
+    def __getattr__(self, name):
+        return getattr(self._clock, name)
 
 
 def node_with(service):

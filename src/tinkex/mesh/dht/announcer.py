@@ -19,12 +19,15 @@ from tinkex.mesh.dht.records import (
     make_record,
     may_announce,
 )
+from tinkex.mesh.dht.storage import Verdict
 from tinkex.mesh.rpc.peers import Peers
-from tinkex.mesh.trust.certificates import check_certificate
+from tinkex.mesh.trust.certificates import CLOCK_SKEW_S, check_certificate
 
 RENEWALS_PER_TTL = 3
 _RETRY_S = 3.0
 """Until the next try, when nobody took a record."""
+_LEAP_MS = int(2 * CLOCK_SKEW_S * 1000)
+"""How far two clocks that are tolerated can be apart: this worker's, before and after a restart."""
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class _Announcement:
     looked_up_at: float = float("-inf")
     taken: int = 0
     """How many nodes took it, the last time."""
+    stale: int = 0
+    """How many held a later one, the last time."""
 
 
 class Announcer:
@@ -154,14 +159,27 @@ class Announcer:
         )
 
     async def _put(self, announcements: list[_Announcement], *, withdrawn: bool = False) -> None:
-        """Put records to the nodes nearest to each, one request for all that a node gets."""
+        """Put records to the nodes nearest to each; above the numbers of an earlier life."""
         if not withdrawn:
             await self._look_up([a for a in announcements if self._is_due(a)])
             # What was withdrawn meanwhile must not come back with a higher number.
             announcements = [a for a in announcements if self._announcements.get(a.topic) is a]
+        await self._put_to_holders(announcements, withdrawn=withdrawn)
+        behind = [a for a in announcements if a.stale > a.taken]
+        if behind:
+            # The clock was set back since. No number is taken on anybody's word, or one liar could
+            # name the last one there is.
+            self._sequence += _LEAP_MS
+            await self._put_to_holders(behind, withdrawn=withdrawn)
+        for announcement in announcements:
+            if announcement.taken * 4 < len(announcement.holders) * 3:
+                announcement.looked_up_at = float("-inf")
+
+    async def _put_to_holders(self, announcements: list[_Announcement], *, withdrawn: bool) -> None:
+        """Put new records, one request for all that a node gets."""
         batches: dict[Node, list[tuple[_Announcement, bytes]]] = {}
         for announcement in announcements:
-            announcement.taken = 0
+            announcement.taken = announcement.stale = 0
             try:
                 encoded = self._record(announcement, withdrawn=withdrawn)
             except InputError:
@@ -172,9 +190,6 @@ class Announcer:
             for node in announcement.holders:
                 batches.setdefault(node, []).append((announcement, encoded))
         await asyncio.gather(*(self._store(node, batch) for node, batch in batches.items()))
-        for announcement in announcements:
-            if announcement.taken * 4 < len(announcement.holders) * 3:
-                announcement.looked_up_at = float("-inf")
 
     def _is_due(self, announcement: _Announcement) -> bool:
         age = self._clock.monotonic() - announcement.looked_up_at
@@ -203,5 +218,6 @@ class Announcer:
                 self._counts["stores_failed"] += 1
                 return
             for (announcement, _), verdict in zip(some, reply.verdicts, strict=False):
-                announcement.taken += verdict == "stored"
+                announcement.taken += verdict == Verdict.STORED
+                announcement.stale += verdict == Verdict.STALE
                 self._counts[f"store_{verdict.value}"] += 1

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from mesh_dht_world import DhtWorld, node_with
+from mesh_dht_world import DhtWorld, SkewedClock, node_with
 from mesh_rpc import caught, settled
 
 from tinkex.errors import (
@@ -200,6 +200,28 @@ async def test_restarted_publisher_is_believed_again():
         await world.finish(again.announce("processor", Offer(free_slots=7)))
         (record,) = await world.finish(third.lookup("processor"))
         assert record.free_slots == 7
+
+
+@pytest.mark.parametrize(("earlier_s", "later_s"), [(0, -60), (60, -60)])
+async def test_publisher_whose_clock_was_set_back_is_believed_again_at_once(earlier_s, later_s):
+    async with DhtWorld() as world:
+        _, second = await world.network(2)
+        peers = await world.peer(Role.PROCESSOR)
+        ahead = SkewedClock(world.clock, earlier_s)
+        first = await world.node_of(peers, clock=ahead)
+        await world.finish(first.announce("processor", Offer(free_slots=1)))
+        await world.finish(first.stop())
+        world.nodes.remove(first)
+        await world.crash_peers(peers)
+        peers = await world.peer(credentials=peers.credentials)
+        again = await world.node_of(peers, clock=SkewedClock(world.clock, later_s))
+        await world.finish(again.announce("processor", Offer(free_slots=7)))
+        await world.pass_time(3)  # so long nodes remember their own answers
+        (record,) = await world.finish(second.lookup("processor"))
+        assert record.free_slots == 7
+        await world.finish(again.withdraw("processor"))
+        await world.pass_time(3)
+        assert await found(world, second, "processor") == set()
 
 
 async def test_node_that_comes_has_at_once_what_its_neighbours_hold():
