@@ -209,8 +209,9 @@ class AuthWorld(World):
     async def usage(self, credential, since=0.0, before=None):
         return await self.call(AuthApi.rpc_usage, auth.UsageQuery(credential, since, before))
 
-    async def lease(self, account_id, key_id="", tokens=100, gateway=None):
-        request = auth.LeaseRequest(account_id, key_id, tokens)
+    async def lease(self, account_id, key_id="", tokens=100, gateway=None, skew_s=0.0):
+        now = self.clock.now() + skew_s
+        request = auth.LeaseRequest(account_id, key_id, tokens, now)
         return await self.call(AuthApi.rpc_lease, request, gateway)
 
     # --- usage feeds ----------------------------------------------------------

@@ -66,19 +66,6 @@ class DhtWorld(World):
         return task.result()
 
 
-class SkewedClock:
-    """Another clock's time, with a date that is so many seconds ahead, or behind where negative."""
-
-    def __init__(self, clock, seconds):
-        self._clock, self._seconds = clock, seconds
-
-    def now(self):
-        return self._clock.now() + self._seconds
-
-    def __getattr__(self, name):
-        return getattr(self._clock, name)
-
-
 def node_with(service):
     """Make a class of nodes that answer as a service of the test does."""
 

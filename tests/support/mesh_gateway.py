@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
-from mesh_rpc import World, until
+from mesh_rpc import SkewedClock, World, until
 from mesh_scripted import pieces, prompt_ids
 
 from tinkex.errors import AuthenticationError, BillingError, LinkClosedError
@@ -165,7 +165,7 @@ class ScriptedAuth(AuthApi):
             raise BillingError("used up")
         tokens = max(request.tokens, min(self.lease_tokens, self.quota))
         self.quota -= tokens
-        lease = auth.Lease(f"lease{len(self.given)}", tokens, self.clock.now() + self.lease_s)
+        lease = auth.Lease(f"lease{len(self.given)}", tokens, request.now + self.lease_s)
         self.given[lease.lease_id] = tokens
         return lease
 
@@ -304,12 +304,13 @@ class GatewayWorld(World):
         for channel in peers._links.all:
             channel.end(LinkClosedError("cut"), lost=True)
 
-    async def add_gateway(self, name="gateway", key_pair=None):
+    async def add_gateway(self, name="gateway", key_pair=None, skew_s=0.0):
+        clock = SkewedClock(self.clock, skew_s)
         peers = await self.peer(credentials=self.credentials(Role.GATEWAY, key_pair))
         feeds = FeedStore(
             self.path / f"{name}.sqlite",
             peers.credentials,
-            clock=self.clock,
+            clock=clock,
             inline=isinstance(self.clock, VirtualClock),
         )
         await feeds.open()
@@ -319,7 +320,7 @@ class GatewayWorld(World):
             peers,
             self.board.member(peers.contact, certificate),
             feeds,
-            self.clock,
+            clock,
         )
         gateway = GatewayWorker(
             member,

@@ -95,6 +95,19 @@ class Echo(Service):
         self.finished += 1
 
 
+class SkewedClock:
+    """Another clock's time, with a date that is so many seconds ahead, or behind where negative."""
+
+    def __init__(self, clock, seconds):
+        self._clock, self._seconds = clock, seconds
+
+    def now(self):
+        return self._clock.now() + self._seconds
+
+    def __getattr__(self, name):
+        return getattr(self._clock, name)
+
+
 @dataclass
 class World:
     """Peers of one network on one clock. Use it as `async with World() as world`."""

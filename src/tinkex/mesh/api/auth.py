@@ -204,6 +204,8 @@ class LeaseRequest(Message, frozen=True):
     key_id: str
     tokens: int
     """The least it needs; the lease may be of more, for the requests after."""
+    now: float
+    """By the gateway's clock, in unix seconds: by that clock the lease ends."""
 
 
 class Lease(Message, frozen=True):

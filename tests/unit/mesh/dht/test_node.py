@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from mesh_dht_world import DhtWorld, SkewedClock, node_with
-from mesh_rpc import caught, settled
+from mesh_dht_world import DhtWorld, node_with
+from mesh_rpc import SkewedClock, caught, settled
 
 from tinkex.errors import (
     InputError,

@@ -402,6 +402,14 @@ async def test_the_report_comes_in_pages_and_sums_what_is_not_listed_any_more(
         await feeds.close()
 
 
+@pytest.mark.parametrize(("skew_s", "ahead_s"), [(-60, -60), (60, 60), (61, 0), (float("nan"), 0)])
+async def test_a_lease_ends_by_the_clock_of_its_gateway(make_home, skew_s, ahead_s):
+    async with make_home(lease_s=30.0) as home:
+        account = (await home.register()).account_id
+        lease = await home.lease(account, skew_s=skew_s)
+        assert lease.expires_at == home.clock.now() + ahead_s + 30
+
+
 async def test_a_lease_that_ended_is_accounted_for_though_its_account_asks_for_no_other(make_home):
     async with make_home(lease_tokens=200) as home:
         account = (await home.register()).account_id
@@ -627,7 +635,7 @@ async def test_guests_and_clients_may_not_call_what_is_for_gateways(home):
         "auth.close_account": auth.CloseAccount("x", "y"),
         "auth.change_password": auth.ChangePassword("x", "y", "z"),
         "auth.usage": auth.UsageQuery("x"),
-        "auth.lease": auth.LeaseRequest("x", "", 1),
+        "auth.lease": auth.LeaseRequest("x", "", 1, 0.0),
         "auth.settle": auth.SettleLease("x", 1),
     }
     methods = methods_of(AuthService)

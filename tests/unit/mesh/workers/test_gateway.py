@@ -75,6 +75,13 @@ async def test_a_completion_reaches_its_client_with_a_receipt(world):
     assert gateway.in_progress == 0
 
 
+@pytest.mark.parametrize("skew_s", [-60, 60])
+async def test_a_gateway_whose_clock_is_a_minute_wrong_serves(world, skew_s):
+    await world.add_processor()
+    gateway = await world.add_gateway(skew_s=skew_s)
+    assert right(await world.answer(gateway))
+
+
 async def test_a_processor_gets_a_permit_for_the_very_request(world):
     processor = await world.add_processor()
     gateway = await world.add_gateway()

@@ -19,6 +19,7 @@ from tinkex.mesh.accounts.scopes import READ
 from tinkex.mesh.api.auth import Lease, LeaseRequest, UsageEntry, UsageMonth, UsageReport
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.quota import LeaseAccounted, LeaseGranted, LeaseSettled, UsageOf
+from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
 from tinkex.mesh.usage import COUNTERSIGNED, GatewayUsage, MonthUse, SettledRequest
 from tinkex.mesh.workers.authority.books import AuthBook
 from tinkex.mesh.workers.authority.log import AuthLog
@@ -91,7 +92,7 @@ class Spending:
                 key_id=request.key_id,
                 tokens=max(request.tokens, self._config.lease_tokens),
                 at=now,
-                expires_at=now + self._config.lease_s,
+                expires_at=now + _ahead_s(request.now, now) + self._config.lease_s,
             )
             granted = book.ledger.decide(
                 wanted,
@@ -259,3 +260,12 @@ def _entry(gateway: PeerId, found: SettledRequest) -> UsageEntry:
         completion_tokens=settled.completion_tokens,
         state=COUNTERSIGNED if found.countersigned else settled.state,
     )
+
+
+def _ahead_s(theirs: float, ours: float) -> float:
+    """Say how far a gateway's clock is ahead: what it notes of a lease bears its own times.
+
+    A clock that is further off than any that is tolerated counts as right, and NaN too.
+    """
+    ahead = theirs - ours
+    return ahead if -CLOCK_SKEW_S <= ahead <= CLOCK_SKEW_S else 0.0

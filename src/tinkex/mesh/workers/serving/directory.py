@@ -18,6 +18,7 @@ from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.transport.base import Contact
+from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
 from tinkex.mesh.workers.discovery import Discovery
 
 TOPIC = "processor"
@@ -161,7 +162,8 @@ class Directory:
 
     async def _ask(self, record: Record) -> None:
         contact, config = record.contact, self._config
-        left = record.expires_at - self._clock.now()
+        # By its publisher's clock, which may be as wrong as one's own.
+        left = record.expires_at + CLOCK_SKEW_S - self._clock.now()
         if left <= 0:
             return
         expires_at = self._clock.monotonic() + min(left, config.description_s)

@@ -244,7 +244,7 @@ class Ledger:
         self._owes_until = self._clock.monotonic() + OWES_S
         lease = await self._auth.ask(
             AuthApi.rpc_lease,
-            LeaseRequest(account.account_id, account.key_id, tokens),
+            LeaseRequest(account.account_id, account.key_id, tokens, self._clock.now()),
             deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
         )
         self._purse.put_in(
