@@ -216,7 +216,7 @@ class MeshError(TinkerError):
 
 
 class PeerUnreachableError(MeshError):
-    """Nobody answers at a peer's addresses, or who answers is not the peer."""
+    """Nobody answers at a peer's addresses, or it is not the peer, or it is still starting."""
 
 
 class LinkClosedError(MeshError):

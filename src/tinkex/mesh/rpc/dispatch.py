@@ -14,7 +14,13 @@ from typing import Any
 
 import msgspec
 
-from tinkex.errors import EngineError, PeerProtocolError, PermissionDeniedError, TinkerError
+from tinkex.errors import (
+    EngineError,
+    PeerProtocolError,
+    PeerUnreachableError,
+    PermissionDeniedError,
+    TinkerError,
+)
 from tinkex.mesh.rpc.messages import MAX_BODY_BYTES, Request
 from tinkex.mesh.rpc.service import Method, Service, method_of, methods_of
 from tinkex.mesh.trust.certificates import RoleCertificate
@@ -58,14 +64,15 @@ class Dispatcher:
         """Find the method that a request names, if its caller may call it.
 
         Raises:
-            PeerProtocolError: there is none, or it is called as a stream and is none, or reversed.
+            PeerUnreachableError: there is none: as long as a worker starts, it offers less.
+            PeerProtocolError: it is called as a stream and is none, or reversed.
             PermissionDeniedError: the caller's role may not.
         """
         offered = self._offered.get(request.method)
         if offered is None:
-            raise PeerProtocolError(
-                f"this peer offers no `{request.method}`: ask one of the role that does, or update "
-                "the older of the two"
+            raise PeerUnreachableError(
+                f"this peer offers no `{request.method}`: it is still starting, or not of the role "
+                "that does, or one of the two has to be updated"
             )
         self._check_role(offered.method, certificate)
         if offered.method.streamed is not (request.window > 0):

@@ -76,7 +76,7 @@ async def test_method_that_is_not_offered_makes_no_name_of_the_peers_choice(watc
     watch = Watch()
     other = await world.peer(Role.AUTH, observer=watch)
     await caught(client.call(other.contact, Echo.rpc_say, Ask(), timeout_s=5))
-    assert summary(watch) == [("unknown", True, "PeerProtocolError", 0)]
+    assert summary(watch) == [("unknown", True, "PeerUnreachableError", 0)]
 
 
 async def test_observer_that_raises_breaks_no_call(caplog):

@@ -10,7 +10,6 @@ from tinkex.errors import (
     InputError,
     LinkClosedError,
     NotFoundError,
-    PeerProtocolError,
     PeerTimeoutError,
     PeerUnreachableError,
     PermissionDeniedError,
@@ -155,7 +154,7 @@ async def test_method_that_is_not_offered_is_refused_by_name():
     async with World() as world:
         server, client = await world.peer(Role.AUTH), await world.peer()
         error = await caught(call(client, server, Echo.rpc_say, Ask()))
-        assert isinstance(error, PeerProtocolError)
+        assert isinstance(error, PeerUnreachableError)
         assert "echo.say" in str(error)
 
 

@@ -7,7 +7,14 @@ from contextlib import aclosing
 
 import msgspec
 import pytest
-from mesh_gateway import CONTEXT, MODEL, Account, ScriptedAuth, completion_message, until
+from mesh_gateway import (
+    CONTEXT,
+    MODEL,
+    Account,
+    ScriptedAuth,
+    completion_message,
+    until,
+)
 from mesh_rpc import caught
 from mesh_scripted import completion, text_of
 
@@ -35,6 +42,8 @@ from tinkex.mesh.api.gateway import (
     PublishAdapter,
     UnpublishAdapter,
 )
+from tinkex.mesh.dht.records import Offer
+from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.permits import BlobPermit, Permit, request_hash
 from tinkex.mesh.trust.receipts import countersign, verify_receipt
 from tinkex.mesh.usage import Countersigned, LeaseClosed, Reserved, Settled, StillHere
@@ -73,6 +82,21 @@ async def test_a_completion_reaches_its_client_with_a_receipt(world):
     assert (settled.prompt_tokens, settled.completion_tokens) == (5, 24)
     assert reserved.tokens >= 29
     assert gateway.in_progress == 0
+
+
+async def test_a_processor_that_starts_anew_is_used_as_soon_as_it_serves(world):
+    processor = await world.add_processor()
+    gateway = await world.add_gateway()
+    assert right(await world.answer(gateway))
+    world.cut(processor.peers)
+    await processor.peers.stop()
+    peers = await world.peer(credentials=processor.peers.credentials)
+    certificate = world.trust.peer(Role.PROCESSOR, peers.credentials.key_pair).certificate
+    world.board.put("processor", Offer(), peers.contact, certificate)
+    await world.look_again(gateway)  # its model is being loaded yet
+    peers.serve(processor)
+    await world.look_again(gateway)
+    assert right(await world.answer(gateway))
 
 
 @pytest.mark.parametrize("skew_s", [-60, 60])
