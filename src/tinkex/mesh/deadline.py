@@ -1,6 +1,8 @@
 """Waiting for something, but not longer than a clock says.
 
-`asyncio.timeout` knows the event loop's time alone, which no test can move.
+`asyncio.timeout` knows the event loop's time alone, which no test can move. This is for what is
+rare, and has a clock and nothing else; calls, which are many, have `rpc.deadline`, which makes no
+task.
 """
 
 from __future__ import annotations

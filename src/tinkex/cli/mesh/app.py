@@ -57,27 +57,33 @@ app = typer.Typer(
     rich_markup_mode=None,
     cls=_Group,
 )
-app.command("up")(up)
+app.command("up", short_help="Run a whole network on this machine; prints a key.")(up)
 app.command("init")(network.init)
 app.command("invite")(network.invite)
-app.command("id")(network.identify)
-app.command("renew")(network.renew)
-app.command("shut-out")(network.shut_out)
-app.command("rotate-root")(network.rotate_root)
-app.command("chat")(chat)
-app.command("publish")(publish)
-app.command("unpublish")(unpublish)
+app.command("id", short_help="Print the public key of a worker of this machine.")(network.identify)
+app.command("renew", short_help="Certify the network's auth workers anew.")(network.renew)
+app.command("shut-out", short_help="Shut a worker out for good.")(network.shut_out)
+app.command("rotate-root", short_help="Replace the network's root key by a new one.")(
+    network.rotate_root
+)
+app.command("chat", short_help="Talk to a model.")(chat)
+app.command("publish", short_help="Publish an adapter: processors fetch it when needed.")(publish)
+app.command("unpublish", short_help="Take an adapter back.")(unpublish)
 app.command("status")(status.status)
 app.command("peers")(status.peers)
 app.command("top")(status.top)
-app.command("logs")(status.logs)
+app.command("logs", short_help="Show the signed logs of a worker here, checked.")(status.logs)
 app.command("register")(accounts.register)
 app.command("login")(accounts.login)
 app.command("logout")(accounts.logout)
-app.command("password")(accounts.password)
-app.command("usage")(accounts.usage)
-app.command("receipts")(receipts)
-app.command("close-account")(accounts.close_account)
-app.command("accounts")(operator.accounts)
-app.command("quota")(operator.quota)
+app.command("password", short_help="Change your password; your other sessions end.")(
+    accounts.password
+)
+app.command("usage", short_help="Show what your account used, and what is left.")(accounts.usage)
+app.command("receipts", short_help="Check your receipts against the usage report.")(receipts)
+app.command("close-account", short_help="Erase your account for good.")(accounts.close_account)
+app.command("accounts", short_help="List the network's accounts (where it is run).")(
+    operator.accounts
+)
+app.command("quota", short_help="Show or set what an account may use (likewise).")(operator.quota)
 app.add_typer(accounts.keys, name="key")

@@ -52,7 +52,7 @@ _DOES = {
     "auth": "Keep the accounts, keys and quotas of a network.",
     "gateway": "Let clients in, choose processors, keep the books.",
     "processor": "Run models for gateways, and adapters on them.",
-    "client": "Serve an OpenAI-compatible endpoint on this machine, answered by the network.",
+    "client": "Serve OpenAI's API on this machine; the network answers.",
     "bootstrap": "Help others to find the network; nothing else.",
 }
 

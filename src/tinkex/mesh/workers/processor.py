@@ -9,23 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tinkex._clock import Clock
-from tinkex._timers import Timers
-from tinkex.errors import ConfigurationError, PeerTimeoutError, TinkerError
+from tinkex.errors import ConfigurationError, TinkerError
 from tinkex.mesh.blobs.fetching import AdapterFetcher
 from tinkex.mesh.blobs.service import BlobService
 from tinkex.mesh.blobs.store import BlobStore
+from tinkex.mesh.deadline import within
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.processing.backend import Backend
 from tinkex.mesh.processing.slots import Slots
-from tinkex.mesh.rpc.deadline import Deadline
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
@@ -200,19 +199,8 @@ class ProcessorWorker(Worker):
         """Refuse new requests, be found no more, and let those in progress end."""
         self.service.leaving = True
         await self._withdraw()
-        with contextlib.suppress(PeerTimeoutError):
-            async with self._within(grace_s):
-                await self._slots.wait_idle()
-
-    @contextlib.asynccontextmanager
-    async def _within(self, seconds: float) -> AsyncIterator[None]:
-        timers = Timers(self._member.clock, on_error=_report)
-        timers.start()
-        try:
-            with Deadline(timers, seconds, lambda: PeerTimeoutError("requests are in progress")):
-                yield
-        finally:
-            await timers.stop()
+        with contextlib.suppress(TimeoutError):
+            await within(self._member.clock, grace_s, self._slots.wait_idle())
 
     # --- announcements --------------------------------------------------------
 
