@@ -120,6 +120,14 @@ def jwt_of_an_old_kid(classes):
     return not reads(classes, late, now=NOW + 1601)
 
 
+def jwt_of_a_revoked_kid(classes):
+    reader, token = classes.reader(NETWORK), signed()
+    reader.add(KEY)
+    reader.read(token, NOW)  # what was believed before is not believed from memory
+    reader.revoke("k1")
+    return refused(lambda: reader.read(token, NOW))
+
+
 def expired_jwt(classes):
     return not reads(classes, signed(), now=NOW + 600)
 
@@ -293,7 +301,7 @@ SUITE = Suite(
         Defence("reader", "_signed", unverified, SIGNATURES),
         Defence("reader", "_check_place", nothing, (jwt_of_another_network,)),
         Defence("reader", "_check_type", nothing, (jwt_of_another_type,)),
-        Defence("reader", "_check_key", nothing, (jwt_of_an_old_kid,)),
+        Defence("reader", "_check_key", nothing, (jwt_of_an_old_kid, jwt_of_a_revoked_kid)),
         Defence("reader", "_check_expiry", nothing, (expired_jwt,)),
         Defence("reader", "_check_begun", nothing, (jwt_of_the_future,)),
         Defence("public", "_check_not_revoked", nothing, (revoked_key,)),

@@ -12,6 +12,7 @@ from mesh_attacks import (
     frames,
     leadership,
     permits,
+    receipts,
     relay,
     tls,
 )
@@ -30,6 +31,7 @@ SUITES = tuple(
         feeds,
         leadership,
         relay,
+        receipts,
     )
 )
 
@@ -63,7 +65,7 @@ LISTED: dict[str, tuple[str, ...]] = {
         "accounts.jwt_of_another_key",
         "accounts.jwt_with_the_public_key_as_secret",
     ),
-    "JWT with an old kid": ("accounts.jwt_of_an_old_kid",),
+    "JWT with an old kid": ("accounts.jwt_of_an_old_kid", "accounts.jwt_of_a_revoked_kid"),
     "refresh-token reuse": ("accounts.refresh_token_used_twice",),
     "user enumeration by timing": ("accounts.enumeration_by_timing",),
     "log fork": ("feeds.log_fork", "feeds.forged_proof_of_a_fork"),

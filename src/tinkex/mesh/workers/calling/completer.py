@@ -122,14 +122,8 @@ class MeshCompleter:
     ) -> ReceiptBody | None:
         """Countersign a receipt that says what came; of another, warn, and avoid its gateway."""
         try:
-            body = verify_receipt(receipt.body, receipt.signature, gateway=contact.peer_id)
-            check_receipt(
-                body,
-                client=self._key_pair.peer_id,
-                request_id=completion.request_id,
-                prompt_tokens=completion.prompt_tokens or body.prompt_tokens,
-                seen=completion.seen,
-            )
+            body = self._signed(contact, receipt)
+            self._check_fits(body, completion)
         except TrustError as error:
             _LOG.error("gateway %s gave a wrong receipt: %s", contact.peer_id.short, error)
             self._gateways.avoid(contact.peer_id)
@@ -137,6 +131,18 @@ class MeshCompleter:
         self.receipts.append(KeptReceipt(contact.peer_id, receipt.body, receipt.signature, body))
         self._tasks.spawn(self._agree(contact, receipt), name="countersign a receipt")
         return body
+
+    def _signed(self, contact: Contact, receipt: Receipt) -> ReceiptBody:
+        return verify_receipt(receipt.body, receipt.signature, gateway=contact.peer_id)
+
+    def _check_fits(self, body: ReceiptBody, completion: MeshCompletion) -> None:
+        check_receipt(
+            body,
+            client=self._key_pair.peer_id,
+            request_id=completion.request_id,
+            prompt_tokens=completion.prompt_tokens or body.prompt_tokens,
+            seen=completion.seen,
+        )
 
     async def _agree(self, contact: Contact, receipt: Receipt) -> None:
         agreed = Countersign(body=receipt.body, signature=countersign(self._key_pair, receipt.body))

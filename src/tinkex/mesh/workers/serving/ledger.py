@@ -191,10 +191,8 @@ class Ledger:
         except ValueError:
             raise NotFoundError("This is no receipt of this gateway.") from None
         given, lease_id = self._receipts.get(body.request_id, (b"", ""))
-        if given != message.body or body.client != client.raw:
-            raise NotFoundError("This gateway gave you no such receipt lately.")
-        if not is_countersigned(message.body, message.signature, client=client):
-            raise PermissionDeniedError("The signature under the receipt does not hold.")
+        self._check_given(given, message, body, client)
+        self._check_agreed(message, client)
         del self._receipts[body.request_id]
         await self._write(
             Countersigned(
@@ -209,6 +207,16 @@ class Ledger:
     def leases(self) -> int:
         """How many are open."""
         return self._purse.leases
+
+    def _check_given(
+        self, given: bytes, message: Countersign, body: ReceiptBody, client: PeerId
+    ) -> None:
+        if given != message.body or body.client != client.raw:
+            raise NotFoundError("This gateway gave you no such receipt lately.")
+
+    def _check_agreed(self, message: Countersign, client: PeerId) -> None:
+        if not is_countersigned(message.body, message.signature, client=client):
+            raise PermissionDeniedError("The signature under the receipt does not hold.")
 
     async def close_ended(self) -> None:
         """Give back the leases whose time is over."""
