@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinkex.errors import TrustError
@@ -105,6 +105,7 @@ def test_a_countersignature_is_the_clients_and_no_receipts_signature():
     assert not is_countersigned(body + b"x", agreed, client=CLIENT.peer_id)
 
 
+@settings(max_examples=40)
 @given(
     tokens=st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.text(max_size=3)), max_size=20),
     cuts=st.lists(st.integers(0, 20), max_size=4),
