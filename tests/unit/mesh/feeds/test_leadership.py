@@ -65,6 +65,42 @@ async def test_next_leader_has_all_that_was_committed(tmp_path):
         assert len(party.leaders()) == 1
 
 
+async def test_candidate_that_is_behind_gets_what_it_lacks_and_then_the_vote(tmp_path):
+    async with Party(tmp_path) as party:
+        await party.begin()
+        leader, leadership = await party.elected()
+        behind, other = (node for node in party.nodes if node is not leader)
+        await party.stop(behind)
+        await party.while_time_passes(leadership.commit(b"a"))
+        await party.stop(leader)
+        party.leaderships[other.peer_id].election.wait = lambda _: None  # it never wants to lead
+        party.leaderships[other.peer_id].election._due_at = float("inf")
+        credentials, folder = party.lives[behind.peer_id]
+        again = await party.node(credentials=credentials, folder=folder)
+        again.follow = other.follow = lambda _: None  # nothing comes of itself
+        await party.join(again)
+        assert await again.holds(LED) == []
+        elected, leadership = await party.elected()
+        assert elected is again
+        assert await party.history(again) == ["a"]
+        await party.while_time_passes(leadership.commit(b"b"))
+
+
+async def test_leader_that_hears_of_a_later_term_leads_no_more(tmp_path):
+    async with Party(tmp_path) as party:
+        await party.begin()
+        leader, leadership = await party.elected()
+        for node in party.nodes:
+            if node is not leader:  # they voted for somebody whom the leader knows nothing of
+                party.leaderships[node.peer_id].election.restore(9, PeerId(bytes(32)))
+        await party.pass_time(1)
+        assert not leadership.is_leader
+        assert leadership.election.term >= 9
+        assert isinstance(await caught(leadership.commit(b"late")), NoQuorumError)
+        _, leadership = await party.elected()
+        assert leadership.election.term > 9
+
+
 async def test_without_a_majority_reads_go_on_and_writes_fail_closed(tmp_path):
     async with Party(tmp_path) as party:
         await party.begin()
