@@ -77,6 +77,7 @@ async def test_candidate_that_is_behind_gets_what_it_lacks_and_then_the_vote(tmp
         party.leaderships[other.peer_id].election._due_at = float("inf")
         credentials, folder = party.lives[behind.peer_id]
         again = await party.node(credentials=credentials, folder=folder)
+        other.replicator.unfollow(again.peer_id)
         again.follow = other.follow = lambda _: None  # nothing comes of itself
         await party.join(again)
         assert await again.holds(LED) == []
