@@ -2,17 +2,23 @@
 
 import random
 
+import pytest
 from mesh_auth import EMAIL, PASSWORD, QUICK, Member, Place, failed
-from mesh_leadership import Party
+from mesh_leadership import History, Party
 from mesh_rpc import caught
 from mesh_trust import CERTIFICATE_S
 
-from tinkex.errors import AuthenticationError, NoQuorumError
+from tinkex.errors import AuthenticationError, NoQuorumError, UnsupportedError
 from tinkex.mesh.accounts.config import AuthConfig
+from tinkex.mesh.accounts.events import encode_events
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.auth import AuthApi
+from tinkex.mesh.feeds.leadership import LED
+from tinkex.mesh.feeds.policy import ACCOUNTS_PRIVATE
+from tinkex.mesh.feeds.pruning import prune
+from tinkex.mesh.feeds.view import View
 from tinkex.mesh.roles import Role
-from tinkex.mesh.trust.network import check_network, found_network
+from tinkex.mesh.trust.network import change_members, check_network, found_network
 from tinkex.mesh.trust.revocations import Revocations
 from tinkex.mesh.workers.auth import AuthWorker
 from tinkex.mesh.workers.public_accounts import NetworkView
@@ -33,14 +39,17 @@ class AuthParty(Party):
         if not self.encoded:
             self.encoded = found_network(trust.root, "home", members=self.members)
         await super().join(node)
-        credentials = node.peers.credentials
+        await self.serve(node, self.encoded, self.leaderships[node.peer_id])
+
+    async def serve(self, node, encoded, leadership):
+        trust, credentials = self.rpc.trust, node.peers.credentials
         place = Place(
-            check_network(self.encoded, network=trust.network),
-            self.encoded,
+            check_network(encoded, network=trust.network),
+            encoded,
             credentials.certificate,
             self.clock.now() + CERTIFICATE_S,
         )
-        known = NetworkView(node.store, place.network, self.encoded, Revocations(), on_error=failed)
+        known = NetworkView(node.store, place.network, encoded, Revocations(), on_error=failed)
         await known.open()
         certificate = trust.peer(Role.AUTH, credentials.key_pair).certificate
         member = Member(
@@ -56,7 +65,7 @@ class AuthParty(Party):
         worker = AuthWorker(
             member,
             AuthConfig(password_memory_kib=QUICK),
-            leadership=self.leaderships[node.peer_id],
+            leadership=leadership,
             random=random.Random(node.peer_id.raw).randbytes,
         )
         await worker.start()
@@ -68,6 +77,25 @@ class AuthParty(Party):
             await worker.stop()
             await known.close()
         await super().stop(node)
+
+    async def begin_alone(self):
+        """Start one auth worker, which is the only one that its network names."""
+        first = await self.node()
+        self.lives[first.peer_id] = (first.peers.credentials, first.store.database.path.parent)
+        self.encoded = found_network(self.rpc.trust.root, "home", members=[first.peer_id])
+        await self.serve(first, self.encoded, None)
+        return first
+
+    async def grow(self):
+        """Start two more, and the first anew: the root has named three."""
+        nodes = [await self.node(), await self.node()]
+        for node in nodes:
+            self.lives[node.peer_id] = (node.peers.credentials, node.store.database.path.parent)
+        self.members = list(self.lives)
+        self.encoded = change_members(self.rpc.trust.root, self.encoded, self.members)
+        for node in nodes:
+            await self.join(node)
+        await self.revive(self.members[0])
 
     def others(self, leader):
         return [node for node in self.nodes if node.role is Role.AUTH and node is not leader]
@@ -113,3 +141,35 @@ async def test_another_auth_worker_takes_over_with_all_that_was_answered(tmp_pat
         await party.stop(third)
         error = await caught(party.ask(second, AuthApi.rpc_login, login))
         assert isinstance(error, NoQuorumError)
+
+
+async def test_accounts_that_were_pruned_are_there_when_a_lone_auth_worker_gets_company(tmp_path):
+    async with AuthParty(tmp_path) as party:
+        party.gateway = await party.node(Role.GATEWAY)
+        first = await party.begin_alone()
+        made = await party.ask(first, AuthApi.rpc_register, auth.Register(EMAIL, PASSWORD, b"c"))
+        # the view that `Party` has of every store
+        history = View(first.store, LED, History, name="history", by_author=False, on_error=failed)
+        await history.open()
+        assert await prune(first.store, ACCOUNTS_PRIVATE, clock=party.clock) is not None
+        await history.close()
+        assert await first.holds(ACCOUNTS_PRIVATE) == []
+        lease = auth.LeaseRequest(made.account_id, "", 100, party.clock.now())
+        await party.ask(first, AuthApi.rpc_lease, lease)
+        await party.stop(first)
+        await party.grow()
+
+        for _ in range(2):  # whoever leads first, then another without it
+            leader, _ = await party.elected(seconds=40)
+            login = auth.Login(EMAIL, PASSWORD, b"c")
+            assert (await party.ask(leader, AuthApi.rpc_login, login)).access_token
+            await party.ask(leader, AuthApi.rpc_lease, lease)
+            await party.pass_time(6)
+            books = {encode_events(w.book.state.dump()) for w, _ in party.workers.values()}
+            assert len(books) == 1
+            await party.stop(leader)
+        (left,) = party.others(None)
+        worker, _ = party.workers[left.peer_id]
+        assert worker.book.ledger.leases == 3
+        with pytest.raises(UnsupportedError, match="one author's"):
+            await prune(left.store, ACCOUNTS_PRIVATE, clock=party.clock)
