@@ -16,11 +16,11 @@ class RpcConfig:
         ConfigurationError: values that cannot be; all of them at once.
     """
 
-    ping_s: float = 0.5
+    ping_s: float = 0.4
     """Seconds between pings while calls are open on a link."""
     idle_ping_s: float = 5.0
     """Seconds between pings while none is."""
-    lost_after_s: float = 1.5
+    lost_after_s: float = 1.2
     """Seconds of silence after which a link is lost; without open calls, after a ping."""
     dial_timeout_s: float = 5.0
     """Seconds in which a link must be made, greeting included."""
