@@ -252,6 +252,7 @@ class EngineBackend:
             asyncio.get_running_loop(),
             request.n,
             lambda held: self._thread.hold(job_id, held=held),
+            self._thread.after_step,
         )
         outcome = self._thread.sample(
             SampleJob(

@@ -28,7 +28,10 @@ or two are usual: a prompt may be found whole in the cache."""
 
 
 class EngineThread:
-    """Runs one engine, in its own thread. But for `hold` all methods are for the event loop.
+    """Runs one engine, in its own thread.
+
+    `hold` is for both threads, `after_step` for the engine's; all other methods are for the event
+    loop's.
 
     Args:
         engine: nobody else may touch it once this has started.
@@ -50,6 +53,8 @@ class EngineThread:
         self._open: set[asyncio.Future[Any]] = set()
         self._samples: dict[str, asyncio.Future[SampleResponse]] = {}
         """The thread's own: those that the engine has."""
+        self._told: list[Callable[[], None]] = []
+        """The thread's own: what the event loop does when the calls, or the step, are done."""
         self._still = 0
         """The thread's own: steps in a row that moved nothing."""
         self.failure = ""
@@ -112,6 +117,10 @@ class EngineThread:
         """Let a job wait for its reader, or go on."""
         self._submit(lambda: self._engine.hold_sample(job_id, held=held))
 
+    def after_step(self, act: Callable[[], None]) -> None:
+        """Have the event loop do something when the step that runs has ended; called within it."""
+        self._told.append(act)
+
     def _outcome(self) -> asyncio.Future[Any]:
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._open.add(outcome)
@@ -144,6 +153,7 @@ class EngineThread:
             )
             with self._changed:
                 self.failure = why
+            self._tell()
             self._on_loop(lambda: self._fail_open(why))
             self._on_fault(raised)
 
@@ -154,12 +164,14 @@ class EngineThread:
             self._calls.clear()
         for act in calls:
             act()
+            self._tell()
         if not self._engine.has_sampling_work():
             self._still = _STILL
         elif self._step() or calls:
             self._still = 0
         else:
             self._still += 1
+        self._tell()
         with self._changed:
             # Nothing to do, or all that there is waits for its readers.
             while self._still >= _STILL and not (self._stopping or self._calls):
@@ -198,7 +210,7 @@ class EngineThread:
         )
 
     def _post(self, outcomes: list[tuple[asyncio.Future[Any], Any, TinkerError | None]]) -> None:
-        """Hand outcomes to the event loop, all with one wake-up."""
+        """Hand outcomes to the event loop, with the next `_tell`."""
         if not outcomes:
             return
 
@@ -206,7 +218,19 @@ class EngineThread:
             for outcome, result, error in outcomes:
                 _settle(outcome, result, error)
 
-        self._on_loop(deliver)
+        self._told.append(deliver)
+
+    def _tell(self) -> None:
+        """Have the event loop do all that waits for it, with one wake-up."""
+        told, self._told = self._told, []
+        if not told:
+            return
+
+        def do() -> None:
+            for act in told:
+                act()
+
+        self._on_loop(do)
 
     def _on_loop(self, act: Callable[[], None]) -> None:
         assert self._loop is not None, "started"

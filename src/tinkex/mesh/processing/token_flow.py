@@ -25,14 +25,21 @@ class TokenFlow:
         loop: that they are read on.
         samples: completions of the job.
         hold: lets the job wait (true), or go on; called in either thread.
+        after_step: has the event loop do something once the engine's step has ended, with whatever
+            else it is told then; called in the engine's thread.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, samples: int, hold: Callable[[bool], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        samples: int,
+        hold: Callable[[bool], None],
+        after_step: Callable[[Callable[[], None]], None],
     ) -> None:
         self._loop = loop
         self._most = UNREAD * samples
         self._hold = hold
+        self._after_step = after_step
         self._unread: deque[SampledToken] = deque()
         self._woken = False
         self._held = False
@@ -48,9 +55,14 @@ class TokenFlow:
         if len(self._unread) >= self._most:
             self._hold(True)
             self._held = True  # not before: who sees it lets the job go on after that
-        if not self._woken:
-            self._woken = True
+        if self._woken:
+            return
+        self._woken = True
+        if token.stop_reason is None:
             self._loop.call_soon_threadsafe(self._wake)
+        else:
+            # The outcome is a moment away: both at once make one message of the last two.
+            self._after_step(self._wake)
 
     def take(self) -> list[SampledToken]:
         """Return what came since the last call, and let the job go on."""

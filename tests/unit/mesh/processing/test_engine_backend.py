@@ -110,6 +110,21 @@ async def test_slow_reader_holds_its_own_sample_and_no_other(backend):
     assert told(rest) == told(await run(backend, max_tokens=100, stop=("\0",)))
 
 
+async def test_last_token_and_the_outcome_wake_the_event_loop_once(backend, monkeypatch):
+    loop, wakes = asyncio.get_running_loop(), []
+    wake = loop.call_soon_threadsafe
+
+    def counted(act, *given):
+        if threading.current_thread() is backend._thread._thread:
+            wakes.append(act)
+        return wake(act, *given)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    (piece,) = await run(backend, max_tokens=1)
+    assert (len(piece.tokens), piece.finish_reason) == (1, "length")
+    assert len(wakes) == 1
+
+
 async def test_cancelled_job_leaves_nothing(backend):
     job = await backend.begin(Job(request=request_of(max_tokens=100), account="ada"))
     await anext(job.pieces())
