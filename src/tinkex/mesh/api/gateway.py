@@ -10,7 +10,7 @@ import msgspec
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.completion import CompletionMessage, Confidential, PieceMessage
 from tinkex.mesh.roles import Role
-from tinkex.mesh.rpc.service import Call, Service, callable_by
+from tinkex.mesh.rpc.service import Call, Service, Unhurried, callable_by
 
 _CLIENTS = frozenset({Role.CLIENT})
 
@@ -23,7 +23,7 @@ class Complete(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     request: CompletionMessage
 
 
-class Accepted(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="accepted"):
+class Accepted(Unhurried, frozen=True, array_like=True, kw_only=True, tag="accepted"):
     """The first message of a stream: a processor took the request."""
 
     request_id: str

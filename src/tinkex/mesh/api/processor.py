@@ -9,7 +9,7 @@ import msgspec
 
 from tinkex.mesh.api.completion import CompletionMessage, Confidential, PieceMessage
 from tinkex.mesh.roles import Role
-from tinkex.mesh.rpc.service import Call, Service, callable_by
+from tinkex.mesh.rpc.service import Call, Service, Unhurried, callable_by
 
 
 class Work(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,7 +30,7 @@ class Work(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):
     processor, with which it gets the adapter's files if it has none."""
 
 
-class Begun(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="begun"):
+class Begun(Unhurried, frozen=True, array_like=True, kw_only=True, tag="begun"):
     """The first message of a stream: the request was taken."""
 
     prompt_tokens: int

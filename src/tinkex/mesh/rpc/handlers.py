@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from tinkex.errors import LinkClosedError, PeerTimeoutError, TinkerError
 from tinkex.mesh.rpc.credentials import RemotePeer
-from tinkex.mesh.rpc.dispatch import Dispatcher, Offered, handler_error
+from tinkex.mesh.rpc.dispatch import Offered, handler_error
 from tinkex.mesh.rpc.errors import wire_error
 from tinkex.mesh.rpc.messages import Request
 from tinkex.mesh.rpc.observer import CallReport
-from tinkex.mesh.rpc.service import Call, is_trace
+from tinkex.mesh.rpc.service import Call, Unhurried, is_trace
 from tinkex.mesh.rpc.session import Session
 from tinkex.mesh.rpc.surroundings import Surroundings
 from tinkex.mesh.tasks import Tasks
@@ -108,7 +108,7 @@ class Handlers:
         running.started = True
         try:
             if not running.unwanted:
-                await self._answer(running, around.dispatcher)
+                await self._answer(running, around)
             else:
                 failure = _why_cancelled(running)
         except asyncio.CancelledError:
@@ -124,13 +124,13 @@ class Handlers:
             self._settle()
             self._report(running, failure, around)
 
-    async def _answer(self, running: _Running, dispatcher: Dispatcher) -> None:
-        request, offered = running.request, running.offered
+    async def _answer(self, running: _Running, around: Surroundings) -> None:
+        request, offered, dispatcher = running.request, running.offered, around.dispatcher
         message = dispatcher.decode(offered, request.body)
         trace = request.trace if is_trace(request.trace) else ""
         call = Call(self._peer.peer_id, self._peer.certificate, running.deadline, trace)
         if offered.method.streamed:
-            await self._stream(running, offered.handler(message, call), dispatcher)
+            await self._stream(running, offered.handler(message, call), around)
             self._session.end(request.id)
             return
         body = dispatcher.encode(offered, await offered.handler(message, call))
@@ -138,14 +138,15 @@ class Handlers:
         self._session.respond(request.id, body)
 
     async def _stream(
-        self, running: _Running, replies: AsyncIterator[object], dispatcher: Dispatcher
+        self, running: _Running, replies: AsyncIterator[object], around: Surroundings
     ) -> None:
         call_id = running.request.id
         try:
             async for reply in replies:
-                body = dispatcher.encode(running.offered, reply)
+                body = around.dispatcher.encode(running.offered, reply)
                 await self._room(running)
-                self._session.item(call_id, body)
+                now = around.clock.monotonic() if isinstance(reply, Unhurried) else None
+                self._session.item(call_id, body, unhurried_at=now)
                 running.items += 1
                 running.reply_bytes += len(body)
                 self._wake()

@@ -40,11 +40,20 @@ _MESSAGE_OVERHEAD = 64
 class Reply:
     """What waits to be sent of one of the peer's calls."""
 
-    __slots__ = ("held_until", "last_word", "paced_until", "waiting", "waiting_bytes")
+    __slots__ = (
+        "company_until",
+        "held_until",
+        "last_word",
+        "paced_until",
+        "waiting",
+        "waiting_bytes",
+    )
 
     def __init__(self) -> None:
         self.waiting: deque[bytes] = deque()
         self.waiting_bytes = 0
+        self.company_until = 0.0
+        """Until when unhurried items, which are all that waits, wait for another."""
         self.held_until = 0.0
         self.paced_until = 0.0
         """When all that was sent would have been, at one frame every `coalesce_s`."""
@@ -125,8 +134,14 @@ class Outbox:
         """Give no credit that still waits: the call is over."""
         self._grants.pop(call_id, None)
 
-    def item(self, call_id: int, reply: Reply, body: bytes) -> None:
-        """Add an item of a stream."""
+    def item(
+        self, call_id: int, reply: Reply, body: bytes, *, unhurried_at: float | None = None
+    ) -> None:
+        """Add an item of a stream; one that is unhurried waits `coalesce_s` for the next."""
+        if unhurried_at is None:
+            reply.company_until = 0.0
+        elif not reply.waiting:
+            reply.company_until = unhurried_at + self._coalesce_s
         reply.waiting.append(body)
         reply.waiting_bytes += len(body) + ITEM_OVERHEAD
         self._ready[call_id] = reply
@@ -244,9 +259,10 @@ class Outbox:
 
     def _held(self, reply: Reply, now: float) -> bool:
         """Whether a stream's items wait for more to go with them."""
-        if now >= reply.held_until or reply.waiting_bytes >= self._coalesce_bytes:
+        until = max(reply.held_until, reply.company_until)
+        if now >= until or reply.waiting_bytes >= self._coalesce_bytes:
             return False
-        self.due = reply.held_until if self.due is None else min(self.due, reply.held_until)
+        self.due = until if self.due is None else min(self.due, until)
         return True
 
     def _over(self, call_id: int) -> None:

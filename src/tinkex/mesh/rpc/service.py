@@ -48,6 +48,14 @@ class Call:
         return None if self.certificate is None else self.certificate.role
 
 
+class Unhurried(msgspec.Struct, frozen=True, array_like=True):
+    """Base of a stream's items that say little by themselves.
+
+    Such an item may wait for the next one to go with it, for `RpcConfig.coalesce_s`. Where that one
+    comes soon, this saves both peers a message.
+    """
+
+
 class Service(ABC):
     """Base of what can be called. A subclass marks each `rpc_*` method with `callable_by`.
 

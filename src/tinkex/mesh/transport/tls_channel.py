@@ -148,7 +148,10 @@ class TlsChannel:
         try:
             while part := self._tls.read(_READ_BYTES):
                 parts.append(part)
-            self._state = _State.ENDED
+                if not (self._incoming.pending or self._tls.pending()):
+                    break  # to be told so would take an exception
+            else:
+                self._state = _State.ENDED
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:

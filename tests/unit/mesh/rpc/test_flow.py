@@ -2,12 +2,13 @@
 
 import asyncio
 import tracemalloc
+from collections.abc import AsyncIterator
 
 import pytest
 from mesh_rpc import Answer, Ask, Echo, World, caught, raw_link, raw_server, settled, until
 
 from tinkex.errors import LinkClosedError, PeerProtocolError
-from tinkex.mesh.roles import Role
+from tinkex.mesh.roles import CERTIFIED, Role
 from tinkex.mesh.rpc.config import RpcConfig
 from tinkex.mesh.rpc.messages import (
     Bye,
@@ -22,6 +23,39 @@ from tinkex.mesh.rpc.messages import (
     decode_frame,
     encode_frame,
 )
+from tinkex.mesh.rpc.service import Call, Unhurried, callable_by
+
+
+class Lead(Unhurried, frozen=True, array_like=True, tag="lead"):
+    """Says nothing that cannot wait a little."""
+
+
+class Leading(Echo):
+    """Leads with such an item."""
+
+    service = "leading"
+
+    @callable_by(CERTIFIED)
+    async def rpc_lead(self, request: Ask, call: Call) -> AsyncIterator[Lead]:
+        yield Lead()
+        await self.gate.wait()
+        yield Lead()
+
+
+@pytest.mark.parametrize("soon", [True, False])
+async def test_unhurried_item_waits_a_moment_for_the_next(soon):
+    leading = Leading()
+    async with World() as world, raw_link(world, leading) as (_, link):
+        await link.send(encode_frame([Request(1, "leading.lead", 60_000, 4096, "", b"\x80")]))
+        reading = asyncio.ensure_future(link.receive())
+        await settled()
+        assert not reading.done()
+        if soon:
+            leading.gate.set()
+        else:
+            await world.pass_time(RpcConfig().coalesce_s, step=RpcConfig().coalesce_s)
+        items, *ends = decode_frame(await reading)
+        assert (len(items.bodies), ends) == ((2, [End(1)]) if soon else (1, []))
 
 
 async def test_stuck_reader_stops_its_own_stream_and_no_other():

@@ -131,6 +131,23 @@ def test_a_slow_streams_items_never_wait_and_a_fast_ones_do_after_a_head_start()
         assert taken(callee, 10.5 + place * 0.25) == [Items(1, (b"x",))]
 
 
+def test_unhurried_item_goes_with_the_next_one_or_alone_after_five_milliseconds():
+    caller, callee = session(), session(coalesce_after=8)
+    for number in (1, 2, 3):
+        caller.request("a.b", b"", timeout_ms=1000, streamed=True)
+        pump(caller, callee)
+        callee.item(number, b"lead", unhurried_at=1.0)
+    assert (taken(callee, 1.0), callee.due) == ([], 1.005)
+    callee.item(1, b"first")
+    assert taken(callee, 1.002) == [Items(1, (b"lead", b"first"))]
+    callee.item(2, b"more", unhurried_at=1.004)
+    callee.end(3)
+    assert taken(callee, 1.004) == [Items(3, (b"lead",)), End(3)]
+    assert taken(callee, 1.005) == [Items(2, (b"lead", b"more"))]
+    callee.item(1, b"second")
+    assert taken(callee, 1.005) == [Items(1, (b"second",))]
+
+
 def test_end_takes_waiting_items_along_without_waiting():
     caller, callee = session(), session()
     number = begin(caller, streamed=True)

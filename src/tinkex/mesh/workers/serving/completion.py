@@ -28,7 +28,7 @@ from tinkex.mesh.catalog import AdapterCatalog, NamedModel
 from tinkex.mesh.feeds.entry import EntryId
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.rpc.service import Call
-from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.tasks import Tasks, let_others_run
 from tinkex.mesh.trust.permits import NONCE_BYTES, PERMIT_S, make_blob_permit, make_permit
 from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt
 from tinkex.mesh.workers.request_log import REQUEST_ID_CHARS, log_ended
@@ -147,6 +147,7 @@ class CompletionService:
                             self._note_first(served)
                         yield event
                 yield self._finished(served)
+                await let_others_run()  # all that the client waits for leaves before the signing
                 receipt = self._receipt(served, await served.reserved())
                 await asyncio.shield(self._settle(served, receipt))
                 yield receipt
