@@ -1,14 +1,17 @@
 """Every deadline of a server or a peer, in one heap, watched by one task.
 
-Owns waiting; knows nothing of what ends at a deadline. One task sleeps until the earliest deadline
-and is woken when an earlier one comes: an idle process wakes nobody, and a poll costs no task.
+Owns waiting; knows nothing of what ends at a deadline. One task sleeps until the earliest deadline,
+and gives way to another when an earlier one comes: an idle process wakes nobody, and a poll costs
+no task. A deadline that is later than another, or cancelled, costs a place in the heap alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import heapq
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,29 +71,36 @@ class Timers:
         self._heap: list[Timer] = []
         self._dead = 0
         self._count = 0
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._running = False
+        self._context = contextvars.Context()
+        """That of the start: what a timer calls knows nothing of who set the timer."""
+        self._sleeper: asyncio.Task[None] | None = None
+        self._until = math.inf
+        """When the sleeper wakes."""
 
     def start(self) -> None:
         """Begin to watch; call it on the event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._watch(), name="timers")
+        self._running = True
+        self._context = contextvars.copy_context()
+        self._sleep_until_first()
 
     async def stop(self) -> None:
         """End the watch; timers left do not fire."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        self._running = False
         self._heap.clear()
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            sleeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sleeper
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Call `action` on the event loop after `seconds`."""
         self._count += 1
         timer = Timer(self._clock.monotonic() + seconds, self._count, action, self)
         heapq.heappush(self._heap, timer)
-        if self._heap[0] is timer:
-            self._wake.set()
+        if timer.deadline < self._until:
+            self._sleep_until_first()
         return timer
 
     def _dropped(self) -> None:
@@ -99,15 +109,6 @@ class Timers:
             self._heap = [timer for timer in self._heap if not timer.cancelled]
             heapq.heapify(self._heap)
             self._dead = 0
-
-    async def _watch(self) -> None:
-        while True:
-            self._fire_due()
-            self._wake.clear()
-            if not self._heap:
-                await self._wake.wait()
-                continue
-            await self._sleep_until(self._heap[0].deadline)
 
     def _fire_due(self) -> None:
         now = self._clock.monotonic()
@@ -121,15 +122,21 @@ class Timers:
             except Exception as error:  # noqa: BLE001 - one bad callback must not stop all deadlines
                 self._on_error(error)
 
-    async def _sleep_until(self, deadline: float) -> None:
-        """Wait for `deadline` or for an earlier timer, whichever comes first."""
-        sleeper = asyncio.ensure_future(
-            self._clock.sleep(max(0.0, deadline - self._clock.monotonic()))
-        )
-        waker = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({sleeper, waker}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sleeper, waker):
-                task.cancel()
-            await asyncio.gather(sleeper, waker, return_exceptions=True)
+    def _sleep_until_first(self) -> None:
+        """Have a task wake at the earliest deadline; one that would wake later is ended."""
+        if self._sleeper is not None:
+            self._sleeper.cancel()
+            self._sleeper = None
+        self._until = math.inf
+        if self._running and self._heap:
+            self._until = self._heap[0].deadline
+            self._sleeper = asyncio.get_running_loop().create_task(
+                self._wait(), name="timers", context=self._context
+            )
+
+    async def _wait(self) -> None:
+        await self._clock.sleep(max(0.0, self._until - self._clock.monotonic()))
+        self._sleeper = None
+        self._until = -math.inf  # what is added meanwhile is looked at below
+        self._fire_due()
+        self._sleep_until_first()

@@ -1,6 +1,7 @@
 """Deadlines: on time, in order, cancelled for good, and nothing wakes an idle server."""
 
 import asyncio
+from contextvars import ContextVar
 from functools import partial
 
 import pytest
@@ -98,6 +99,41 @@ async def test_failing_call_is_reported_and_stops_no_other(advance, clock):
     await advance(3)
     assert [type(fault) for fault in faults] == [ZeroDivisionError]
     assert calls == ["after"]
+    await timers.stop()
+
+
+async def test_later_deadline_and_a_cancelled_one_cost_no_sleep(timers, advance, clock):
+    timers.call_later(10, list)
+    await advance(0)
+    for delay in (20, 10, 11):
+        timers.call_later(delay, list).cancel()
+    await advance(1)
+    assert clock.sleeps == [10]
+    timers.call_later(5, list)
+    await advance(1)
+    assert clock.sleeps == [10, 5]
+
+
+async def test_timer_that_sets_another_is_followed_by_it(timers, advance):
+    calls = []
+    timers.call_later(1, lambda: timers.call_later(0, partial(calls.append, "now")))
+    timers.call_later(2, lambda: timers.call_later(1, partial(calls.append, "later")))
+    await advance(1)
+    assert calls == ["now"]
+    await advance(1)
+    await advance(1)
+    assert calls == ["now", "later"]
+
+
+async def test_call_knows_nothing_of_who_set_the_timer(clock, advance):
+    whose = ContextVar("whose", default="nobody's")
+    found = []
+    timers = Timers(clock, on_error=found.append)
+    timers.start()
+    whose.set("a request's")
+    timers.call_later(1, lambda: found.append(whose.get()))
+    await advance(1)
+    assert found == ["nobody's"]
     await timers.stop()
 
 
