@@ -152,6 +152,14 @@ class World:
             self.clock.advance(step)
             await settled()
 
+    async def in_time(self, awaitable, step=0.005):
+        """What comes of something that waits a moment: the clock moves on until then."""
+        waiting = asyncio.ensure_future(awaitable)
+        while not waiting.done():
+            self.clock.advance(step)
+            await settled()
+        return await waiting
+
 
 async def settled(turns=20):
     """Let everything run that is ready."""

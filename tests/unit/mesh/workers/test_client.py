@@ -136,7 +136,7 @@ async def test_a_gateway_that_is_lost_before_the_first_token_is_replaced(world):
     client, first, second = await two_gateways(world)
     processor = world.processors[0]
     processor.pause_after = 0
-    found = await client.completer.complete("right", request())
+    found = await world.in_time(client.completer.complete("right", request()))
     await world.crash(first)
     processor.pause_after = None
     processor.resume_sending.set()

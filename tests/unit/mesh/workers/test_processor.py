@@ -131,7 +131,7 @@ async def test_full_processor_says_when_to_come_back(tmp_path):
         long = message_of(max_tokens=100)
         with frozen(mesh.backend):
             async with mesh.stream(mesh.work(long)) as events:
-                assert isinstance(await anext(events), Begun)
+                assert isinstance(await mesh.in_time(anext(events)), Begun)
                 assert (await mesh.describe()).free_slots == 0
                 error = await caught(mesh.ask(mesh.work()))
         assert isinstance(error, RateLimitError)
@@ -172,7 +172,7 @@ async def test_announced_as_long_as_it_serves(mesh):
         assert (record.models, record.free_slots) == (("tiny",), 64)
     with frozen(mesh.backend):
         async with mesh.stream(mesh.work()) as events:
-            await anext(events)
+            await mesh.in_time(anext(events))
             mesh.clock.advance(1.1)
             await settled()
             assert (await looker.lookup("processor"))[0].free_slots == 63
@@ -183,7 +183,7 @@ async def test_announced_as_long_as_it_serves(mesh):
 async def test_draining_ends_what_runs_and_takes_nothing_new(mesh):
     async with mesh.stream(mesh.work(message_of(max_tokens=100))) as events:
         with frozen(mesh.backend):
-            seen = [await anext(events)]
+            seen = [await mesh.in_time(anext(events))]
             stopping = asyncio.ensure_future(mesh.worker.stop(grace_s=30))
             await until(lambda: mesh.worker.service.leaving)
             assert isinstance(await caught(mesh.ask(mesh.work())), EngineBusyError)
@@ -195,7 +195,7 @@ async def test_draining_ends_what_runs_and_takes_nothing_new(mesh):
 async def test_drain_ends_with_its_time(mesh):
     async with mesh.stream(mesh.work(message_of(max_tokens=100))) as events:
         with frozen(mesh.backend):
-            await anext(events)
+            await mesh.in_time(anext(events))
             stopping = asyncio.ensure_future(mesh.worker.stop(grace_s=3))
             await until(lambda: mesh.worker.service.leaving)
             await mesh.pass_time(4, step=0.5)

@@ -142,8 +142,8 @@ class CompletionService:
             try:
                 async with aclosing(self._dispatch.events(served.job)) as events:
                     async for event in events:
+                        await served.reserved()
                         if isinstance(event, PieceMessage):
-                            await served.reserved()
                             self._note_first(served)
                         yield event
                 yield self._finished(served)
