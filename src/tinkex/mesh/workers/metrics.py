@@ -7,7 +7,7 @@ caller chooses. A worker has a registry of its own, so that several in one proce
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -28,12 +28,22 @@ class Renewals(Protocol):
         """So often."""
 
 
+class _Series(NamedTuple):
+    """What one kind of call is counted in."""
+
+    calls: Counter
+    seconds: Histogram
+    request_bytes: Counter
+    reply_bytes: Counter
+
+
 class WorkerMetrics:
     """The registry of one worker, and what is counted of its calls; an `rpc.observer.Observer`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=self.registry)
+        self._series: dict[tuple[str, str, str], _Series] = {}
         self.answered = 0
         """Calls of others that this worker has answered."""
         self._calls = Counter(
@@ -96,12 +106,24 @@ class WorkerMetrics:
 
     def call_ended(self, report: CallReport) -> None:
         """Count a call."""
-        direction = "incoming" if report.incoming else "outgoing"
         self.answered += report.incoming
-        self._calls.labels(report.method, direction, report.error or "ok").inc()
-        self._seconds.labels(report.method, direction).observe(report.seconds)
-        self._bytes.labels(report.method, direction, "request").inc(report.request_bytes)
-        self._bytes.labels(report.method, direction, "reply").inc(report.reply_bytes)
+        kind = report.method, "incoming" if report.incoming else "outgoing", report.error or "ok"
+        series = self._series.get(kind) or self._series_of(*kind)
+        series.calls.inc()
+        series.seconds.observe(report.seconds)
+        series.request_bytes.inc(report.request_bytes)
+        series.reply_bytes.inc(report.reply_bytes)
+
+    def _series_of(self, method: str, direction: str, outcome: str) -> _Series:
+        """Find what a kind of call is counted in; looked up by labels once, as that is slow."""
+        series = _Series(
+            self._calls.labels(method, direction, outcome),
+            self._seconds.labels(method, direction),
+            self._bytes.labels(method, direction, "request"),
+            self._bytes.labels(method, direction, "reply"),
+        )
+        self._series[method, direction, outcome] = series
+        return series
 
     def link_opened(self, peer: PeerId) -> None:  # noqa: ARG002 - a label for each peer has no end
         """Count a link."""
