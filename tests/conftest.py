@@ -1,7 +1,10 @@
 """What holds for every test.
 
-Hypothesis measures no time: on a shared machine a slow moment is nobody's fault.
+Hypothesis measures no time: on a shared machine a slow moment is nobody's fault. Whole programs go
+first, in random order among themselves, as everything else after them.
 """
+
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
@@ -9,3 +12,14 @@ settings.register_profile(
     "shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("shared machine")
+
+PROGRAMS = [Path(__file__).parent / name for name in ("e2e", "interop")]
+
+
+def pytest_collection_modifyitems(items):
+    """Put first what waits most for other processes.
+
+    One test process then starts the servers that these tests share, while the others compute; and
+    no test of a minute begins when all the rest is done.
+    """
+    items.sort(key=lambda item: not any(folder in item.path.parents for folder in PROGRAMS))

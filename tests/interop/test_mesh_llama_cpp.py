@@ -15,7 +15,8 @@ from mesh_processes import START_S, mesh_processes
 
 import tinkex.engine
 
-pytestmark = pytest.mark.interop
+# soak: its environment is the largest; `make interop` has it, `make test` another server's back end
+pytestmark = [pytest.mark.interop, pytest.mark.soak]
 
 SPROUT = Path(tinkex.engine.__file__).parent / "assets" / "sprout"
 PROGRAM = Path(__file__).parent / "programs" / "llama_cpp_server.py"
