@@ -94,18 +94,20 @@ class _UdpEnd(asyncio.DatagramProtocol):
     """Stands on one machine for another; hands what is sent to that one to its like over there."""
 
     def __init__(self, wire, here):
-        self._wire, self._here = wire, here
+        self._wire = wire
+        self._last = here.address
         self.there = None
 
     def connection_made(self, transport):
         self._transport = transport
 
     def datagram_received(self, data, addr):
+        self._last = addr  # a worker that joins listens elsewhere than later
         self._wire.packet(self.there.deliver, data)
 
     def deliver(self, data):
         if not self._transport.is_closing():
-            self._transport.sendto(data, self._here.address)
+            self._transport.sendto(data, self._last)
 
 
 class Hosts:

@@ -58,7 +58,8 @@ def test_nothing_is_lost_where_every_line_loses_a_tenth_or_stalls(apart, transpo
         wires = apart.hosts.wires("client-1")
         lost, passed = (sum(getattr(wire, name) for wire in wires) for name in ("lost", "passed"))
         assert 0.05 < lost / (lost + passed) < 0.15, "the relays are what they talk through"
-    assert max(pauses) > 0.1, "it was no calm network"
+    else:
+        assert max(pauses) > 0.1, "the relays are what they talk through"
     user.close()
 
 
