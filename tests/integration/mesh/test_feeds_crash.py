@@ -1,4 +1,7 @@
-"""A process that is killed while it appends: what it was told is written, is there."""
+"""A process that is killed while it appends: what it was told is written, is there.
+
+What did not wait for the disk too: that is the operating system's, which lives on.
+"""
 
 import shutil
 import subprocess
@@ -25,7 +28,7 @@ async def main():
         async def writer(number):
             for count in range(100_000):
                 text = f"{life}.{number}.{count}"
-                await feed.append(text.encode())
+                await feed.append(text.encode(), flush=number % 2 == 0)
                 print(text, flush=True)
 
         await asyncio.gather(*(writer(number) for number in range(8)))

@@ -3,7 +3,8 @@
 Owns the connections, group commit and the lock that keeps other processes out. Knows no table.
 
 Whatever waits to be written when the thread is free goes into one transaction: the disk is flushed
-once for all of it. Each part has a savepoint, so one that fails takes no other along.
+once for all of it, or not at all where nobody among them asked for that. Each part has a savepoint,
+so one that fails takes no other along.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Transaction:
 @dataclass(slots=True)
 class _Job(Generic[T]):
     work: Callable[[Transaction], T]
+    flush: bool = True
     loop: asyncio.AbstractEventLoop | None = None
     future: asyncio.Future[T] | None = None
     result: T | None = None
@@ -97,6 +99,7 @@ class Database:
         self.path = path
         self._schema = schema
         self._inline = inline
+        self._flushes = True
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
@@ -116,6 +119,7 @@ class Database:
         try:
             with translated(self.path):
                 self._connection = self._connect()
+                self._flushes = True
                 self._connection.executescript(self._schema)
                 self._check_schema(self._connection)
                 self._reading = self._connection if self._inline else self._connect()
@@ -135,15 +139,20 @@ class Database:
             await asyncio.to_thread(self._reader.stop)
         self._shut()
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
+    async def write(self, work: Callable[[Transaction], T], *, flush: bool = True) -> T:
         """Run `work` in a transaction; what it wrote is on the disk when this returns.
+
+        Args:
+            work: gets the transaction.
+            flush: whether to wait for the disk. Without, it outlives this process at once, and the
+                machine with the next write that waits.
 
         Raises:
             StorageError: the disk is full or refuses.
             DamagedDataError: the file is damaged.
             ClientClosedError: the database is closed.
         """
-        return await self._run(self._writer, work)
+        return await self._run(self._writer, _Job(work, flush))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work`, which only reads, beside what is being written.
@@ -152,7 +161,7 @@ class Database:
             DamagedDataError: the file is damaged.
             ClientClosedError: the database is closed.
         """
-        return await self._run(self._reader, lambda transaction: work(transaction.connection))
+        return await self._run(self._reader, _Job(lambda transaction: work(transaction.connection)))
 
     async def checkpoint(self) -> bool:
         """Empty the write-ahead log, so that nothing that was deleted is left in it.
@@ -165,10 +174,9 @@ class Database:
         )
         return not busy
 
-    async def _run(self, lane: _Lane, work: Callable[[Transaction], T]) -> T:
+    async def _run(self, lane: _Lane, job: _Job[T]) -> T:
         if self._connection is None:
             raise ClientClosedError(f"the store {self.path.name} is closed")
-        job = _Job(work)
         if self._inline:
             run = self._write_jobs if lane is self._writer else self._read_jobs
             run([job])
@@ -184,6 +192,7 @@ class Database:
         assert self._connection is not None
         try:
             with translated(self.path):
+                self._flush(self._connection, any(job.flush for job in jobs))
                 self._connection.execute("BEGIN IMMEDIATE")
                 for job in jobs:
                     self._attempt(self._connection, job)
@@ -197,8 +206,14 @@ class Database:
                     callback()
 
     def commit(self, connection: sqlite3.Connection) -> None:
-        """Flush the transaction to the disk."""
+        """End the transaction: on the disk, if that was asked for."""
         connection.execute("COMMIT")
+
+    def _flush(self, connection: sqlite3.Connection, flush: bool) -> None:
+        """Say whether the next transaction is flushed; that takes all before it along."""
+        if flush != self._flushes and not self._inline:
+            connection.execute(f"PRAGMA synchronous={'FULL' if flush else 'NORMAL'}")
+            self._flushes = flush
 
     def _attempt(self, connection: sqlite3.Connection, job: _Job[Any]) -> None:
         job.transaction = Transaction(connection)

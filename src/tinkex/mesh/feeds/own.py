@@ -67,8 +67,14 @@ class OwnFeed:
         self._writing: _Writing | None = None
         self._opened: set[bytes] = set()
 
-    async def append(self, payload: bytes) -> EntryId:
+    async def append(self, payload: bytes, *, flush: bool = True) -> EntryId:
         """Write an entry. It is on this worker's disk when this returns; a view has it soon after.
+
+        Args:
+            payload: what it says.
+            flush: whether to wait for the disk. Without, an end of the process loses nothing, and
+                one of the machine may take the entry, unless it reached a peer: no number is signed
+                twice even so, as each start opens an epoch.
 
         Raises:
             InputError: the payload is longer than an entry may be.
@@ -76,11 +82,11 @@ class OwnFeed:
             TrustError: this worker has no role certificate.
             LogForkError: somebody else signed with this worker's key.
         """
-        (written,) = await self.append_many([payload])
+        (written,) = await self.append_many([payload], flush=flush)
         return written
 
-    async def append_many(self, payloads: Sequence[bytes]) -> list[EntryId]:
-        """Write several entries: all of them, or none.
+    async def append_many(self, payloads: Sequence[bytes], *, flush: bool = True) -> list[EntryId]:
+        """Write several entries: all of them, or none. Flushed as with `append`.
 
         Raises:
             InputError, StorageError, TrustError, LogForkError: as `append`.
@@ -91,7 +97,9 @@ class OwnFeed:
                 f"an entry of {self.name!r} would have {longest} bytes, more than the "
                 f"{MAX_PAYLOAD_BYTES} that one may have: divide it"
             )
-        return await self._database.write(lambda transaction: self._append(transaction, payloads))
+        return await self._database.write(
+            lambda transaction: self._append(transaction, payloads), flush=flush
+        )
 
     def opened_here(self, epoch: bytes) -> bool:
         """Whether this object itself opened an epoch: nobody else can have entries of it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 
 import msgspec
 import pytest
@@ -49,6 +50,33 @@ async def test_appends_at_once_share_a_flush_and_lose_nothing(tmp_path):
         assert [entry.sequence for entry in ids] == list(range(1, 101))
         assert await payloads(held, FEED) == [b"%d" % n for n in range(100)]
         await held.verify()
+
+
+async def test_the_disk_is_flushed_where_anybody_asks_for_it(tmp_path):
+    def level(transaction):
+        return transaction.execute("PRAGMA synchronous").fetchone()[0]
+
+    async with store(tmp_path, inline=False) as held:
+        write = held.database.write
+        assert [await write(level, flush=asked) for asked in (False, True, False)] == [1, 2, 1]
+    async with held:
+        assert await held.database.write(level) == 2
+
+
+async def test_what_waits_for_no_flush_shares_one_with_what_does(tmp_path):
+    held_up = threading.Event()
+
+    def level(transaction):
+        return transaction.execute("PRAGMA synchronous").fetchone()[0]
+
+    async with store(tmp_path, inline=False) as held:
+        write = held.database.write
+        first = asyncio.ensure_future(write(lambda _: held_up.wait(30)))
+        others = [asyncio.ensure_future(write(level, flush=flush)) for flush in (False, True)]
+        await asyncio.sleep(0)  # noqa: TID251 - lets them begin
+        held_up.set()
+        assert await first
+        assert await asyncio.gather(*others) == [2, 2]
 
 
 async def test_append_many_writes_all_or_none(tmp_path):

@@ -1,8 +1,10 @@
 """A gateway's books: what it may spend, and what it wrote of what was spent.
 
 Owns the order of things: a reservation is in the usage feed before its client has a token, so that
-a crash at any moment leaves books that can be closed. It is written while a processor begins, which
-costs a request no time. Which tokens may be spent `purse` knows, whose they are the auth workers.
+a crash at any moment leaves books that can be closed. It is written while a processor begins, and
+does not wait for the disk: only the machine's going down can take it, and then the request that it
+was for has no end either, and is not counted. What a request came to is on the disk. Which tokens
+may be spent `purse` knows, whose they are the auth workers.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ so, where nothing else is written for `TELL_S`, an entry says that."""
 class Feed(Protocol):
     """One's own feed."""
 
-    async def append(self, payload: bytes) -> EntryId:
-        """Write an entry; it is on the disk when this returns."""
+    async def append(self, payload: bytes, *, flush: bool = True) -> EntryId:
+        """Write an entry; when this returns it is on the disk, or outlives this process alone."""
 
 
 class Account(Protocol):
@@ -151,7 +153,7 @@ class Ledger:
 
     async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
         try:
-            written.set_result(await self._write(reserved))
+            written.set_result(await self._write(reserved, flush=False))
         except TinkerError as error:
             written.set_exception(error)
             written.exception()  # it may be that nobody waits any more
@@ -272,9 +274,9 @@ class Ledger:
             except TinkerError:
                 continue  # the feed says the same, and reaches them when they are back
 
-    async def _write(self, event: UsageEvent) -> EntryId:
+    async def _write(self, event: UsageEvent, *, flush: bool = True) -> EntryId:
         self._wrote_at = self._clock.monotonic()
-        return await self._feed.append(encode_usage(event))
+        return await self._feed.append(encode_usage(event), flush=flush)
 
     def _remember(self, settled: Settled) -> None:
         receipt = msgspec.msgpack.decode(settled.receipt, type=Receipt)
