@@ -161,6 +161,7 @@ class Announcer:
     async def _put(self, announcements: list[_Announcement], *, withdrawn: bool = False) -> None:
         """Put records to the nodes nearest to each; above the numbers of an earlier life."""
         if not withdrawn:
+            await self._notice_newcomers(announcements)
             await self._look_up([a for a in announcements if self._is_due(a)])
             # What was withdrawn meanwhile must not come back with a higher number.
             announcements = [a for a in announcements if self._announcements.get(a.topic) is a]
@@ -194,6 +195,23 @@ class Announcer:
     def _is_due(self, announcement: _Announcement) -> bool:
         age = self._clock.monotonic() - announcement.looked_up_at
         return age >= self._config.holders_s or not announcement.holders
+
+    async def _notice_newcomers(self, announcements: list[_Announcement]) -> None:
+        """Look one announcement up; where its holders changed, all are to be looked up.
+
+        Only in a network of fewer nodes than hold a record: there each of them is near everything,
+        and a lookup that meets one without the record is soon one that misses it.
+        """
+        few = (a for a in announcements if 0 < len(a.holders) < self._config.k)
+        first = next((a for a in few if not self._is_due(a)), None)
+        if first is None:
+            return
+        before = set(first.holders)
+        await self._look_up([first])
+        if set(first.holders) != before:
+            since = first.looked_up_at
+            self.forget_holders()
+            first.looked_up_at = since
 
     async def _look_up(self, announcements: list[_Announcement]) -> None:
         for start in range(0, len(announcements), self._config.alpha):

@@ -55,7 +55,8 @@ class DhtConfig:
     """The same, when nobody was found."""
     holders_s: float = 60.0
     """Renewals go to the nodes that took the record before; the nearest are looked up anew after
-    so long, or when many of those are gone."""
+    so long, or when many of those are gone. A network of fewer than `k` nodes is looked through at
+    each renewal."""
     refresh_s: float = 3600.0
     """A bucket in which no lookup went for so long is looked up."""
     probe_s: float = 20.0

@@ -237,6 +237,18 @@ async def test_node_that_comes_has_at_once_what_its_neighbours_hold():
         )
 
 
+async def test_node_that_comes_is_told_of_renewals_before_what_it_took_over_ends():
+    async with DhtWorld() as world:
+        nodes = await world.network(3)
+        for node in nodes:
+            await world.finish(node.announce("processor", Offer()))
+        late = await world.node()
+        for _ in range(30):
+            await world.pass_time(2)
+            held = {record.contact.peer_id for record in late._service.held("processor")}
+            assert held == peer_ids(*nodes)
+
+
 async def test_node_shows_nothing_before_it_has_what_its_neighbours_hold():
     async with DhtWorld() as world:
         first, second = await world.network(2)
