@@ -16,7 +16,6 @@ from random import Random
 from mesh_sim_source import ScriptedBackend, Watch, WatchedWorker
 
 from tinkex import errors
-from tinkex.errors import PeerUnreachableError
 from tinkex.mesh.accounts.config import AuthConfig
 from tinkex.mesh.config import MeshConfig, format_contact
 from tinkex.mesh.feeds.config import ReplicationConfig
@@ -111,19 +110,11 @@ class Node:
         self.whole = whole
 
     async def _entered(self, config, machine):
-        """Join, or be back; several auth workers have to choose a leader before they let in."""
+        """Join, or be back."""
         build = self.build and self.build(self)
-        patience = 20
-        while True:
-            try:
-                return await enter_network(
-                    config, self.role, invitation=self.invitation, machine=machine, build=build
-                )
-            except PeerUnreachableError:
-                patience -= 1
-                if not patience:
-                    raise
-                await self.clock.sleep(1.0)
+        return await enter_network(
+            config, self.role, invitation=self.invitation, machine=machine, build=build
+        )
 
     async def inside(self, work):
         """Do something in this process; None once it was killed."""

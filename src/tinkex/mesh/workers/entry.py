@@ -62,6 +62,7 @@ async def enter_network(
         ConfigurationError: it is in no network and has no invitation, or is of another role.
         TrustError: its certificate has expired, or the invitation does not hold.
         PeerUnreachableError: nobody could be asked to let it in.
+        NoQuorumError: the auth workers could not agree to.
     """
     machine = machine or Machine()
     folder = WorkerFolder(config.data_dir)

@@ -11,7 +11,13 @@ from collections.abc import Callable
 import msgspec
 
 from tinkex._clock import Clock
-from tinkex.errors import InputError, MeshError, PeerUnreachableError, TrustError
+from tinkex.errors import (
+    InputError,
+    MeshError,
+    NoQuorumError,
+    PeerUnreachableError,
+    TrustError,
+)
 from tinkex.mesh.api.auth import AuthApi, Join, Joined
 from tinkex.mesh.dht.joining import auth_contacts
 from tinkex.mesh.identity import PeerId
@@ -23,6 +29,11 @@ from tinkex.mesh.trust.invitations import Invitation, read_invitation
 from tinkex.mesh.workers.folder import Membership, WorkerFolder
 
 ANSWER_S = 15.0
+CHOOSE_S = 20.0
+"""For so long several auth workers may be choosing who leads, before a joining worker gives up."""
+AGAIN_S = 0.5
+
+_Failure = tuple[PeerId, MeshError]
 
 
 async def join(
@@ -50,6 +61,7 @@ async def join(
         InputError: the text is no invitation, or for another role.
         TrustError: it has expired, was used by another peer, or does not hold.
         PeerUnreachableError: none of its contacts answers.
+        NoQuorumError: several auth workers could not agree in 20 seconds on who leads.
     """
     invitation = read_invitation(text, now=clock.now())
     if invitation.role is not role:
@@ -83,28 +95,54 @@ async def _ask(
         proof=invitation.prove(folder.key_pair.peer_id),
     )
     peers = Peers(transport, guest, clock=clock, random=random)
+    give_up_at = clock.monotonic() + CHOOSE_S
     await peers.start()
-    failures: list[str] = []
     try:
-        joined = await _first_answer(peers, contacts, request, failures)
-        if joined is None:
-            # The auth workers may have moved since the invitation was written.
-            found = await auth_contacts(peers, contacts, clock=clock)
-            moved = tuple(contact for contact in found if contact not in contacts)
-            joined = await _first_answer(peers, moved, request, failures)
+        while True:
+            failures: list[_Failure] = []
+            joined = await _ask_all(peers, contacts, request, clock, failures)
+            if joined is not None:
+                return joined.network, joined.certificate
+            if clock.monotonic() >= give_up_at or not _are_choosing(failures):
+                break
+            await clock.sleep(AGAIN_S)
     finally:
         await peers.stop()
-    if joined is not None:
-        return joined.network, joined.certificate
-    told = "; ".join(failures) or "it names none"
+    told = "; ".join(f"{peer.short}: {error}" for peer, error in failures) or "it names none"
+    if _are_choosing(failures):
+        raise NoQuorumError(
+            f"the auth workers of the network {invitation.network.name!r} let nobody in now "
+            f"({told}): see whether most of them run and reach one another, then try again"
+        )
     raise PeerUnreachableError(
         f"no auth worker of the network {invitation.network.name!r} could be asked ({told}): see "
         "whether one runs and can be reached from here, then try again"
     )
 
 
+def _are_choosing(failures: list[_Failure]) -> bool:
+    """Whether somebody answered who may not write alone: that passes by itself, mostly."""
+    return any(isinstance(error, NoQuorumError) for _, error in failures)
+
+
+async def _ask_all(
+    peers: Peers,
+    contacts: tuple[Contact, ...],
+    request: Join,
+    clock: Clock,
+    failures: list[_Failure],
+) -> Joined | None:
+    joined = await _first_answer(peers, contacts, request, failures)
+    if joined is None:
+        # The auth workers may have moved since the invitation was written.
+        found = await auth_contacts(peers, contacts, clock=clock)
+        moved = tuple(contact for contact in found if contact not in contacts)
+        joined = await _first_answer(peers, moved, request, failures)
+    return joined
+
+
 async def _first_answer(
-    peers: Peers, contacts: tuple[Contact, ...], request: Join, failures: list[str]
+    peers: Peers, contacts: tuple[Contact, ...], request: Join, failures: list[_Failure]
 ) -> Joined | None:
     for contact in contacts:
         try:
@@ -112,5 +150,5 @@ async def _first_answer(
         except TrustError:
             raise
         except MeshError as error:
-            failures.append(f"{contact.peer_id.short}: {error}")
+            failures.append((contact.peer_id, error))
     return None
