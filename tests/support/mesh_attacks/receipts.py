@@ -113,7 +113,7 @@ class Feed:
     def __init__(self):
         self.written = []
 
-    async def append(self, payload):
+    async def append(self, payload, *, flush=True):
         self.written.append(decode_usage(payload))
         return EntryId(GATEWAY.peer_id, "usage", bytes(16), len(self.written))
 

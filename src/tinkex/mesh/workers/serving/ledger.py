@@ -153,10 +153,18 @@ class Ledger:
 
     async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
         try:
-            written.set_result(await self._write(reserved, flush=False))
-        except TinkerError as error:
+            entry = await self._write(reserved, flush=False)
+        except asyncio.CancelledError:
+            written.cancel()
+            raise
+        except Exception as error:
+            # Of whatever kind: a request waits for this, and must not wait for ever.
             written.set_exception(error)
             written.exception()  # it may be that nobody waits any more
+            if not isinstance(error, TinkerError):
+                raise
+        else:
+            written.set_result(entry)
 
     async def settle(
         self,
