@@ -6,6 +6,7 @@ Owns the one list of them: what `tinkex check` verifies and what `tinkex backup`
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -79,11 +80,19 @@ def unnamed_folders(data_dir: Path, named: list[NamedFolder]) -> list[PurePosixP
     known = {folder.path for folder in named}
     found: list[PurePosixPath] = []
     for pattern in FOLDER_PATTERNS:
-        for path in sorted(data_dir.glob(pattern)):
+        for path in _matching(data_dir, pattern):
             below = PurePosixPath(path.relative_to(data_dir).as_posix())
             if below not in known:
                 found.append(below)
     return found
+
+
+def _matching(data_dir: Path, pattern: str) -> list[Path]:
+    """List what matches now: a folder that a live server removes meanwhile makes `glob` fail."""
+    for _ in range(_LOOKS):
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(data_dir.glob(pattern))
+    return sorted(data_dir.glob(pattern))
 
 
 def being_replaced(folder: Path) -> bool:
@@ -91,6 +100,7 @@ def being_replaced(folder: Path) -> bool:
     return (folder.parent / f"{REPLACED_PREFIX}{folder.name}").is_dir()
 
 
+_LOOKS = 20
 FOLDER_PATTERNS = (
     f"{CHECKPOINTS_NAME}/*/*/*",
     f"{SNAPSHOTS_NAME}/*:train:*/*",
