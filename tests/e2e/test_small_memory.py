@@ -47,7 +47,7 @@ def all_clients(sdk, login, *look):
 
 @pytest.mark.filterwarnings("ignore")  # what the official one leaves open
 @pytest.mark.parametrize(
-    # soak: the official one hung once in a whole run, beside a server with nothing to do
+    # soak: the official one once hung as it closed, each number there, each session ended
     "name",
     ["tinkex", pytest.param("tinker", marks=pytest.mark.soak)],
 )
