@@ -27,6 +27,7 @@ from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.feeds.vault import PersonKey, Vault
 from tinkex.mesh.feeds.view import View
 from tinkex.mesh.identity import KeyPair, PeerId
+from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.trust.network import NetworkInfo
@@ -48,7 +49,6 @@ from tinkex.mesh.workers.root_word import RootWord
 from tinkex.passwords import Passwords
 
 _LOG = logging.getLogger("tinkex.mesh.auth")
-TOPIC = "auth"
 ACCOUNT_S = 300.0
 """Seconds between two looks for leases that ended and were not accounted for."""
 
@@ -236,8 +236,8 @@ class AuthWorker(Worker):
             stack.push_async_callback(view.close)
         await self._try_to_make_good()
         self._member.peers.serve(AuthService(self.people, self.network, self.spending))
-        await self._member.discovery.announce(TOPIC, Offer())
-        stack.push_async_callback(self._member.discovery.withdraw, TOPIC)
+        await self._member.discovery.announce(Role.AUTH.value, Offer())
+        stack.push_async_callback(self._member.discovery.withdraw, Role.AUTH.value)
         watching = Tasks(on_error=_report)
         watching.spawn(self.orders.run(), name="heed the root")
         watching.spawn(self._account_for_ever(), name="account for leases that ended")

@@ -6,10 +6,9 @@ from contextlib import AsyncExitStack
 from typing import Protocol
 
 from tinkex.mesh.dht.records import Offer
+from tinkex.mesh.roles import Role
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.discovery import Discovery
-
-TOPIC = "bootstrap"
 
 
 class BootstrapMember(Protocol):
@@ -33,5 +32,5 @@ class BootstrapWorker(Worker):
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Announce; see `Worker.open`."""
-        await self._member.discovery.announce(TOPIC, Offer())
-        stack.push_async_callback(self._member.discovery.withdraw, TOPIC)
+        await self._member.discovery.announce(Role.BOOTSTRAP.value, Offer())
+        stack.push_async_callback(self._member.discovery.withdraw, Role.BOOTSTRAP.value)

@@ -9,11 +9,25 @@ from typing import Protocol
 
 from tinkex.mesh.dht.records import Offer, Record
 
+MAX_ADAPTERS_ANNOUNCED = 48
+"""By one worker, latest used first: nodes of the DHT hold 64 topics of a peer."""
+
+
+def model_topic(name: str) -> str:
+    """Return the topic of processors that run a base model."""
+    return f"model:{name}"
+
+
+def adapter_topic(content: str) -> str:
+    """Return the topic of whoever gives an adapter's files away."""
+    return f"adapter:{content}"
+
 
 class Discovery(Protocol):
     """Announces topics and looks them up.
 
-    Topics: `auth`, `gateway`, `processor`, `bootstrap`, `model:<name>`, `adapter:<hash>`.
+    Topics are the names of the roles that serve (all but `client`), `model:<name>`, and
+    `adapter:<hash>`.
     """
 
     async def announce(self, topic: str, offer: Offer) -> None:

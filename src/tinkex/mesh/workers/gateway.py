@@ -26,6 +26,7 @@ from tinkex.mesh.feeds.entry import Entry
 from tinkex.mesh.feeds.policy import ADAPTERS, USAGE
 from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.identity import KeyPair, PeerId
+from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.workers.authority.books import usage_view
@@ -42,7 +43,6 @@ from tinkex.mesh.workers.serving.freshness import Freshness, FreshnessConfig, Ne
 from tinkex.mesh.workers.serving.ledger import Ledger
 
 _LOG = logging.getLogger("tinkex.mesh.gateway")
-TOPIC = "gateway"
 
 
 class GatewayMember(Protocol):
@@ -223,14 +223,14 @@ class GatewayWorker(Worker):
         self._tasks.spawn(self._directory.run(), name="look for processors")
         self._tasks.spawn(self._again(self._sweep, self._config.sweep_s), name="give leases back")
         stack.push_async_callback(self._ledger.close)
-        stack.push_async_callback(member.discovery.withdraw, TOPIC)
+        stack.push_async_callback(member.discovery.withdraw, Role.GATEWAY.value)
         await self._announce()
         self._tasks.spawn(self._again(self._announce, self._config.announce_s), name="announce")
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new completions, and let those in progress end."""
         self._service.leaving = True
-        await self._member.discovery.withdraw(TOPIC)
+        await self._member.discovery.withdraw(Role.GATEWAY.value)
         await self._admission.wait_for_nobody(grace_s)
 
     async def _announce(self) -> None:
@@ -238,7 +238,7 @@ class GatewayWorker(Worker):
             return
         busy, most = self._admission.in_progress, self._config.admission.in_all
         await self._member.discovery.announce(
-            TOPIC, Offer(load=busy / most, free_slots=max(0, most - busy))
+            Role.GATEWAY.value, Offer(load=busy / most, free_slots=max(0, most - busy))
         )
 
     async def _sweep(self) -> None:

@@ -25,22 +25,25 @@ from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.processing.backend import Backend
 from tinkex.mesh.processing.slots import Slots
+from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.nonces import NonceStore, boot_id
 from tinkex.mesh.trust.permits import REMEMBERED_S, BlobPermitCheck, PermitCheck
 from tinkex.mesh.workers.base import Worker
-from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.discovery import (
+    MAX_ADAPTERS_ANNOUNCED,
+    Discovery,
+    adapter_topic,
+    model_topic,
+)
 from tinkex.mesh.workers.processing import AdapterFiles, Processor
 from tinkex.mesh.workers.reading import Reading
 
 _LOG = logging.getLogger("tinkex.mesh.processor")
-TOPIC = "processor"
 NONCES = "permits.sqlite"
 ADAPTERS = "adapters"
-MOST_ANNOUNCED = 64
-"""Adapters that others may fetch here, latest used first."""
 
 
 class ProcessorMember(Protocol):
@@ -182,7 +185,7 @@ class ProcessorWorker(Worker):
 
     async def _sources(self, content: str) -> list[Contact]:
         """Give who announces an adapter; those with the least to do first."""
-        found = await self._member.discovery.lookup(f"adapter:{content}")
+        found = await self._member.discovery.lookup(adapter_topic(content))
         return [record.contact for record in sorted(found, key=lambda record: record.load)]
 
     def readings(self) -> Iterable[Reading]:
@@ -226,9 +229,9 @@ class ProcessorWorker(Worker):
         )
         stored = () if self._store is None else self._store.contents
         topics = {
-            TOPIC,
-            *(f"model:{name}" for name in names),
-            *(f"adapter:{content}" for content in stored[:MOST_ANNOUNCED]),
+            Role.PROCESSOR.value,
+            *(model_topic(name) for name in names),
+            *(adapter_topic(content) for content in stored[:MAX_ADAPTERS_ANNOUNCED]),
         }
         await self._drop(self._announced - topics)
         for topic in sorted(topics):

@@ -22,10 +22,8 @@ from tinkex.mesh.blobs.store import BlobStore
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.trust.permits import BlobPermitCheck
-from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.discovery import MAX_ADAPTERS_ANNOUNCED, Discovery, adapter_topic
 
-MAX_ANNOUNCED = 48
-"""Adapters that are announced, latest used first: a peer may announce 64 topics."""
 _TAR_ROOM = 64 * 2**10
 MAX_UPLOAD_BYTES = sum(LARGEST_FILES.values()) + _TAR_ROOM
 
@@ -72,7 +70,7 @@ class Shelf:
         )
         self._member.peers.serve(BlobService(self._store, permits))
         stack.push_async_callback(self._withdraw)
-        for content in reversed(self._store.contents[:MAX_ANNOUNCED]):
+        for content in reversed(self._store.contents[:MAX_ADAPTERS_ANNOUNCED]):
             await self._announce(content)
 
     async def add(self, archive: AsyncIterator[bytes]) -> str:
@@ -98,12 +96,12 @@ class Shelf:
         if content in self._announced:
             return
         self._announced.append(content)
-        if len(self._announced) > MAX_ANNOUNCED:
-            await self._member.discovery.withdraw(f"adapter:{self._announced.pop(0)}")
-        await self._member.discovery.announce(f"adapter:{content}", Offer(adapters=(content,)))
+        if len(self._announced) > MAX_ADAPTERS_ANNOUNCED:
+            await self._member.discovery.withdraw(adapter_topic(self._announced.pop(0)))
+        await self._member.discovery.announce(adapter_topic(content), Offer(adapters=(content,)))
 
     async def _withdraw(self) -> None:
-        topics = [f"adapter:{content}" for content in self._announced]
+        topics = [adapter_topic(content) for content in self._announced]
         self._announced.clear()
         await asyncio.gather(*(self._member.discovery.withdraw(topic) for topic in topics))
 

@@ -21,10 +21,12 @@ from tinkex.mesh.api.blobs import BlobApi, Chunk, FetchManifest, ManifestReply
 from tinkex.mesh.blobs.manifest import CHUNK_BYTES
 from tinkex.mesh.blobs.service import BlobService
 from tinkex.mesh.blobs.store import BlobStore
+from tinkex.mesh.dht.config import StorageLimits
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.permits import PERMIT_S, BlobPermitCheck, make_blob_permit
+from tinkex.mesh.workers.processor import ADAPTERS
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,19 @@ async def test_adapter_reaches_a_processor_with_an_empty_folder_and_runs_there(
     await mesh.worker._announce()
     found = await looker.lookup(f"adapter:{mesh.content}")
     assert mesh.contact in [record.contact for record in found]
+
+
+async def test_processor_with_many_adapters_announces_no_more_than_nodes_hold_of_one_peer(tmp_path):
+    adapters = [f"{number:064x}" for number in range(StorageLimits().per_publisher + 10)]
+    for content in adapters:
+        (tmp_path / ADAPTERS / content).mkdir(parents=True)
+    async with AdapterMesh() as world:
+        mesh = await world.begin(tmp_path)
+        looker = mesh.found.member(mesh.gateway.contact, mesh.trust.peer(Role.GATEWAY).certificate)
+        topics = ["processor", "model:tiny", *(f"adapter:{content}" for content in adapters)]
+        announced = [topic for topic in topics if await looker.lookup(topic)]
+        assert announced[:2] == topics[:2]
+        assert 2 < len(announced) <= StorageLimits().per_publisher
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,12 @@ from tinkex.errors import (
 from tinkex.mesh.api.gateway import GatewayApi
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
+from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.workers.discovery import Discovery
 
-TOPIC = "gateway"
 RETRY_MS = 1000.0
 ONCE = frozenset(
     {
@@ -196,7 +196,7 @@ class Gateways:
 
     async def _ordered(self) -> list[Contact]:
         """Those that did not fail lately first, then by round trip; unknown ones shuffled."""
-        found = await self._discovery.lookup(TOPIC)
+        found = await self._discovery.lookup(Role.GATEWAY.value)
         # Where nobody answers a lookup, those known before may still be there.
         self._records = found or self._records
         now = self._clock.monotonic()

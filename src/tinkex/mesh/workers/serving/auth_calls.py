@@ -23,11 +23,11 @@ from tinkex.errors import (
 from tinkex.mesh.api.auth import AuthApi
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
+from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.workers.discovery import Discovery
 
-TOPIC = "auth"
 TIMEOUT_S = 10.0
 RETRY_MS = 1000.0
 ONCE = frozenset(
@@ -102,5 +102,5 @@ class AuthCalls:
 
     async def _workers(self) -> list[Record]:
         """The one that answered last, then the others."""
-        found = await self._discovery.lookup(TOPIC)
+        found = await self._discovery.lookup(Role.AUTH.value)
         return sorted(found, key=lambda record: record.contact.peer_id != self._last)

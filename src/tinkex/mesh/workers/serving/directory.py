@@ -16,12 +16,12 @@ from tinkex.mesh.api.processor import Describe, Description, ProcessorApi, Serve
 from tinkex.mesh.balancer import Balancer, Offer
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
+from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
-from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.discovery import Discovery, model_topic
 
-TOPIC = "processor"
 MAX_SLOTS = 1 << 16
 
 
@@ -137,9 +137,9 @@ class Directory:
             await asyncio.gather(self._refreshing, return_exceptions=True)
 
     async def _refresh(self) -> None:
-        topics = [TOPIC, *(f"model:{name}" for name in self._asked)]
+        topics = [Role.PROCESSOR.value, *(model_topic(name) for name in self._asked)]
         *found, gateways = await asyncio.gather(
-            *(self._discovery.lookup(topic) for topic in (*topics, "gateway"))
+            *(self._discovery.lookup(topic) for topic in (*topics, Role.GATEWAY.value))
         )
         self.gateways = max(1, len(gateways))
         records = {

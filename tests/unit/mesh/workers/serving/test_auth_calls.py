@@ -10,7 +10,7 @@ from tinkex.mesh.api.auth import AuthApi, Done, Login, Logout, Register
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import methods_of
-from tinkex.mesh.workers.serving.auth_calls import TIMEOUT_S, TOPIC, AuthCalls
+from tinkex.mesh.workers.serving.auth_calls import TIMEOUT_S, AuthCalls
 from tinkex.testing.discovery import MemoryDiscovery
 
 
@@ -33,7 +33,7 @@ async def calls():
         for answers in (False, True):
             peers = await world.peer(Role.AUTH, auth_worker(answers))
             certificate = world.trust.peer(Role.AUTH, peers.credentials.key_pair).certificate
-            discovery.put(TOPIC, Offer(), peers.contact, certificate)
+            discovery.put(Role.AUTH.value, Offer(), peers.contact, certificate)
         gateway = await world.peer(Role.GATEWAY)
         member = discovery.member(
             gateway.contact,
