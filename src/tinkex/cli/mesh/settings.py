@@ -56,7 +56,6 @@ def mesh_schema() -> Schema[MeshConfig]:
         flags={
             "client_host": "--host",
             "client_port": "--port",
-            "client_allowed_hosts": "--allowed-host",
             **{f"processor_{one}": f"--{one.replace('_', '-')}" for one in MODEL_SETTINGS},
         },
         by_section=True,
@@ -65,5 +64,5 @@ def mesh_schema() -> Schema[MeshConfig]:
 
 def settings_of(*sections: str) -> Iterable[Setting]:
     """List the settings that all workers share, and those of these sections."""
-    wanted = {"", "dht", "rpc", *sections}
+    wanted = {"", "dht", "rpc", "replication", *sections}
     return [one for one in mesh_schema().settings.values() if one.section in wanted]

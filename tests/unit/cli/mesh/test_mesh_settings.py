@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tinkex.cli.mesh.network import ROLES
 from tinkex.cli.mesh.settings import mesh_schema, settings_of
 from tinkex.cli.settings import KINDS, LISTS
 from tinkex.errors import ConfigurationError
@@ -107,7 +108,11 @@ def test_key_in_a_wrong_table_is_told_where_it_belongs(tmp_path):
     assert "dht.nonsense" in str(caught.value)
 
 
-@pytest.mark.parametrize("role", ["auth", "gateway", "processor", "client", "bootstrap"])
+def test_every_setting_is_in_some_workers_command():
+    assert {one.name for role in ROLES for one in settings_of(role)} == set(SCHEMA.settings)
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_workers_command_has_its_own_settings_and_those_of_all(role):
     from typer.main import get_command
 
@@ -116,5 +121,5 @@ def test_workers_command_has_its_own_settings_and_those_of_all(role):
     group = get_command(app).commands["mesh"]
     flags = {name for one in group.get_command(None, role).params for name in one.opts}
     assert {one.flag for one in settings_of(role) if one.flag is not None} <= flags
-    foreign = [one for one in SETTINGS if one.section not in {"", "dht", "rpc", role}]
+    foreign = [one for one in SETTINGS if one.section in {*ROLES} - {role}]
     assert not {one.flag for one in foreign} & flags
