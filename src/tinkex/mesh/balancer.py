@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from tinkex.errors import ConfigurationError
+from tinkex.mesh.positive import not_positive
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Collection, Mapping
@@ -63,7 +66,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalancerConfig:
-    """How candidates are weighed. Times are in seconds."""
+    """How candidates are weighed. Times are in seconds.
+
+    Raises:
+        ConfigurationError: naming every value that cannot be.
+    """
 
     first_latency_s: float = 0.02
     """Assumed of a processor that has not answered yet."""
@@ -83,6 +90,17 @@ class BalancerConfig:
     """Where that doubling stops."""
     misbehaved_ejection_s: float = 60.0
     """One that sent what makes no sense gets nothing for so long."""
+
+    def __post_init__(self) -> None:
+        may_be_zero = ("first_latency_s", "spread_s", "turn_s", "load_adapter_s", "queue_rounds")
+        problems = not_positive(self, but=may_be_zero)
+        for name in may_be_zero:
+            if not getattr(self, name) >= 0:
+                problems.append(f"{name} is {getattr(self, name):g}: it cannot be negative")
+        if self.latency_weight > 1:
+            problems.append(f"latency_weight is {self.latency_weight:g}: it is at most 1")
+        if problems:
+            raise ConfigurationError(problems)
 
 
 class Shortage(StrEnum):

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from tinkex.errors import ConfigurationError
+from tinkex.mesh.positive import not_positive
 from tinkex.passwords import MEMORY_KIB
 
 DAY_S = 86_400.0
 MAX_ACCESS_S = 900.0
-_POSITIVE = frozenset(
-    {
-        "session_s",
-        "signing_key_s",
-        "lease_tokens",
-        "lease_s",
-        "failures_per_account",
-        "failures_per_source",
-        "lockout_s",
-        "lockout_max_s",
-        "registrations_per_hour",
-        "max_sessions",
-        "max_keys",
-        "hashes_at_once",
-        "max_waiting",
-        "password_memory_kib",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +72,7 @@ class AuthConfig:
     """Memory of one password hash, in KiB. Stored hashes keep theirs."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{field.name} is {getattr(self, field.name)}: it has to be more than 0"
-            for field in fields(self)
-            if field.name in _POSITIVE and not getattr(self, field.name) > 0
-        ]
+        problems = not_positive(self, but=("access_s", "default_quota_tokens"))
         if not 0 < self.access_s <= MAX_ACCESS_S:
             problems.append(
                 f"access_s is {self.access_s:g}: an access token lasts at most {MAX_ACCESS_S:g} "

@@ -26,6 +26,7 @@ from tinkex.errors import (
     UnsupportedError,
 )
 from tinkex.mesh.api.processor import ServedModel
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.processing.backend import Job
 from tinkex.mesh.processing.openai_wire import (
     EventLines,
@@ -69,11 +70,7 @@ class OpenAIBackendConfig:
             problems.append(f"the back end's url is {self.url!r}: give http://HOST:PORT/v1")
         if not self.model:
             problems.append("the back end's model is empty: name one that the server has")
-        for name, value in (("context_length", self.context_length), ("slots", self.slots)):
-            if value < 1:
-                problems.append(f"{name} is {value}: it must be at least 1")
-        if self.idle_timeout_s <= 0:
-            problems.append(f"idle_timeout_s is {self.idle_timeout_s:g}: it must be more than 0")
+        problems += not_positive(self)
         if problems:
             raise ConfigurationError(problems)
 

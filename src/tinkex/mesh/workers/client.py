@@ -19,6 +19,7 @@ import msgspec
 from tinkex._clock import Clock
 from tinkex.errors import ConfigurationError
 from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.tasks import Tasks
@@ -63,7 +64,8 @@ class ClientConfig:
     """Settings of a client worker.
 
     Raises:
-        ConfigurationError: an address that others could reach, or a port that is none.
+        ConfigurationError: naming every value that cannot be, such as an address that others could
+            reach.
     """
 
     host: str | None = "127.0.0.1"
@@ -75,13 +77,16 @@ class ClientConfig:
     gateways: GatewaysConfig = field(default_factory=GatewaysConfig)
 
     def __post_init__(self) -> None:
+        problems = not_positive(self, but=("port",))
         if self.host is not None and self.host not in LOOPBACK_NAMES:
-            raise ConfigurationError(
+            problems.append(
                 f"host is {self.host}: a client worker serves programs on its own machine; give "
                 "127.0.0.1 or ::1"
             )
         if not 0 <= self.port < 2**16:
-            raise ConfigurationError(f"port is {self.port}: a port is 0 to 65535")
+            problems.append(f"port is {self.port}: a port is 0 to 65535")
+        if problems:
+            raise ConfigurationError(problems)
 
 
 class ClientWorker(Worker):

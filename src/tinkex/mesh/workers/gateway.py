@@ -26,6 +26,7 @@ from tinkex.mesh.feeds.entry import Entry
 from tinkex.mesh.feeds.policy import ADAPTERS, USAGE
 from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.identity import KeyPair, PeerId
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
@@ -74,7 +75,7 @@ class GatewayConfig:
     """Settings of a gateway. Times are in seconds.
 
     Raises:
-        ConfigurationError: a value that cannot be.
+        ConfigurationError: naming every value that cannot be.
     """
 
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
@@ -88,8 +89,8 @@ class GatewayConfig:
     """Between two looks for leases whose time is over."""
 
     def __post_init__(self) -> None:
-        if self.announce_s <= 0 or self.sweep_s <= 0:
-            raise ConfigurationError("announce_s and sweep_s must be more than 0")
+        if problems := not_positive(self):
+            raise ConfigurationError(problems)
 
 
 class GatewayWorker(Worker):

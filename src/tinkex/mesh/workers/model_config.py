@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tinkex._clock import Clock
 from tinkex.errors import ConfigurationError, MissingPackageError
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.processing.backend import Backend
 from tinkex.mesh.workers.processor import ProcessorConfig
 
@@ -65,10 +66,10 @@ class ModelConfig:
     """Completions that it is asked for at once."""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ConfigurationError(f"threads is {self.threads}: it must be at least 1")
         if self.backend_url is not None:
             self.foreign()
+        if problems := not_positive(self):
+            raise ConfigurationError(problems)
 
     def foreign(self) -> OpenAIBackendConfig:
         """Return the settings of the server at `backend_url`.

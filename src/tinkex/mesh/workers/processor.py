@@ -23,6 +23,7 @@ from tinkex.mesh.blobs.store import BlobStore
 from tinkex.mesh.deadline import within
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.processing.backend import Backend
 from tinkex.mesh.processing.slots import Slots
 from tinkex.mesh.roles import Role
@@ -71,7 +72,7 @@ class ProcessorConfig:
     """Settings of a processor. Times are in seconds.
 
     Raises:
-        ConfigurationError: a value that cannot be.
+        ConfigurationError: naming every value that cannot be.
     """
 
     slots: int | None = None
@@ -84,15 +85,9 @@ class ProcessorConfig:
     """Between two announcements of how busy it is."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.slots is not None and self.slots < 1:
-            problems.append(f"slots is {self.slots}: it must be at least 1")
+        problems = not_positive(self, but=("most_waiting",))
         if self.most_waiting < 0:
             problems.append(f"most_waiting is {self.most_waiting}: it cannot be negative")
-        if self.adapter_mib < 1:
-            problems.append(f"adapter_mib is {self.adapter_mib}: it must be at least 1")
-        if self.announce_s <= 0:
-            problems.append(f"announce_s is {self.announce_s:g}: it must be more than 0")
         if problems:
             raise ConfigurationError(problems)
 

@@ -93,6 +93,16 @@ def test_file_then_environment_then_flag(one, tmp_path):
         assert value_of(config, one) == as_read(one, low)
 
 
+def test_number_that_no_worker_could_run_with_is_refused_by_name():
+    for one in SETTINGS:
+        if one.section in {"", *ROLES} and one.kind.startswith(("int", "float")):
+            with pytest.raises(ConfigurationError, match=one.field):
+                resolve(environment={one.variable: "-1"})
+    for name in ("in_all", "asked_at_once", "attempts"):
+        with pytest.raises(ConfigurationError, match=f"{name} is 0: it must be more than 0"):
+            resolve(environment={f"TINKEX_MESH_GATEWAY_{name.upper()}": "0"})
+
+
 def test_variable_of_no_setting_is_refused_by_name():
     with pytest.raises(ConfigurationError, match="TINKEX_MESH_TRANSPROT"):
         resolve(environment={"TINKEX_MESH_TRANSPROT": "tls"})

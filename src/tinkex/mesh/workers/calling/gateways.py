@@ -18,6 +18,7 @@ import msgspec
 from tinkex._clock import Clock
 from tinkex.errors import (
     APIStatusError,
+    ConfigurationError,
     LinkClosedError,
     MeshError,
     PeerTimeoutError,
@@ -27,6 +28,7 @@ from tinkex.errors import (
 from tinkex.mesh.api.gateway import GatewayApi
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.rpc.service import Call
@@ -50,7 +52,11 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaysConfig:
-    """How a client treats gateways. Times are in seconds."""
+    """How a client treats gateways. Times are in seconds.
+
+    Raises:
+        ConfigurationError: naming every value that cannot be.
+    """
 
     warm: int = 2
     """Gateways to which a link is kept."""
@@ -66,6 +72,10 @@ class GatewaysConfig:
     """How long a stream may take."""
     idle_s: float = 120.0
     """How long nothing of a stream may come."""
+
+    def __post_init__(self) -> None:
+        if problems := not_positive(self):
+            raise ConfigurationError(problems)
 
 
 class Gateways:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinkex._clock import Clock
-from tinkex.errors import PermissionDeniedError, RateLimitError
+from tinkex.errors import ConfigurationError, PermissionDeniedError, RateLimitError
 from tinkex.mesh.accounts.credentials import UnknownCredentialError
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.limits import InProgress, SlidingWindow, Ticket
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.workers.serving.freshness import Freshness
 
 INFER = "infer"
@@ -55,7 +56,11 @@ class Accounts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionConfig:
-    """How much one key may ask for. Each is divided among the gateways that there are."""
+    """How much one key may ask for. Each rate is divided among the gateways that there are.
+
+    Raises:
+        ConfigurationError: naming every value that cannot be.
+    """
 
     requests_per_minute: int = 600
     """Completions of one key that are let in."""
@@ -67,6 +72,10 @@ class AdmissionConfig:
     """Requests of one key in progress at once, at one gateway."""
     in_all: int = 512
     """Requests in progress at once, at one gateway."""
+
+    def __post_init__(self) -> None:
+        if problems := not_positive(self):
+            raise ConfigurationError(problems)
 
 
 class Admission:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinkex._clock import Clock
-from tinkex.errors import PeerProtocolError, TinkerError
+from tinkex.errors import ConfigurationError, PeerProtocolError, TinkerError
 from tinkex.mesh.api.processor import Describe, Description, ProcessorApi, ServedModel
 from tinkex.mesh.balancer import Balancer, Offer
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.transport.base import Contact
@@ -27,7 +28,11 @@ MAX_SLOTS = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryConfig:
-    """How often processors are looked for. Times are in seconds."""
+    """How often processors are looked for. Times are in seconds.
+
+    Raises:
+        ConfigurationError: naming every value that cannot be.
+    """
 
     refresh_s: float = 2.0
     """Between two rounds."""
@@ -39,6 +44,10 @@ class DirectoryConfig:
     """Processors that are asked at the same time."""
     asked_models: int = 64
     """Models whose own topics are looked up too: the last that were asked for."""
+
+    def __post_init__(self) -> None:
+        if problems := not_positive(self):
+            raise ConfigurationError(problems)
 
 
 @dataclass(slots=True, eq=False)

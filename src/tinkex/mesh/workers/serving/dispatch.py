@@ -16,6 +16,7 @@ from tinkex._clock import Clock
 from tinkex._timers import Timers
 from tinkex.errors import (
     APIStatusError,
+    ConfigurationError,
     EngineBusyError,
     InputError,
     LinkClosedError,
@@ -31,6 +32,7 @@ from tinkex.mesh.api.gateway import Accepted, Resumed
 from tinkex.mesh.api.processor import Begun, Ended, ProcessorApi, Work, WorkEvent
 from tinkex.mesh.balancer import Balancer, Offer, Place, Shortage, Wanted
 from tinkex.mesh.identity import PeerId
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.rpc.deadline import Deadline
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
@@ -45,7 +47,11 @@ ENDING_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchConfig:
-    """How patient a gateway is with processors. Times are in seconds."""
+    """How patient a gateway is with processors. Times are in seconds.
+
+    Raises:
+        ConfigurationError: naming every value that cannot be.
+    """
 
     attempts: int = 4
     """Processors that one request is sent to, hedges included."""
@@ -55,6 +61,10 @@ class DispatchConfig:
     """A stream of which nothing comes for so long is lost."""
     retry_after_s: float = 2.0
     """What callers are told, when no processor takes more."""
+
+    def __post_init__(self) -> None:
+        if problems := not_positive(self):
+            raise ConfigurationError(problems)
 
 
 @dataclass(slots=True, kw_only=True)

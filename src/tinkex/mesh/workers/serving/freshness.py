@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tinkex._clock import Clock
 from tinkex.errors import APIStatusError, ConfigurationError, TinkerError, status_error
+from tinkex.mesh.positive import not_positive
 from tinkex.mesh.tasks import Tasks
 
 RETRY_MS = 1000.0
@@ -24,7 +25,7 @@ class FreshnessConfig:
     """How old a gateway's knowledge of accounts may be. Times are in seconds.
 
     Raises:
-        ConfigurationError: a value that cannot be.
+        ConfigurationError: naming every value that cannot be.
     """
 
     stale_after_s: float = 60.0
@@ -35,8 +36,8 @@ class FreshnessConfig:
     """Between two such questions: who comes meanwhile shares the next."""
 
     def __post_init__(self) -> None:
-        if not min(self.stale_after_s, self.ask_s, self.pause_s) > 0:
-            raise ConfigurationError("stale_after_s, ask_s and pause_s must be more than 0")
+        if problems := not_positive(self):
+            raise ConfigurationError(problems)
 
 
 class News(Protocol):
