@@ -1,9 +1,11 @@
-"""Feeds over real links, real disks and the real clock: news in time, and data that come back."""
+"""Feeds over real links, real disks and the real clock: news that come, and data that come back.
+
+How soon news come is another matter: the unit tests of replication have it, in virtual time.
+"""
 
 import asyncio
 import contextlib
 import shutil
-import time
 from random import Random
 
 import pytest
@@ -21,6 +23,7 @@ from tinkex.mesh.transport.iroh import IrohTransport
 from tinkex.mesh.transport.tls import TlsTransport
 
 CLOCK = SystemClock()
+PATIENCE_S = 60.0
 TRANSPORTS = {"tls": TlsTransport, "iroh": IrohTransport}
 
 
@@ -57,17 +60,15 @@ class Node:
         self.replicator.follow(other.peers.contact, other.role)
 
 
-async def until(condition, seconds=20):
-    """Wait for something to come true; returns how long that took."""
-    began = time.monotonic()  # noqa: TID251 - real links need real time
-    while not await condition():
-        assert time.monotonic() - began < seconds  # noqa: TID251 - as above
-        await asyncio.sleep(0.005)  # noqa: TID251 - as above
-    return time.monotonic() - began  # noqa: TID251 - as above
+async def until(condition):
+    """Wait for something to come true."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not await condition():  # noqa: ASYNC110 - logs tell nobody here
+            await asyncio.sleep(0.005)  # noqa: TID251 - real links need real time
 
 
 @pytest.mark.parametrize("kind", TRANSPORTS)
-async def test_revocation_reaches_every_gateway_within_a_second(tmp_path, kind):
+async def test_each_revocation_reaches_every_gateway(tmp_path, kind):
     trust = TestNetwork(CLOCK.now())
     async with contextlib.AsyncExitStack() as stack:
         auth = await stack.enter_async_context(Node(trust, Role.AUTH, tmp_path / "auth", kind))
@@ -87,12 +88,9 @@ async def test_revocation_reaches_every_gateway_within_a_second(tmp_path, kind):
         for gateway in gateways:
             gateway.follow(auth)
         await until(all_have(1))
-        took = []
         for count in range(2, 7):
             await auth.store.own(ACCOUNTS_PUBLIC).append(b"revoked: key 1")
-            took.append(await until(all_have(count)))
-        assert sorted(took)[2] < 1.0, took
-        assert max(took) < 5.0, took
+            await until(all_have(count))
 
 
 async def test_deleted_feeds_come_back_over_real_links(tmp_path):
@@ -112,7 +110,7 @@ async def test_deleted_feeds_come_back_over_real_links(tmp_path):
         key_pair = gateway.credentials.key_pair
         async with Node(trust, Role.GATEWAY, tmp_path / "gateway", "tls", key_pair) as again:
             again.follow(auth)
-            assert await again.replicator.recover(15) == [auth.peers.peer_id]
+            assert await again.replicator.recover(PATIENCE_S) == [auth.peers.peer_id]
             assert await payloads(again.store, USAGE) == texts
             await again.store.own(USAGE).append(b"more")
             assert again.store.forks() == []

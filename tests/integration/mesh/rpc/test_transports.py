@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
+import threading
 
 import mesh_rpc_program
 import pytest
@@ -27,7 +27,8 @@ from tinkex.mesh.rpc.config import RpcConfig
 from tinkex.mesh.rpc.peers import Credentials, Peers
 from tinkex.mesh.transport.base import Contact
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
+"""Seconds for anything here, on a machine that does much else."""
 
 
 class Net:
@@ -58,39 +59,47 @@ class Net:
 @pytest.fixture(params=sorted(TRANSPORTS))
 async def net(request):
     net = Net(request.param)
+    yield net
     async with asyncio.timeout(PATIENCE_S):
-        yield net
         for peers in net.peers:
             await peers.stop()
 
 
 async def true(condition):
     """Wait until something is true."""
-    while not condition():  # noqa: ASYNC110 - what it waits for has no event
-        await asyncio.sleep(0.005)  # noqa: TID251 - real sockets take real time
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0.005)  # noqa: TID251 - real sockets take real time
 
 
 async def test_calls_streams_and_errors_pass(net):
     echo = Echo()
     echo.error = not_found()
     server, client = await net.peer(Role.AUTH, echo), await net.peer()
-    assert await client.call(server.contact, Echo.rpc_say, Ask("a", 1), timeout_s=9) == Answer(
-        "a", 1
+    assert await client.call(
+        server.contact, Echo.rpc_say, Ask("a", 1), timeout_s=PATIENCE_S
+    ) == Answer("a", 1)
+    stream = client.stream(
+        server.contact, Echo.rpc_count, Ask(count=500, size=300), timeout_s=PATIENCE_S
     )
-    stream = client.stream(server.contact, Echo.rpc_count, Ask(count=500, size=300), timeout_s=9)
     assert [reply.number async for reply in stream] == list(range(500))
-    error = await caught(client.call(server.contact, Echo.rpc_fail, Ask(), timeout_s=9))
+    error = await caught(client.call(server.contact, Echo.rpc_fail, Ask(), timeout_s=PATIENCE_S))
     assert (type(error), error.request_id) == (NotFoundError, "r-1")
     big = Ask("x" * 1_000_000)
-    assert len((await client.call(server.contact, Echo.rpc_say, big, timeout_s=9)).text) == 10**6
-    assert 0 < await client.ping(server.contact) < 5
+    assert (
+        len((await client.call(server.contact, Echo.rpc_say, big, timeout_s=PATIENCE_S)).text)
+        == 10**6
+    )
+    assert await client.ping(server.contact) > 0
     assert len(client.links()) == 1
 
 
 async def test_cancel_and_deadline_reach_the_handler(net):
     echo = Echo()
     server, client = await net.peer(Role.AUTH, echo), await net.peer()
-    stream = client.stream(server.contact, Echo.rpc_count_then_wait, Ask(count=1), timeout_s=9)
+    stream = client.stream(
+        server.contact, Echo.rpc_count_then_wait, Ask(count=1), timeout_s=PATIENCE_S
+    )
     await anext(stream)
     await stream.aclose()
     await true(lambda: echo.cancelled == 1)
@@ -122,24 +131,38 @@ async def test_stuck_reader_stops_no_other_stream(net):
     assert [reply.number async for reply in stuck] == list(range(1, 3000))
 
 
-async def test_answering_peer_that_works_in_a_thread_is_alive(net):
+async def test_peer_that_works_in_a_thread_answers_pings(net):
+    done = threading.Event()
+
     class Busy(Echo):
         async def rpc_wait(self, request, call):
-            await asyncio.to_thread(time.sleep, 0.8)  # noqa: TID251 - it blocks a thread
+            self.started += 1
+            await asyncio.to_thread(done.wait, PATIENCE_S)
             return Answer("done")
 
-    config = RpcConfig(ping_s=0.05, lost_after_s=0.4)
-    server, client = await net.peer(Role.AUTH, Busy(), config=config), await net.peer(config=config)
-    reply = await client.call(server.contact, Echo.rpc_wait, Ask(), timeout_s=9)
-    assert reply == Answer("done")
-    assert client.rtt(server.peer_id) < 0.4
+    busy = Busy()
+    server, client = await net.peer(Role.AUTH, busy), await net.peer()
+    calling = asyncio.create_task(
+        client.call(server.contact, Echo.rpc_wait, Ask(), timeout_s=PATIENCE_S)
+    )
+    await true(lambda: busy.started)
+    assert all([await client.ping(server.contact) > 0 for _ in range(3)])
+    assert not calling.done()
+    done.set()
+    assert await calling == Answer("done")
 
 
 async def test_both_may_dial_at_once(net):
     one, other = await net.peer(Role.AUTH, Echo()), await net.peer(Role.GATEWAY, Echo())
     await asyncio.gather(
-        *(a.call(b.contact, Echo.rpc_say, Ask(), timeout_s=9) for a, b in ((one, other),) * 5),
-        *(a.call(b.contact, Echo.rpc_say, Ask(), timeout_s=9) for a, b in ((other, one),) * 5),
+        *(
+            a.call(b.contact, Echo.rpc_say, Ask(), timeout_s=PATIENCE_S)
+            for a, b in ((one, other),) * 5
+        ),
+        *(
+            a.call(b.contact, Echo.rpc_say, Ask(), timeout_s=PATIENCE_S)
+            for a, b in ((other, one),) * 5
+        ),
     )
     await true(lambda: len(one.links()) == len(other.links()) == 1)
 
@@ -153,41 +176,44 @@ async def test_strangers_and_wrong_roles_are_refused_by_name(net):
         (guest, Echo.rpc_say, PermissionDeniedError),
         (stranger, Echo.rpc_say, TrustError),
     ):
-        refused = caller.call(server.contact, method, Ask(), timeout_s=9)
+        refused = caller.call(server.contact, method, Ask(), timeout_s=PATIENCE_S)
         assert type(await caught(refused)) is error
-    assert await guest.call(server.contact, Echo.rpc_guests, Ask("in"), timeout_s=9) == Answer("in")
+    assert await guest.call(
+        server.contact, Echo.rpc_guests, Ask("in"), timeout_s=PATIENCE_S
+    ) == Answer("in")
 
 
 async def test_stopping_peer_drains_and_its_last_answers_arrive(net):
     echo = Echo()
     server, client = await net.peer(Role.AUTH, echo), await net.peer()
     calls = [
-        asyncio.create_task(client.call(server.contact, Echo.rpc_wait, Ask("end"), timeout_s=9))
+        asyncio.create_task(
+            client.call(server.contact, Echo.rpc_wait, Ask("end"), timeout_s=PATIENCE_S)
+        )
         for _ in range(20)
     ]
     await true(lambda: echo.started == 20)
-    stopping = asyncio.create_task(server.stop(grace_s=10))
+    stopping = asyncio.create_task(server.stop(grace_s=PATIENCE_S))
     await asyncio.sleep(0)  # noqa: TID251 - it begins
     echo.gate.set()
     assert await asyncio.gather(*calls) == [Answer("end")] * 20
     await stopping
 
 
-async def test_killed_process_is_noticed_in_time_and_called_again_when_it_is_back(net):
+async def test_killed_process_is_noticed_and_called_again_when_it_is_back(net):
+    """How soon is another matter: `test_links` has it, in virtual time."""
     credentials = net.credentials(Role.PROCESSOR)
     client = await net.peer()
     async with contextlib.AsyncExitStack() as stack:
         process, contact = await started(stack, net.kind, credentials)
-        stream = client.stream(contact, Echo.rpc_count_then_wait, Ask(count=2), timeout_s=60)
+        stream = client.stream(contact, Echo.rpc_count_then_wait, Ask(count=2), timeout_s=600)
         assert [(await anext(stream)).number for _ in range(2)] == [0, 1]
         failing = asyncio.create_task(caught(anext(stream)))
         process.kill()
-        began = time.perf_counter()
-        assert isinstance(await failing, LinkClosedError)
-        assert time.perf_counter() - began < 2.0
+        assert isinstance(await asyncio.wait_for(failing, PATIENCE_S), LinkClosedError)
         assert isinstance(await caught(ask(client, contact, 0.5)), MeshError)
         _, contact = await started(stack, net.kind, credentials)
-        assert await ask(client, contact, 10) == Answer("x")
+        assert await ask(client, contact, PATIENCE_S) == Answer("x")
 
 
 def ask(client, contact, timeout_s):
