@@ -130,7 +130,7 @@ async def test_closing_ends_a_sender_that_waits(backend):
 
 
 async def test_a_peer_that_stops_ends_its_links(backend):
-    dialler, listener = await backend.impatient(), await backend.started()
+    dialler, listener = await backend.started(), await backend.started()
     near = await listener.dial(dialler.contact)
     far = await dialler.accept()
     await near.send(b"hello")
@@ -140,13 +140,15 @@ async def test_a_peer_that_stops_ends_its_links(backend):
     with pytest.raises(LinkClosedError):
         await waiter
     assert near.closed
+    backend.clock.hurries = True
     with pytest.raises(PeerUnreachableError):
         await dialler.dial(listener.contact)
 
 
 async def test_nobody_answers(backend):
-    dialler, listener = await backend.impatient(), await backend.started()
+    dialler, listener = await backend.started(), await backend.started()
     await listener.stop()
+    backend.clock.hurries = True
     with pytest.raises(PeerUnreachableError):
         await dialler.dial(listener.contact)
     with pytest.raises(PeerUnreachableError):
@@ -154,13 +156,15 @@ async def test_nobody_answers(backend):
 
 
 async def test_somebody_else_answers(backend):
-    dialler, listener = await backend.impatient(), await backend.started()
+    dialler, listener = await backend.started(), await backend.started()
     wanted = KeyPair(b"w" * 32).peer_id
+    backend.clock.hurries = True
     with pytest.raises(PeerUnreachableError):
         await dialler.dial(Contact(wanted, listener.contact.addresses))
-    patient = await backend.started()
-    assert (await patient.dial(listener.contact)).remote == listener.contact.peer_id
-    assert (await listener.accept()).remote == patient.contact.peer_id
+    backend.clock.hurries = False
+    other = await backend.started()
+    assert (await other.dial(listener.contact)).remote == listener.contact.peer_id
+    assert (await listener.accept()).remote == other.contact.peer_id
 
 
 async def test_a_peer_that_starts_again_is_reached(backend):
