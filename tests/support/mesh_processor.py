@@ -123,7 +123,7 @@ def frozen(backend):
         gate.set()
 
 
-async def until(condition, seconds=20.0):
+async def until(condition, seconds=60.0):
     """Wait for something that another thread does."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - a thread sets no event here

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from contextlib import AsyncExitStack
+from types import MappingProxyType
 
 import pyrage
 
@@ -20,6 +22,8 @@ from tinkex.openai_api.completer import Piece, TextPrompt, Token
 
 PASSPHRASE, PASSWORD = "a long passphrase", "correct horse battery"
 MODEL = "plain"
+PATIENCE_S = 60.0
+"""Seconds for anything here, on a machine that does much else."""
 
 
 class QuickCipher:
@@ -48,7 +52,15 @@ class Network:
         return Founder(self.folder, PASSPHRASE, cipher=self.cipher)
 
     async def start(
-        self, role, contact=None, *, name=None, build=None, bind="127.0.0.1:0", **terms
+        self,
+        role,
+        contact=None,
+        *,
+        name=None,
+        build=None,
+        bind="127.0.0.1:0",
+        settings=MappingProxyType({}),
+        **terms,
     ):
         """Start a worker; with a `contact` it joins first, with one in its folder it comes back."""
         config = MeshConfig(
@@ -57,6 +69,7 @@ class Network:
             bind=(bind,),
             auth=AuthConfig(password_memory_kib=64),
             client=ClientConfig(port=0),
+            **settings,
         )
         invitation = None
         if contact is not None:
@@ -69,11 +82,9 @@ class Network:
         return worker
 
     async def until(self, condition):
-        for _ in range(600):
-            if condition():
-                return
-            await self.clock.sleep(0.02)
-        raise AssertionError("it never came true")
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await self.clock.sleep(0.02)
 
 
 # --- a model that everybody can compute -----------------------------------------------------------
@@ -164,4 +175,13 @@ def processor(kind=ProcessorWorker, **config):
     return build
 
 
-__all__ = ["MODEL", "PASSPHRASE", "PASSWORD", "Network", "Role", "processor", "text_of"]
+__all__ = [
+    "MODEL",
+    "PASSPHRASE",
+    "PASSWORD",
+    "PATIENCE_S",
+    "Network",
+    "Role",
+    "processor",
+    "text_of",
+]

@@ -5,6 +5,7 @@ What each layer refuses by itself is `test_every_attack.py`'s.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from contextlib import aclosing
 
@@ -13,7 +14,7 @@ import openai
 import pytest
 from mesh_attacks.files import adapter, flipped
 from mesh_rpc import caught
-from mesh_whole import MODEL, PASSWORD, Network, processor, text_of
+from mesh_whole import MODEL, PASSWORD, PATIENCE_S, Network, processor, text_of
 
 from tinkex.errors import APIStatusError, PermissionDeniedError, TrustError
 from tinkex.mesh.api import auth
@@ -110,7 +111,10 @@ async def test_a_processor_that_calls_itself_a_gateway_is_told_no_password(netwo
     assert isinstance(error, APIStatusError)
     assert "none is announced" in str(error)
     # and where somebody believes the announcement
-    (record,) = await client.member.discovery.lookup("processor")
+    async with asyncio.timeout(PATIENCE_S):
+        while not (found := await client.member.discovery.lookup("processor")):
+            await network.clock.sleep(0.1)
+    (record,) = found
     client.inner._gateways._discovery = Misled(record)
     error = await caught(client.inner.ask(GatewayApi.rpc_login, login))
     assert isinstance(error, APIStatusError)
@@ -139,7 +143,7 @@ def work_for(gateway, target, *, now, **changes):
 async def completed(gateway, target, work):
     """The text that a gateway gets for a permit."""
     events = gateway.member.peers.stream(
-        target.member.contact, ProcessorApi.rpc_complete, work, timeout_s=20
+        target.member.contact, ProcessorApi.rpc_complete, work, timeout_s=PATIENCE_S
     )
     async with aclosing(events):
         return "".join([one.text async for one in events if isinstance(one, PieceMessage)])
@@ -248,11 +252,14 @@ async def test_a_private_adapter_is_its_owners_and_no_byte_of_it_anothers(networ
             fields = {"content": content, "permit": permit, "certificate": certificate}
             peers, contact = liar.member.peers, source.member.contact
             manifest = peers.call(
-                contact, BlobApi.rpc_manifest, FetchManifest(**fields), timeout_s=10
+                contact, BlobApi.rpc_manifest, FetchManifest(**fields), timeout_s=PATIENCE_S
             )
             assert isinstance(await caught(manifest), TrustError)
             chunks = peers.stream(
-                contact, BlobApi.rpc_chunks, FetchChunks(**fields, chunks=((0, 0),)), timeout_s=10
+                contact,
+                BlobApi.rpc_chunks,
+                FetchChunks(**fields, chunks=((0, 0),)),
+                timeout_s=PATIENCE_S,
             )
             assert isinstance(await caught(anext(chunks)), TrustError)
 
@@ -326,10 +333,9 @@ async def test_processors_that_lie_are_believed_nothing_paid_nothing_and_asked_n
     assert [service.asked for service in services] == [1, 1]
 
     counted = 0
-    for _ in range(200):
-        report = await client.inner.ask(GatewayApi.rpc_usage, auth.UsageQuery(key, 0.0))
-        counted = sum(entry.completion_tokens for entry in report.entries)
-        if counted >= seen:
-            break
-        await network.clock.sleep(0.05)
+    async with asyncio.timeout(PATIENCE_S):
+        while counted < seen:
+            await network.clock.sleep(0.05)
+            report = await client.inner.ask(GatewayApi.rpc_usage, auth.UsageQuery(key, 0.0))
+            counted = sum(entry.completion_tokens for entry in report.entries)
     assert counted == seen

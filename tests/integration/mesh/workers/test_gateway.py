@@ -46,10 +46,9 @@ async def program_of(world):
 
 async def receipts(client):
     """The receipts; the last comes a moment after its completion."""
-    for _ in range(1000):
-        if client.completer.receipts:
-            break
-        await asyncio.sleep(0.005)  # noqa: TID251 - over real links
+    async with asyncio.timeout(60):
+        while not client.completer.receipts:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.005)  # noqa: TID251 - over real links
     return client.completer.receipts
 
 

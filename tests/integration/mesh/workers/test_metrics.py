@@ -1,11 +1,12 @@
 """What each worker's page shows to Prometheus after somebody has used the mesh."""
 
+import asyncio
 import re
 from pathlib import Path
 
 import httpx
 import pytest
-from mesh_whole import MODEL, PASSWORD, Network, Role, processor
+from mesh_whole import MODEL, PASSWORD, PATIENCE_S, Network, Role, processor
 from prometheus_client.parser import text_string_to_metric_families
 
 from tinkex.mesh.client import MeshClient
@@ -29,10 +30,9 @@ async def used(network):
     await mesh.login(EMAIL, PASSWORD)
     key = (await mesh.create_key("k")).key
     mesh.use_key(key)
-    for _ in range(200):  # the gateway looks for processors every few seconds
-        if MODEL in {model.name for model in await mesh.models()}:
-            break
-        await network.clock.sleep(0.05)
+    async with asyncio.timeout(PATIENCE_S):  # the gateway looks for processors every few seconds
+        while MODEL not in {model.name for model in await mesh.models()}:
+            await network.clock.sleep(0.05)
     request = CompletionRequest(model=MODEL, prompt=TextPrompt(PROMPT), max_tokens=8)
     completion = await mesh.complete(request)
     said = "".join([piece.text async for piece in completion.pieces() if piece is not None])
@@ -47,6 +47,25 @@ async def shown(worker):
         reply = await page.get("/metrics")
     assert reply.status_code == 200
     return reply.text
+
+
+async def settled(network, workers):
+    """What the pages show once each worker has heard of the others and has what they write."""
+    await network.until(lambda: not workers[Role.GATEWAY].inner.in_progress)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            texts = {role: await shown(worker) for role, worker in workers.items()}
+            seen = {role: values(text) for role, text in texts.items()}
+            gateway = seen[Role.GATEWAY]
+            if (
+                all(found["ready",] == 1 and found["dht_nodes",] >= 1 for found in seen.values())
+                and all(found["feed_entries", "network"] > 0 for found in seen.values())
+                and gateway["feed_chains_behind",] == 0
+                and gateway["feed_entries", "usage"] >= 3
+                and (gateway["processors",], seen[Role.CLIENT]["gateways",]) == (1, 1)
+            ):
+                return texts, seen
+            await network.clock.sleep(0.05)
 
 
 def values(text):
@@ -76,8 +95,7 @@ async def network(tmp_path):
 
 async def test_metrics_say_what_was_done_and_never_for_whom_and_the_guide_names_each(network):
     workers, secrets = await used(network)
-    await network.until(lambda: not workers[Role.GATEWAY].inner.in_progress)
-    texts = {role: await shown(worker) for role, worker in workers.items()}
+    texts, seen = await settled(network, workers)
     for text in texts.values():
         assert not [secret for secret in secrets if secret in text]
         assert len(text.splitlines()) < 2000
@@ -85,11 +103,7 @@ async def test_metrics_say_what_was_done_and_never_for_whom_and_the_guide_names_
     documented = set(re.findall(r"`(tinkex_mesh_\w+)", GUIDE.read_text()))
     assert served == documented
 
-    seen = {role: values(text) for role, text in texts.items()}
-    for role, numbers in seen.items():
-        assert numbers["ready",] == 1, role
-        assert numbers["dht_nodes",] >= 1
-        assert numbers["feed_entries", "network"] > 0
+    for numbers in seen.values():
         assert numbers["feed_entries_pruned", "network"] == 0
     gateway, working = seen[Role.GATEWAY], seen[Role.PROCESSOR]
     tokens = {"prompt": len(PROMPT), "completion": 8}
@@ -98,11 +112,7 @@ async def test_metrics_say_what_was_done_and_never_for_whom_and_the_guide_names_
     assert gateway["calls_total", "incoming", "gateway.complete", "ok"] == 1
     assert gateway["first_token_seconds_count",] == 1
     assert gateway["leases",] == 1
-    assert gateway["processors",] == 1
-    assert gateway["feed_entries", "usage"] >= 3
-    assert gateway["feed_chains_behind",] == 0
     assert gateway["auth_unheard_seconds",] < 60
     assert (working["slots",], working["slots_free",]) == (8, 8)
     authority = seen[Role.AUTH]
     assert (authority["accounts",], authority["leads",], authority["gateways",]) == (1, 1, 1)
-    assert seen[Role.CLIENT]["gateways",] == 1
