@@ -1,7 +1,7 @@
 """What the logs of a live network's workers hold, as their pages for operators tell it."""
 
 import httpx
-from mesh_users import until
+from mesh_users import PATIENCE_S, until
 
 ALONE = frozenset({"permits"})
 """Feeds that never leave their worker."""
@@ -19,7 +19,7 @@ def heads(mesh, name):
     }
 
 
-def same_heads(mesh, names, seconds=30.0):
+def same_heads(mesh, names, seconds=PATIENCE_S):
     """Wait until workers hold the same; return what, and how many seconds that took."""
 
     def agreed():

@@ -5,7 +5,7 @@ import json
 import httpx
 import openai
 import pytest
-from mesh_processes import CLOCK
+from mesh_users import until
 
 import tinkex
 from tinkex.local import LocalServer
@@ -62,6 +62,14 @@ def said(url, key, model):
         return reply.choices[0].text
 
 
+def said_if_served(url, key, model):
+    """What it says; None while nobody serves it."""
+    try:
+        return said(url, key, model)
+    except openai.APIStatusError:
+        return None
+
+
 def private_adapter_is_its_owners_alone(mesh, http):
     url = mesh.workers["client"].ready["url"]
     other = {"email": "linus@example.org", "password": PASSWORD}
@@ -105,12 +113,6 @@ def test_published_adapter_says_on_the_mesh_what_it_said_where_it_was_trained(
     # a processor with an empty folder gets it over the mesh, from the client or the first one
     mesh.workers["processor-1"].stop()
     mesh.start("processor-2")
-    deadline = CLOCK.monotonic() + 30
-    while True:
-        try:
-            assert said(url, key, "fruit") == expected
-            break
-        except openai.APIStatusError:
-            assert CLOCK.monotonic() < deadline
+    until(lambda: said_if_served(url, key, "fruit") == expected, what="the adapter elsewhere")
     fetched = mesh.folder / "processor-2" / "adapters" / published["content"]
     assert (fetched / "adapter_model.safetensors").is_file()

@@ -43,10 +43,10 @@ def start(mesh, name, *, clock_s=0.0, **options):
 def goes_on(mesh, user, before):
     """Use all that the network offers; how many seconds that was not possible."""
     user.move(mesh.workers["client-1"].ready["url"])
-    _, seconds = until(user.reads, 30, "an answer")
+    _, seconds = until(user.reads, what="an answer")
     user.use()
     user.log_in()
-    _, more = until(user.writes, 30, "a key")
+    _, more = until(user.writes, what="a key")
     user.assert_still_there(before)
     return seconds + more
 

@@ -92,7 +92,7 @@ def test_processor_that_falls_silent_in_mid_stream_costs_a_pause(apart):
         assert text == scripted_text(SCRIPTED, "Once", max_tokens=TOKENS, seed=seed)
         pauses.append(pause_s)
         apart.hosts.heal()
-        until(lambda: knows_both(apart), 30, "the processor found again")
+        until(lambda: knows_both(apart), what="the processor found again")
     told("pause after silence", pauses)
     assert min(pauses) > 0.5, "silence is not noticed at once, so the line was not cut"
     user.settled(4)
