@@ -25,9 +25,11 @@ from tinkex.mesh.accounts.events import (
     KeyPublished,
     PeerJoined,
     SigningKeyAdded,
+    SigningKeyRevoked,
     decode_events,
     decode_public_events,
 )
+from tinkex.mesh.accounts.tokens import Claims, TokenSigner
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.auth import AuthApi
 from tinkex.mesh.identity import KeyPair, PeerId
@@ -234,12 +236,29 @@ async def test_a_revoked_signing_key_voids_its_tokens_and_the_next_login_has_ano
     await home.register()
     session = await home.log_in()
     (key,) = [event for event in await public_events(home) if isinstance(event, SigningKeyAdded)]
-    for _ in range(2):
-        await home.worker.network.revoke_signing_key(key.kid)
+    await home.worker._log.note(SigningKeyRevoked(at=home.clock.now(), kid=key.kid))
     with pytest.raises(AuthenticationError, match="signing key"):
         home.worker._public.verify(session.access_token, home.clock.now())
     session = await home.log_in()
     assert home.worker._public.verify(session.access_token, home.clock.now())
+
+
+async def test_tokens_that_a_shut_out_auth_worker_signs_hold_no_more(home):
+    account, now = (await home.register()).account_id, home.clock.now()
+    stolen = KeyPair.generate()
+    signer = TokenSigner(stolen, home.trust.network)
+    await home.worker._log.note(signer.announce("k9", now=now, lasts_s=86_400, token_s=600))
+    claims = Claims(account_id=account, session_id="ses-9", issued_at=now, expires_at=now + 600)
+    token = signer.sign("k9", claims)
+    assert home.worker._public.verify(token, now).account_id == account
+    own = (await home.log_in()).access_token
+    home.encoded = shut_out_peer(home.root, home.encoded, stolen.peer_id)
+    for _ in range(2):
+        await home.worker.network.describe(home.encoded)
+    with pytest.raises(AuthenticationError, match="signing key"):
+        home.worker._public.verify(token, now)
+    assert home.worker._public.verify(own, now).account_id == account
+    assert set(home.worker.book.state.revoked_signing_keys) == {"k9"}
 
 
 async def test_a_closed_account_is_erased_for_good(home):

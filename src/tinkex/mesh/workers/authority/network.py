@@ -5,7 +5,7 @@ Owns an auth worker's side of these, and telling the others of a new description
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
@@ -198,21 +198,12 @@ class Membership:
     async def revoke(self, peer: PeerId) -> None:
         """Shut a peer out for good; harmless twice.
 
-        Of a gateway's leases counts from now on what its entries say.
+        Of a gateway's leases counts from now on what its entries say, and no access token holds
+        that an auth worker's key signed.
         """
 
         async def decide(now: float) -> Decision[None]:
-            return Decision(self._revoked([peer.raw], now), None)
-
-        await self._log.carry(decide)
-
-    async def revoke_signing_key(self, kid: str) -> None:
-        """Make every access token void that a key signed; harmless twice."""
-
-        async def decide(now: float) -> Decision[None]:
-            if kid in self._state().revoked_signing_keys:
-                return Decision((), None)
-            return Decision((SigningKeyRevoked(at=now, kid=kid),), None)
+            return Decision(self._revoked({peer.raw}, now), None)
 
         await self._log.carry(decide)
 
@@ -254,7 +245,7 @@ class Membership:
 
         async def decide(now: float) -> Decision[None]:
             changed = NetworkChanged(at=now, network=encoded)
-            return Decision((changed, *self._revoked(info.shut_out, now)), None)
+            return Decision((changed, *self._revoked({*info.shut_out}, now)), None)
 
         await self._log.carry(decide)
         before = check_network(announced.network, network=known.id) if announced else info
@@ -268,11 +259,18 @@ class Membership:
         signer = msgspec.msgpack.decode(certificate, type=Chain).certificate.signer
         return signer in self._state().revoked_peers
 
-    def _revoked(self, peers: Iterable[bytes], now: float) -> tuple[AuthEvent, ...]:
-        new = [peer for peer in peers if peer not in self._state().revoked_peers]
+    def _revoked(self, peers: Collection[bytes], now: float) -> tuple[AuthEvent, ...]:
+        state = self._state()
+        new = sorted(peer for peer in peers if peer not in state.revoked_peers)
+        kids = [key.kid for key in state.signing_keys.values() if key.author in peers]
         return (
             *(PeerRevoked(at=now, peer=peer) for peer in new),
             *(GatewayLost(gateway=peer, at=now) for peer in new),
+            *(
+                SigningKeyRevoked(at=now, kid=kid)
+                for kid in kids
+                if kid not in state.revoked_signing_keys
+            ),
         )
 
 
