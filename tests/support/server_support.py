@@ -73,8 +73,8 @@ class Api:
         """Wait until the engine has done everything that was asked of it."""
         (base,) = self.services.bases
         # First each lane's work, as lanes have their turns in any order; then the cancellations.
-        while base.jobs._open:
-            await asyncio.wait(list(base.jobs._open))
+        while base.jobs._outcomes.open:
+            await asyncio.wait(list(base.jobs._outcomes.open))
         await base.jobs.call("test: after everything else", lambda _engine: None)
 
     async def failure(self, future, **kwargs):

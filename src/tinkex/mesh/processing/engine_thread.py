@@ -10,13 +10,17 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tinkex.errors import EngineError, TinkerError
+from tinkex._outcomes import Outcomes, settle, settle_all
+from tinkex.errors import EngineError
 
 if TYPE_CHECKING:
+    from tinkex._outcomes import Settled
     from tinkex.engine.engine import Engine
     from tinkex.engine.sampling.sequence import SampleJob
+    from tinkex.errors import TinkerError
     from tinkex.types import SampleResponse
 
 R = TypeVar("R")
@@ -49,8 +53,7 @@ class EngineThread:
         self._calls: deque[Callable[[], None]] = deque()
         """Guarded by `_changed`."""
         self._stopping = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._open: set[asyncio.Future[Any]] = set()
+        self._outcomes = Outcomes("processor", on_fault)
         self._samples: dict[str, asyncio.Future[SampleResponse]] = {}
         """The thread's own: those that the engine has."""
         self._told: list[Callable[[], None]] = []
@@ -62,7 +65,7 @@ class EngineThread:
 
     def start(self) -> None:
         """Start the thread."""
-        self._loop = asyncio.get_running_loop()
+        self._outcomes.start()
         self._thread.start()
 
     async def stop(self) -> None:
@@ -72,17 +75,17 @@ class EngineThread:
             self._changed.notify()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
-        self._fail_open(_STOPPED)
+        self._outcomes.fail_open(EngineError(_STOPPED))
 
     def call(self, work: Callable[[Engine], R]) -> asyncio.Future[R]:
         """Run `work` on the engine between two steps."""
-        outcome: asyncio.Future[R] = self._outcome()
+        outcome: asyncio.Future[R] = self._outcomes.new()
 
         def act() -> None:
             try:
                 result = work(self._engine)
             except Exception as raised:  # noqa: BLE001 - whatever it is becomes the answer
-                self._post([(outcome, None, self._as_answer(raised))])
+                self._post([(outcome, None, self._outcomes.answer(raised))])
             else:
                 self._post([(outcome, result, None)])
 
@@ -91,13 +94,13 @@ class EngineThread:
 
     def sample(self, job: SampleJob) -> asyncio.Future[SampleResponse]:
         """Sample, along with whatever else is being sampled."""
-        outcome: asyncio.Future[SampleResponse] = self._outcome()
+        outcome: asyncio.Future[SampleResponse] = self._outcomes.new()
 
         def act() -> None:
             try:
                 self._engine.add_sample(job)
             except Exception as raised:  # noqa: BLE001 - as above
-                self._post([(outcome, None, self._as_answer(raised))])
+                self._post([(outcome, None, self._outcomes.answer(raised))])
             else:
                 self._samples[job.job_id] = outcome
 
@@ -121,12 +124,6 @@ class EngineThread:
         """Have the event loop do something when the step that runs has ended; called within it."""
         self._told.append(act)
 
-    def _outcome(self) -> asyncio.Future[Any]:
-        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._open.add(outcome)
-        outcome.add_done_callback(self._open.discard)
-        return outcome
-
     def _submit(self, act: Callable[[], None], outcome: asyncio.Future[Any] | None = None) -> None:
         with self._changed:
             if not self.failure and not self._stopping:
@@ -134,11 +131,7 @@ class EngineThread:
                 self._changed.notify()
                 return
         if outcome is not None:
-            _settle(outcome, None, EngineError(self.failure or _STOPPED))
-
-    def _fail_open(self, why: str) -> None:
-        for outcome in list(self._open):
-            _settle(outcome, None, EngineError(why))
+            settle(outcome, None, EngineError(self.failure or _STOPPED))
 
     # in the thread
 
@@ -154,7 +147,7 @@ class EngineThread:
             with self._changed:
                 self.failure = why
             self._tell()
-            self._on_loop(lambda: self._fail_open(why))
+            self._outcomes.on_loop(partial(self._outcomes.fail_open, EngineError(why)))
             self._on_fault(raised)
 
     def _turn(self) -> bool:
@@ -183,7 +176,7 @@ class EngineThread:
         try:
             finished = self._engine.step()
         except Exception as raised:  # noqa: BLE001 - whatever it is, the batch cannot go on
-            self._drop_samples(self._as_answer(raised))
+            self._drop_samples(self._outcomes.answer(raised))
             return True
         self._post(
             [
@@ -200,25 +193,10 @@ class EngineThread:
             self._engine.cancel_sample(job_id)
         self._post([(outcome, None, error) for outcome in samples.values()])
 
-    def _as_answer(self, raised: Exception) -> TinkerError:
-        if isinstance(raised, TinkerError):
-            return raised
-        self._on_fault(raised)
-        return EngineError(
-            f"The processor failed in this request ({type(raised).__name__}). It is not your "
-            "input's fault; the processor's log has the details. Send it again, or report it."
-        )
-
-    def _post(self, outcomes: list[tuple[asyncio.Future[Any], Any, TinkerError | None]]) -> None:
+    def _post(self, settled: list[Settled]) -> None:
         """Hand outcomes to the event loop, with the next `_tell`."""
-        if not outcomes:
-            return
-
-        def deliver() -> None:
-            for outcome, result, error in outcomes:
-                _settle(outcome, result, error)
-
-        self._told.append(deliver)
+        if settled:
+            self._told.append(partial(settle_all, settled))
 
     def _tell(self) -> None:
         """Have the event loop do all that waits for it, with one wake-up."""
@@ -230,21 +208,4 @@ class EngineThread:
             for act in told:
                 act()
 
-        self._on_loop(do)
-
-    def _on_loop(self, act: Callable[[], None]) -> None:
-        assert self._loop is not None, "started"
-        try:
-            self._loop.call_soon_threadsafe(act)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
-
-
-def _settle(outcome: asyncio.Future[Any], result: Any, error: TinkerError | None) -> None:
-    if outcome.done():
-        return
-    if error is None:
-        outcome.set_result(result)
-        return
-    outcome.set_exception(error)
-    outcome.exception()  # who waits gets it all the same; a job that was cancelled has nobody
+        self._outcomes.on_loop(do)

@@ -19,9 +19,11 @@ import asyncio
 import threading
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tinkex.errors import EngineBusyError, EngineError, TinkerError
+from tinkex._outcomes import Outcomes, settle, settle_all
+from tinkex.errors import EngineBusyError, EngineError
 from tinkex.server.load.arrivals import Arrivals
 from tinkex.server.load.turns import Turns
 from tinkex.server.observe.statistics import EngineCounter
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tinkex._clock import Clock
+    from tinkex._outcomes import Settled
     from tinkex.engine.engine import Engine
     from tinkex.engine.sampling.sequence import SampleJob
+    from tinkex.errors import TinkerError
     from tinkex.server.load.turns import Lane
     from tinkex.server.observe.statistics import EngineStatistics
     from tinkex.server.records.work import Work
@@ -133,8 +137,7 @@ class EngineJobs:
         self._cancels: deque[str] = deque()
         self._stopping = False
         self._failure: TinkerError | None = None
-        # The event loop's own:
-        self._open: set[asyncio.Future[Any]] = set()
+        self._outcomes = Outcomes("server", on_fault)
         # The thread's own:
         self._blocked: deque[Lane[_Work]] = deque()
         """Lanes whose next work waits for memory; they are in no turn."""
@@ -149,11 +152,10 @@ class EngineJobs:
         self._sampling_s = 0.0
         self._sampled_last = False
         self._counter = EngineCounter(engine)
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Start the thread; call it on the event loop that submits the work."""
-        self._loop = asyncio.get_running_loop()
+        self._outcomes.start()
         self._thread.start()
 
     async def stop(self) -> None:
@@ -163,7 +165,7 @@ class EngineJobs:
             self._changed.notify()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
-        self._fail_open(
+        self._outcomes.fail_open(
             EngineError("The server is stopping. Send the request again once it is back.")
         )
 
@@ -203,7 +205,7 @@ class EngineJobs:
         self, job: SampleJob, counted_on: Work | None = None
     ) -> asyncio.Future[SampleResponse]:
         """Sample, along with whatever else is being sampled; the time is counted on a request."""
-        outcome = self._new_outcome()
+        outcome = self._outcomes.new()
         with self._changed:
             if self._failure is None:
                 self._inbox.append(_Sample(job, outcome, counted_on))
@@ -225,12 +227,12 @@ class EngineJobs:
         if lane is None:
             return
         for work in list(lane.queue):
-            _settle(work.outcome, None, error)
+            settle(work.outcome, None, error)
 
     def _submit(
         self, lane_name: str, owner: str, begin: Callable[[Engine], Any], *, stepped: bool
     ) -> asyncio.Future[Any]:
-        outcome = self._new_outcome()
+        outcome = self._outcomes.new()
         with self._changed:
             if self._failure is None:
                 work = _Work(begin, outcome, stepped, counted_on=current_work.get())
@@ -239,16 +241,6 @@ class EngineJobs:
                 return outcome
         outcome.set_exception(self._failure)
         return outcome
-
-    def _new_outcome(self) -> asyncio.Future[Any]:
-        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._open.add(outcome)
-        outcome.add_done_callback(self._open.discard)
-        return outcome
-
-    def _fail_open(self, error: TinkerError) -> None:
-        for outcome in list(self._open):
-            _settle(outcome, None, error)
 
     # called in the thread
 
@@ -269,7 +261,7 @@ class EngineJobs:
         try:
             self._on_fault(raised)
         finally:
-            self._on_loop(lambda: self._fail_open(error))
+            self._outcomes.on_loop(partial(self._outcomes.fail_open, error))
 
     def _take_turns(self) -> None:
         while True:
@@ -429,7 +421,7 @@ class EngineJobs:
         except EngineBusyError as busy:
             return _Outcome(finished=False, error=busy, busy=True)
         except Exception as raised:  # noqa: BLE001 - one request's failure is its own answer
-            work.failed = self._as_answer(raised)
+            work.failed = self._outcomes.answer(raised)
             return _Outcome(finished=True, error=work.failed)
         if not work.stepped:
             return _Outcome(finished=True, result=begun)
@@ -445,7 +437,7 @@ class EngineJobs:
             else:
                 tasks[0].run_microbatch()
         except Exception as raised:  # noqa: BLE001 - as in _begin
-            works[0].failed = self._as_answer(raised)
+            works[0].failed = self._outcomes.answer(raised)
 
     def _outcome(self, work: _Work) -> _Outcome:
         """Say how a slice ended."""
@@ -457,7 +449,7 @@ class EngineJobs:
         try:
             return _Outcome(finished=True, result=work.task.result())
         except Exception as raised:  # noqa: BLE001 - as in _begin
-            return _Outcome(finished=True, error=self._as_answer(raised))
+            return _Outcome(finished=True, error=self._outcomes.answer(raised))
 
     def _sate(self, lanes: Iterable[Lane[_Work]]) -> None:
         """Note that lanes wait for memory no more."""
@@ -482,7 +474,7 @@ class EngineJobs:
                 if isinstance(raised, EngineBusyError) and self._in_progress():
                     passed.add(owner)
                     continue
-                self._post([(sample.outcome, None, self._as_answer(raised))])
+                self._post([(sample.outcome, None, self._outcomes.answer(raised))])
             else:
                 self._samples[sample.job.job_id] = sample
                 self._overtaken += bool(self._hungry)
@@ -502,7 +494,7 @@ class EngineJobs:
         try:
             finished = self._engine.step()
         except Exception as raised:  # noqa: BLE001 - whatever it is, the batch cannot go on
-            self._fail_samples(self._as_answer(raised))
+            self._fail_samples(self._outcomes.answer(raised))
             self._unblock()
             return
         served = self._engine.served.items()
@@ -542,45 +534,12 @@ class EngineJobs:
         except Exception as raised:  # noqa: BLE001 - the thread must go on for everybody else
             self._on_fault(raised)
 
-    def _as_answer(self, raised: Exception) -> TinkerError:
-        if isinstance(raised, TinkerError):
-            return raised
-        self._on_fault(raised)
-        return EngineError(
-            f"The server failed in this request ({type(raised).__name__}). It is not your input's "
-            "fault; the server's log has the details. Send it again, or report it."
-        )
-
-    def _post(self, outcomes: list[tuple[asyncio.Future[Any], Any, TinkerError | None]]) -> None:
+    def _post(self, settled: list[Settled]) -> None:
         """Hand outcomes to the event loop, all with one wake-up."""
-        if not outcomes:
-            return
-
-        def deliver() -> None:
-            for outcome, result, error in outcomes:
-                _settle(outcome, result, error)
-
-        self._on_loop(deliver)
-
-    def _on_loop(self, act: Callable[[], None]) -> None:
-        if self._loop is None:
-            return
-        try:
-            self._loop.call_soon_threadsafe(act)
-        except RuntimeError:
-            # The loop is closed: the server ended without stop(), and nobody waits any more.
-            return
+        if settled:
+            self._outcomes.on_loop(partial(settle_all, settled))
 
 
 def _tokens(work: _Work) -> int:
     """Weigh the next slice of a piece of work, for the division of time: 1 at least."""
     return 1 if work.task is None else max(1, work.task.next_tokens)
-
-
-def _settle(outcome: asyncio.Future[Any], result: Any, error: TinkerError | None) -> None:
-    if outcome.done():
-        return
-    if error is None:
-        outcome.set_result(result)
-    else:
-        outcome.set_exception(error)
