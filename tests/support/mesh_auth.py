@@ -197,10 +197,10 @@ class AuthWorld(World):
         )
 
     async def register(self, email=EMAIL, password=PASSWORD, source=b"client"):
-        return await self.call(AuthApi.rpc_register, auth.Register(email, password, source))
+        return await self.call(AuthApi.rpc_register, auth.Register(email, password, source=source))
 
     async def log_in(self, email=EMAIL, password=PASSWORD, source=b"client"):
-        return await self.call(AuthApi.rpc_login, auth.Login(email, password, source))
+        return await self.call(AuthApi.rpc_login, auth.Login(email, password, source=source))
 
     async def new_key(self, session, name="laptop", **terms):
         request = auth.CreateKey(access_token=session.access_token, name=name, **terms)

@@ -21,6 +21,7 @@ from typing import Any
 
 from tinkex._clock import Clock, SystemClock
 from tinkex.errors import CredentialError
+from tinkex.mesh.accounts.scopes import DEFAULT_SCOPES
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi, PublishAdapter, Published, UnpublishAdapter
 from tinkex.mesh.config import MeshConfig
@@ -145,7 +146,7 @@ class MeshClient:
         self,
         name: str,
         *,
-        scopes: Collection[str] = ("infer", "read"),
+        scopes: Collection[str] = DEFAULT_SCOPES,
         expires_in_s: float | None = None,
         token_cap: int | None = None,
     ) -> auth.CreatedKey:

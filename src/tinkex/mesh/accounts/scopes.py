@@ -10,3 +10,5 @@ PUBLISH = "publish"
 """Making adapters known."""
 SCOPES = frozenset({INFER, READ, PUBLISH})
 """All of them; an access token is good for each, and besides for the account itself."""
+DEFAULT_SCOPES = frozenset({INFER, READ})
+"""What a key is for where nobody says."""

@@ -10,26 +10,28 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import msgspec
-
+from tinkex.mesh.accounts.scopes import DEFAULT_SCOPES
+from tinkex.mesh.api.completion import Confidential
 from tinkex.mesh.roles import CERTIFIED, Role
 from tinkex.mesh.rpc.service import Call, Service, callable_by
 
 
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every message here. Most hold secrets, so their reprs show nothing."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+class Message(Confidential, frozen=True, forbid_unknown_fields=True):
+    """Base of every message here: most hold secrets."""
 
 
-class Register(Message, frozen=True):
+class Attempt(Message, frozen=True, kw_only=True):
+    """Base of what guesses passwords, or registers: it is counted, by client."""
+
+    source: bytes = b""
+    """The client's peer id: set by the gateway, whatever the client said."""
+
+
+class Register(Attempt, frozen=True):
     """Make an account."""
 
     email: str
     password: str
-    source: bytes = b""
-    """The client's peer id, for counting attempts: set by the gateway, whatever the client said."""
 
 
 class Registered(Message, frozen=True):
@@ -38,13 +40,11 @@ class Registered(Message, frozen=True):
     account_id: str
 
 
-class Login(Message, frozen=True):
+class Login(Attempt, frozen=True):
     """Begin a session."""
 
     email: str
     password: str
-    source: bytes = b""
-    """The client's peer id, for counting attempts: set by the gateway, whatever the client said."""
 
 
 class Session(Message, frozen=True):
@@ -80,7 +80,7 @@ class CreateKey(Message, frozen=True):
 
     access_token: str
     name: str
-    scopes: frozenset[str] = frozenset({"infer", "read"})
+    scopes: frozenset[str] = DEFAULT_SCOPES
     expires_in_s: float | None = None
     token_cap: int | None = None
     """Tokens it may use in all; None: as many as the account may."""
@@ -125,24 +125,20 @@ class RevokeKey(Message, frozen=True):
     key_id: str
 
 
-class CloseAccount(Message, frozen=True):
+class CloseAccount(Attempt, frozen=True):
     """Erase an account: its personal data cannot be read any more."""
 
     access_token: str
     password: str
-    source: bytes = b""
-    """The client's peer id, for counting attempts: set by the gateway, whatever the client said."""
 
 
-class ChangePassword(Message, frozen=True):
+class ChangePassword(Attempt, frozen=True):
     """Change an account's password; every other session of it ends."""
 
     access_token: str
     password: str
     """The one that it has."""
     new_password: str
-    source: bytes = b""
-    """The client's peer id, for counting attempts: set by the gateway, whatever the client said."""
 
 
 class UsageQuery(Message, frozen=True):

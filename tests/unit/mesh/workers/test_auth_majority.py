@@ -112,12 +112,12 @@ async def test_another_auth_worker_takes_over_with_all_that_was_answered(tmp_pat
         party.gateway = await party.node(Role.GATEWAY)
         leader, _ = await party.elected()
         await party.pass_time(1)
-        register = auth.Register(EMAIL, PASSWORD, b"client")
+        register = auth.Register(EMAIL, PASSWORD, source=b"client")
         for node in party.others(leader):
             error = await caught(party.ask(node, AuthApi.rpc_register, register))
             assert isinstance(error, NoQuorumError)
         await party.ask(leader, AuthApi.rpc_register, register)
-        login = auth.Login(EMAIL, PASSWORD, b"client")
+        login = auth.Login(EMAIL, PASSWORD, source=b"client")
         session = await party.ask(leader, AuthApi.rpc_login, login)
         key = await party.ask(
             leader,
@@ -132,7 +132,7 @@ async def test_another_auth_worker_takes_over_with_all_that_was_answered(tmp_pat
             second, AuthApi.rpc_list_keys, auth.ListKeys(access_token=again.access_token)
         )
         assert [each.key_id for each in listed.keys] == [key.info.key_id]
-        wrong = auth.Login(EMAIL, "wrong horse battery", b"client")
+        wrong = auth.Login(EMAIL, "wrong horse battery", source=b"client")
         assert isinstance(
             await caught(party.ask(second, AuthApi.rpc_login, wrong)), AuthenticationError
         )
@@ -147,7 +147,9 @@ async def test_accounts_that_were_pruned_are_there_when_a_lone_auth_worker_gets_
     async with AuthParty(tmp_path) as party:
         party.gateway = await party.node(Role.GATEWAY)
         first = await party.begin_alone()
-        made = await party.ask(first, AuthApi.rpc_register, auth.Register(EMAIL, PASSWORD, b"c"))
+        made = await party.ask(
+            first, AuthApi.rpc_register, auth.Register(EMAIL, PASSWORD, source=b"c")
+        )
         # the view that `Party` has of every store
         history = View(first.store, LED, History, name="history", by_author=False, on_error=failed)
         await history.open()
@@ -161,7 +163,7 @@ async def test_accounts_that_were_pruned_are_there_when_a_lone_auth_worker_gets_
 
         for _ in range(2):  # whoever leads first, then another without it
             leader, _ = await party.elected(seconds=40)
-            login = auth.Login(EMAIL, PASSWORD, b"c")
+            login = auth.Login(EMAIL, PASSWORD, source=b"c")
             assert (await party.ask(leader, AuthApi.rpc_login, login)).access_token
             await party.ask(leader, AuthApi.rpc_lease, lease)
             await party.pass_time(6)

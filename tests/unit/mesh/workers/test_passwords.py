@@ -22,7 +22,8 @@ async def home(tmp_path):
 
 def change(home, session, old=PASSWORD, new=NEW):
     return home.call(
-        AuthApi.rpc_change_password, auth.ChangePassword(session.access_token, old, new, b"client")
+        AuthApi.rpc_change_password,
+        auth.ChangePassword(session.access_token, old, new, source=b"client"),
     )
 
 

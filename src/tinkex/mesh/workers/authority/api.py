@@ -107,9 +107,7 @@ class AuthService(auth.AuthApi):
         return auth.Done()
 
 
-def _source(
-    request: auth.Register | auth.Login | auth.CloseAccount | auth.ChangePassword, call: Call
-) -> bytes:
+def _source(request: auth.Attempt, call: Call) -> bytes:
     """Whom attempts are counted for: the client that the gateway names, else the gateway."""
     return request.source or call.peer.raw
 

@@ -57,6 +57,7 @@ OWNED_BY = "mesh"
 MAX_ADAPTERS = 1000
 """Adapters that one account may have published."""
 
+T = TypeVar("T", bound=auth.Attempt)
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -268,6 +269,6 @@ class Gateway(GatewayApi):
         return await self._auth.ask(method, request, deadline=call.deadline)
 
 
-def _from(request: Q, call: Call) -> Q:
+def _from(request: T, call: Call) -> T:
     """Say which client asks, whatever it said itself: attempts are counted by it."""
     return msgspec.structs.replace(request, source=call.peer.raw)
