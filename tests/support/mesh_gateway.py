@@ -12,6 +12,8 @@ from mesh_rpc import SkewedClock, World, until
 from mesh_scripted import pieces, prompt_ids
 
 from tinkex.errors import AuthenticationError, BillingError, LinkClosedError
+from tinkex.mesh.accounts.public import Caller
+from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.auth import AuthApi
 from tinkex.mesh.api.completion import CompletionMessage, PieceMessage, TextMessage
@@ -188,18 +190,15 @@ class ScriptedAuth(AuthApi):
     rpc_list_keys = rpc_revoke_key = rpc_close_account = rpc_usage = rpc_change_password = _answer
 
 
-@dataclass(frozen=True)
-class Account:
-    account_id: str = "ann"
-    key_id: str = "k1"
-    scopes: frozenset[str] = frozenset({"infer", "read", "publish"})
+def caller_of(account_id="ann", key_id="k1", scopes=SCOPES):
+    return Caller(account_id=account_id, key_id=key_id, scopes=scopes)
 
 
 class Accounts:
     """Knows credentials by heart."""
 
     def __init__(self):
-        self.known = {"right": Account(), "bob": Account("bob", "k2")}
+        self.known = {"right": caller_of(), "bob": caller_of("bob", "k2")}
 
     def verify(self, credential, now):
         if credential not in self.known:

@@ -38,8 +38,6 @@ class Caller:
     session_id: str = ""
     """The access token's; empty for an API key."""
     scopes: frozenset[str] = frozenset()
-    token_cap: int | None = None
-    """Tokens that the key may use in all."""
 
     def need(self, scope: str) -> None:
         """Check that the credential is for something.
@@ -148,7 +146,6 @@ class PublicAccounts:
             account_id=found.account_id,
             key_id=found.key_id,
             scopes=frozenset(found.scopes),
-            token_cap=found.token_cap,
         )
 
     def _check_open(self, caller: Caller) -> None:

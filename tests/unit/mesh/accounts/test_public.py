@@ -27,12 +27,12 @@ def refused(book, credential, words, now=NOW):
     assert not credential or credential not in str(found.value)
 
 
-def test_a_key_is_verified_offline_with_its_scopes_and_cap(book):
+def test_a_key_is_verified_offline_with_its_scopes(book):
     account = book.account()
-    made = make_key(book, account, token_cap=500)
+    made = make_key(book, account)
     caller = book.public.verify(made.key, NOW)
     assert (caller.account_id, caller.key_id) == (account, made.created.key_id)
-    assert (caller.scopes, caller.token_cap, caller.session_id) == ({"infer"}, 500, "")
+    assert (caller.scopes, caller.session_id) == ({"infer"}, "")
     caller.need("infer")
     with pytest.raises(PermissionDeniedError, match="'publish'"):
         caller.need("publish")

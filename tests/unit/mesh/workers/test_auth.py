@@ -310,7 +310,7 @@ async def test_keys_are_made_listed_and_revoked(home):
     assert made.key.startswith(listed.prefix)
     assert made.key not in repr(made)
     caller = home.worker._public.verify(made.key, home.clock.now())
-    assert (caller.key_id, caller.token_cap) == (listed.key_id, 500)
+    assert (caller.key_id, caller.scopes) == (listed.key_id, {"infer"})
     revoke = auth.RevokeKey(session.access_token, listed.key_id)
     for _ in range(2):
         await home.call(AuthApi.rpc_revoke_key, revoke)

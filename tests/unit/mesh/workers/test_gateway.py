@@ -10,8 +10,8 @@ import pytest
 from mesh_gateway import (
     CONTEXT,
     MODEL,
-    Account,
     ScriptedAuth,
+    caller_of,
     completion_message,
     until,
 )
@@ -141,7 +141,7 @@ async def test_what_cannot_be_served_is_refused_and_costs_nothing(world, changes
 
 
 async def test_a_key_without_the_scope_is_refused(world):
-    world.accounts.known["reader"] = Account(scopes=frozenset({"read"}))
+    world.accounts.known["reader"] = caller_of(scopes=frozenset({"read"}))
     await world.add_processor()
     gateway = await world.add_gateway()
     with pytest.raises(PermissionDeniedError):
@@ -389,7 +389,7 @@ async def test_adapters_are_known_again_after_a_restart_until_they_are_unpublish
     ids=str,
 )
 async def test_what_cannot_be_published_is_refused(world, changes, error):
-    world.accounts.known["infer-only"] = Account(scopes=frozenset({"infer"}))
+    world.accounts.known["infer-only"] = caller_of(scopes=frozenset({"infer"}))
     await world.add_processor()
     gateway = await world.add_gateway()
     with pytest.raises(error):

@@ -12,34 +12,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinkex._clock import Clock
-from tinkex.errors import ConfigurationError, PermissionDeniedError, RateLimitError
+from tinkex.errors import ConfigurationError, RateLimitError
 from tinkex.mesh.accounts.credentials import UnknownCredentialError
+from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.limits import InProgress, SlidingWindow, Ticket
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.workers.serving.freshness import Freshness
 
-INFER = "infer"
-READ = "read"
-PUBLISH = "publish"
 BUSY_MS = 1000.0
 DRAIN_LOOK_S = 0.05
-
-
-class Caller(Protocol):
-    """Whom a credential belongs to."""
-
-    @property
-    def account_id(self) -> str:
-        """The account."""
-
-    @property
-    def key_id(self) -> str:
-        """The key, or nothing for an access token."""
-
-    @property
-    def scopes(self) -> frozenset[str]:
-        """What it may do."""
 
 
 class Accounts(Protocol):
@@ -128,10 +110,7 @@ class Admission:
         except UnknownCredentialError:
             await self._freshness.catch_up()
             caller = self._accounts.verify(credential, self._clock.now())
-        if scope not in caller.scopes:
-            raise PermissionDeniedError(
-                f"This key lacks the scope {scope!r}: make one that has it, or use another."
-            )
+        caller.need(scope)
         return caller
 
     def enter(self, caller: Caller) -> Ticket:

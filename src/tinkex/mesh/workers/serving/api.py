@@ -14,6 +14,7 @@ import msgspec
 
 from tinkex._clock import Clock
 from tinkex.errors import ConflictError, NotFoundError, RateLimitError, TinkerError, status_error
+from tinkex.mesh.accounts.scopes import INFER, PUBLISH, READ
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.auth import AuthApi
 from tinkex.mesh.api.gateway import (
@@ -43,7 +44,7 @@ from tinkex.mesh.identity import PeerId
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.tasks import let_others_run
-from tinkex.mesh.workers.serving.admission import INFER, PUBLISH, READ, Admission
+from tinkex.mesh.workers.serving.admission import Admission
 from tinkex.mesh.workers.serving.auth_calls import AuthCalls, AuthMethod
 from tinkex.mesh.workers.serving.bounds import check_request
 from tinkex.mesh.workers.serving.completion import CompletionService

@@ -20,6 +20,7 @@ import msgspec
 
 from tinkex._clock import Clock
 from tinkex.errors import TinkerError
+from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.api.completion import CompletionMessage, PieceMessage
 from tinkex.mesh.api.gateway import CompletionEvent, Finished, Receipt
 from tinkex.mesh.api.processor import Work
@@ -32,7 +33,7 @@ from tinkex.mesh.tasks import Tasks, let_others_run
 from tinkex.mesh.trust.permits import NONCE_BYTES, PERMIT_S, make_blob_permit, make_permit
 from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt
 from tinkex.mesh.workers.request_log import REQUEST_ID_CHARS, log_ended
-from tinkex.mesh.workers.serving.admission import Admission, Caller
+from tinkex.mesh.workers.serving.admission import Admission
 from tinkex.mesh.workers.serving.bounds import Cost, check_request, cost_of
 from tinkex.mesh.workers.serving.directory import Directory
 from tinkex.mesh.workers.serving.dispatch import Dispatch, Job

@@ -26,6 +26,7 @@ from tinkex.errors import (
     TinkerError,
     status_error,
 )
+from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.api.auth import AuthApi, LeaseRequest, SettleLease
 from tinkex.mesh.api.gateway import Countersign, Receipt
 from tinkex.mesh.feeds.entry import EntryId
@@ -58,18 +59,6 @@ class Feed(Protocol):
 
     async def append(self, payload: bytes, *, flush: bool = True) -> EntryId:
         """Write an entry; when this returns it is on the disk, or outlives this process alone."""
-
-
-class Account(Protocol):
-    """Who spends."""
-
-    @property
-    def account_id(self) -> str:
-        """The account."""
-
-    @property
-    def key_id(self) -> str:
-        """The key, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +114,7 @@ class Ledger:
         return sum(isinstance(entry, Settled) for entry in entries)
 
     async def reserve(
-        self, request_id: str, account: Account, model: str, tokens: int
+        self, request_id: str, caller: Caller, model: str, tokens: int
     ) -> Reservation:
         """Set tokens aside, under a lease that is there or one that is asked for.
 
@@ -134,15 +123,15 @@ class Ledger:
             RateLimitError: others hold what is left: try again.
             APIStatusError: 503, no auth worker can be reached, and no lease has enough.
         """
-        reserved = self._take(request_id, account, model, tokens)
+        reserved = self._take(request_id, caller, model, tokens)
         if reserved is None:
-            who = (account.account_id, account.key_id)
+            who = (caller.account_id, caller.key_id)
             lock = self._asking.setdefault(who, asyncio.Lock())
             async with lock:
-                reserved = self._take(request_id, account, model, tokens)
+                reserved = self._take(request_id, caller, model, tokens)
                 if reserved is None:
-                    await self._ask_for_lease(account, tokens)
-                    reserved = self._take(request_id, account, model, tokens)
+                    await self._ask_for_lease(caller, tokens)
+                    reserved = self._take(request_id, caller, model, tokens)
         if reserved is None:
             raise status_error(
                 503, "The auth worker gave a lease that is over already: check the clocks."
@@ -242,31 +231,31 @@ class Ledger:
         """Give every lease back that no request needs."""
         await self._close(self._purse.close_all(self._clock.now()))
 
-    def _take(self, request_id: str, account: Account, model: str, tokens: int) -> Reserved | None:
+    def _take(self, request_id: str, caller: Caller, model: str, tokens: int) -> Reserved | None:
         return self._purse.reserve(
-            request_id, account.account_id, account.key_id, model, tokens, self._clock.now()
+            request_id, caller.account_id, caller.key_id, model, tokens, self._clock.now()
         )
 
-    async def _ask_for_lease(self, account: Account, tokens: int) -> None:
+    async def _ask_for_lease(self, caller: Caller, tokens: int) -> None:
         try:
-            await self._lease(account, tokens)
+            await self._lease(caller, tokens)
         except (BillingError, RateLimitError):
             # What is left may lie in one's own leases, each too small.
-            ended = self._purse.give_back(account.account_id, account.key_id, self._clock.now())
+            ended = self._purse.give_back(caller.account_id, caller.key_id, self._clock.now())
             if not ended:
                 raise
             await self._close(ended)
-            await self._lease(account, tokens)
+            await self._lease(caller, tokens)
 
-    async def _lease(self, account: Account, tokens: int) -> None:
+    async def _lease(self, caller: Caller, tokens: int) -> None:
         self._owes_until = self._clock.monotonic() + OWES_S
         lease = await self._auth.ask(
             AuthApi.rpc_lease,
-            LeaseRequest(account.account_id, account.key_id, tokens, self._clock.now()),
+            LeaseRequest(caller.account_id, caller.key_id, tokens, self._clock.now()),
             deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
         )
         self._purse.put_in(
-            lease.lease_id, account.account_id, account.key_id, lease.tokens, lease.expires_at
+            lease.lease_id, caller.account_id, caller.key_id, lease.tokens, lease.expires_at
         )
 
     async def _close(self, ended: list[LeaseClosed]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 from mesh_gateway import ScriptedNews
 
 from tinkex.errors import AuthenticationError, PermissionDeniedError, RateLimitError
+from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.workers.serving.admission import Admission, AdmissionConfig
@@ -17,18 +18,14 @@ from tinkex.testing import VirtualClock
 CLIENT = PeerId(b"c" * 32)
 
 
-@dataclass(frozen=True)
-class Ann:
-    account_id: str = "ann"
-    key_id: str = "k1"
-    scopes: frozenset[str] = frozenset({"infer"})
+ANN = Caller(account_id="ann", key_id="k1", scopes=frozenset({"infer"}))
 
 
 class OneKey:
     def verify(self, credential, now):
         if credential != "right":
             raise AuthenticationError("no such key")
-        return Ann()
+        return ANN
 
 
 def admission(clock=None, *, gateways: int = 1, **limits) -> Admission:
@@ -45,7 +42,7 @@ def admission(clock=None, *, gateways: int = 1, **limits) -> Admission:
 
 async def test_a_credential_counts_for_its_scopes_alone():
     made = admission()
-    assert await made.caller("right", "infer") == Ann()
+    assert await made.caller("right", "infer") == ANN
     with pytest.raises(PermissionDeniedError, match="'publish'"):
         await made.caller("right", "publish")
     with pytest.raises(AuthenticationError):
@@ -56,43 +53,43 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back():
     clock = VirtualClock()
     made = admission(clock, requests_per_minute=2)
     for _ in range(2):
-        made.enter(Ann()).leave()
+        made.enter(ANN).leave()
     with pytest.raises(RateLimitError) as caught:
-        made.enter(Ann())
+        made.enter(ANN)
     assert 0 < caught.value.retry_after_ms <= 61_000
     clock.advance(caught.value.retry_after_ms / 1000 + 0.001)
-    made.enter(Ann())
+    made.enter(ANN)
 
 
 def test_gateways_share_a_limit():
     made = admission(requests_per_minute=4, gateways=2)
     for _ in range(2):
-        made.enter(Ann()).leave()
+        made.enter(ANN).leave()
     with pytest.raises(RateLimitError):
-        made.enter(Ann())
+        made.enter(ANN)
 
 
 def test_requests_in_progress_are_bounded():
     made = admission(per_key=1)
-    ticket = made.enter(Ann())
+    ticket = made.enter(ANN)
     with pytest.raises(RateLimitError) as caught:
-        made.enter(Ann())
+        made.enter(ANN)
     assert caught.value.retry_after_ms == 1000
     assert made.in_progress == 1
-    made.enter(Ann(key_id="k2")).leave()
+    made.enter(replace(ANN, key_id="k2")).leave()
     ticket.leave()
-    made.enter(Ann()).leave()
+    made.enter(ANN).leave()
     assert made.in_progress == 0
 
 
 def test_a_request_above_a_minutes_tokens_is_told_so_and_not_to_come_back():
     made = admission(tokens_per_minute=100)
-    made.take_tokens(Ann(), 60)
+    made.take_tokens(ANN, 60)
     with pytest.raises(RateLimitError) as later:
-        made.take_tokens(Ann(), 60)
+        made.take_tokens(ANN, 60)
     assert later.value.retry_after_ms > 0
     with pytest.raises(RateLimitError, match="ask for fewer") as never:
-        made.take_tokens(Ann(), 101)
+        made.take_tokens(ANN, 101)
     assert never.value.retry_after_ms is None
 
 

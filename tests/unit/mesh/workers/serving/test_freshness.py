@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from mesh_gateway import Account, ScriptedNews
+from mesh_gateway import ScriptedNews, caller_of
 from mesh_rpc import caught, settled
 
 from tinkex.errors import APIStatusError, AuthenticationError, ConfigurationError
@@ -22,7 +22,7 @@ class World:
     def __init__(self, **settings):
         self.clock = VirtualClock()
         self.news = ScriptedNews()
-        self.keys = {"right": Account()}
+        self.keys = {"right": caller_of()}
         self.errors = []
         self.tasks = Tasks(on_error=self.errors.append)
         self.freshness = Freshness(
@@ -51,7 +51,7 @@ async def world():
 
 async def test_key_that_was_made_a_moment_ago_is_asked_for_and_let_in(world):
     async def gives():
-        world.keys["new"] = Account("bob")
+        world.keys["new"] = caller_of("bob")
         return True
 
     world.news.gives = gives
