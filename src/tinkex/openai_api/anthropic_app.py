@@ -8,8 +8,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from starlette.routing import Route
-
 from tinkex.openai_api.anthropic_messages import (
     Messages,
     anthropic_error_body,
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import Route
 
     from tinkex.openai_api.completer import Completer, ModelCard
 
@@ -78,8 +77,7 @@ class AnthropicRoutes:
 
     def routes(self) -> list[Route]:
         """List all of it as routes."""
-        found = [*self.operations(), *self.model_operations()]
-        return [Route(one.path, one.handler, methods=[one.method]) for one in found]
+        return [one.route() for one in (*self.operations(), *self.model_operations())]
 
     @answering(anthropic_error_body)
     async def messages(self, request: Request) -> Response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from starlette.routing import Route
 
 from tinkex.openai_api.chat import Chat
 from tinkex.openai_api.chat_types import ChatChunk, ChatReply, ChatRequest
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import Route
 
     from tinkex._clock import Clock
     from tinkex.errors import TinkerError
@@ -68,7 +68,7 @@ class OpenAIRoutes:
 
     def routes(self) -> list[Route]:
         """List the same as routes."""
-        return [Route(one.path, one.handler, methods=[one.method]) for one in self.operations()]
+        return [one.route() for one in self.operations()]
 
     @answering(error_body)
     async def models(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
+from starlette.routing import Route
 
 from tinkex.errors import (
     APIStatusError,
@@ -53,6 +54,10 @@ class Operation(NamedTuple):
     """Type of the reply."""
     streamed: type[BaseModel] | None = None
     """Type of a stream's events."""
+
+    def route(self) -> Route:
+        """Make its route."""
+        return Route(self.path, self.handler, methods=[self.method])
 
 
 def answering(

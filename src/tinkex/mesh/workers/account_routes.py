@@ -16,11 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tinkex.errors import AuthenticationError, BadRequestError, TinkerError
+from tinkex.errors import AuthenticationError, BadRequestError
 from tinkex.mesh.api.gateway import GatewayApi
 from tinkex.mesh.rpc.service import method_of
-from tinkex.openai_api.endpoint import error_reply
-from tinkex.openai_api.refusal import error_body
+from tinkex.mesh.workers.http import credential_of, read_body
 
 MAX_BODY_BYTES = 64 * 2**10
 CREDENTIAL_FIELDS = frozenset({"access_token", "credential"})
@@ -53,7 +52,7 @@ PATHS = (
 
 
 def account_routes(ask: Ask) -> list[Route]:
-    """Make the routes, to be mounted below `/mesh`."""
+    """Make the routes, to be mounted below `/mesh`; the application tells their errors."""
     return [Route(one.path, _handler(one, ask), methods=[one.verb]) for one in PATHS]
 
 
@@ -61,10 +60,7 @@ def _handler(path: _Path, ask: Ask) -> Callable[[Request], Awaitable[Response]]:
     message = method_of(path.method).request
 
     async def handle(request: Request) -> Response:
-        try:
-            reply = await ask(path.method, await _message(request, message))
-        except TinkerError as error:
-            return error_reply(error, error_body(error))
+        reply = await ask(path.method, await _message(request, message))
         content = orjson.dumps(readable(reply))
         return Response(content, media_type="application/json")
 
@@ -91,7 +87,8 @@ async def _message(request: Request, message: type[msgspec.Struct]) -> msgspec.S
     """Put a message together of the body, the path, the query and the credential.
 
     Raises:
-        APIStatusError: 400 for what is no such message, 401 without a credential.
+        APIStatusError: 400 for what is no such message, 401 without a credential, 413 for a body
+            that is too long.
     """
     fields: dict[str, Any] = await _body(request)
     fields |= {**request.query_params, **request.path_params}
@@ -104,11 +101,7 @@ async def _message(request: Request, message: type[msgspec.Struct]) -> msgspec.S
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    found = bytearray()
-    async for part in request.stream():
-        found += part
-        if len(found) > MAX_BODY_BYTES:
-            raise BadRequestError(f"The body is longer than {MAX_BODY_BYTES} bytes.")
+    found = await read_body(request, MAX_BODY_BYTES)
     if not found:
         return {}
     try:
@@ -123,10 +116,10 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _credential(request: Request) -> str:
-    kind, _, value = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not value.strip():
+    found = credential_of(request.scope)
+    if not found:
         raise AuthenticationError(
             "Send `Authorization: Bearer ...` with the access token of `tinkex mesh login`, or an "
             "API key."
         )
-    return value.strip()
+    return found

@@ -1,7 +1,8 @@
 """An HTTP server inside a worker: on loopback, without signals, gone when the worker stops.
 
-Owns the listening socket and uvicorn's life in a task. What is served is the caller's application,
-which authenticates for itself.
+Owns the listening socket, uvicorn's life in a task, and what the applications that are served have
+in common: who is let through, where a credential stands, how a body is read and an error told. Each
+authenticates for itself.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from collections.abc import Iterator
 from typing import Self
 
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tinkex.errors import ConfigurationError
+from tinkex.errors import APIStatusError, ConfigurationError, TinkerError, status_error
+from tinkex.openai_api.endpoint import error_reply
+from tinkex.openai_api.refusal import error_body
 
 KEEP_ALIVE_S = 75
 MAX_CONNECTIONS = 1024
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+MAX_CREDENTIAL = 4096
+"""Characters of a key or token."""
 
 
 class HttpServer:
@@ -121,12 +128,10 @@ class LocalOnly:
 
     Args:
         app: what is protected.
-        names: further host names that are right.
     """
 
-    def __init__(self, app: ASGIApp, *, names: frozenset[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._names = LOOPBACK_NAMES | names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 403."""
@@ -144,7 +149,7 @@ class LocalOnly:
         if len(hosts) != 1 or len(origins) > 1:
             return False
         named = [hosts[0], *(origin.partition("://")[2] for origin in origins)]
-        return all(_name_of(host) in self._names for host in named)
+        return all(_name_of(host) in LOOPBACK_NAMES for host in named)
 
 
 _CHECKED = frozenset({b"host", b"origin"})
@@ -155,3 +160,37 @@ def _name_of(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
+
+
+def credential_of(scope: Scope) -> str:
+    """Return the key or token that a request carries, as `x-api-key` or bearer; empty: none."""
+    headers = dict(scope["headers"])
+    plain = headers.get(b"x-api-key", b"").decode("latin-1").strip()
+    scheme, _, rest = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    found = plain or (rest.strip() if scheme.lower() == "bearer" else "")
+    return found if len(found) <= MAX_CREDENTIAL else ""
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """Read a body of at most so many bytes.
+
+    Raises:
+        APIStatusError: 413, it is longer.
+    """
+    found = bytearray()
+    async for part in request.stream():
+        found += part
+        if len(found) > most:
+            raise too_long(most)
+    return bytes(found)
+
+
+def too_long(most: int) -> APIStatusError:
+    """Refuse a body of more than `most` bytes."""
+    return status_error(413, f"The body is longer than {most} bytes.")
+
+
+async def tell_error(_: Request, error: Exception) -> Response:
+    """Answer with an error, in OpenAI's form: an application's handler of `TinkerError`."""
+    assert isinstance(error, TinkerError)
+    return error_reply(error, error_body(error))

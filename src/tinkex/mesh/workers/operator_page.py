@@ -19,10 +19,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tinkex.errors import AuthenticationError, BadRequestError, TinkerError
-from tinkex.mesh.workers.authority.operator import AccountReport, Operator
+from tinkex.mesh.workers.authority.operator import Operator
 from tinkex.mesh.workers.files import write_whole
-from tinkex.openai_api.endpoint import error_reply
-from tinkex.openai_api.refusal import error_body
+from tinkex.mesh.workers.http import read_body, tell_error
 
 FILE_NAME = "operator.json"
 TOKEN_BYTES = 32
@@ -63,14 +62,16 @@ class OperatorPage:
             routes=[
                 Route("/accounts", self._accounts, methods=["GET"]),
                 Route("/quota", self._quota, methods=["PUT"]),
-            ]
+            ],
+            exception_handlers={TinkerError: tell_error},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it with 401."""
         if scope["type"] == "http" and not self._is_operator(scope):
             error = AuthenticationError(f"Show the token of {FILE_NAME} in the worker's folder.")
-            await error_reply(error, error_body(error))(scope, receive, send)
+            reply = await tell_error(Request(scope), error)
+            await reply(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -79,20 +80,11 @@ class OperatorPage:
         return secrets.compare_digest(given, f"Bearer {self._token}".encode())
 
     async def _accounts(self, request: Request) -> Response:
-        try:
-            return _json(self._operator.accounts(request.query_params.get("account", "")))
-        except TinkerError as error:
-            return error_reply(error, error_body(error))
+        return _json(self._operator.accounts(request.query_params.get("account", "")))
 
     async def _quota(self, request: Request) -> Response:
-        try:
-            wanted = await _read(request)
-            report: AccountReport = await self._operator.set_quota(
-                wanted.account, wanted.quota_tokens
-            )
-        except TinkerError as error:
-            return error_reply(error, error_body(error))
-        return _json(report)
+        wanted = await _read(request)
+        return _json(await self._operator.set_quota(wanted.account, wanted.quota_tokens))
 
 
 def write_pass(folder: Path, url: str, token: str) -> None:
@@ -101,11 +93,7 @@ def write_pass(folder: Path, url: str, token: str) -> None:
 
 
 async def _read(request: Request) -> SetQuota:
-    found = bytearray()
-    async for part in request.stream():
-        found += part
-        if len(found) > MAX_BODY_BYTES:
-            raise BadRequestError(f"The body is longer than {MAX_BODY_BYTES} bytes.")
+    found = await read_body(request, MAX_BODY_BYTES)
     try:
         return msgspec.convert(orjson.loads(found), SetQuota)
     except ValueError as error:

@@ -6,12 +6,19 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tinkex.errors import AuthenticationError, NoQuorumError, RateLimitError, TrustError
+from tinkex.errors import (
+    AuthenticationError,
+    NoQuorumError,
+    RateLimitError,
+    TinkerError,
+    TrustError,
+)
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi, PublishAdapter, UnpublishAdapter
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.rpc.service import methods_of
 from tinkex.mesh.workers.account_routes import MAX_BODY_BYTES, PATHS, account_routes
+from tinkex.mesh.workers.http import tell_error
 
 TOKEN = "an-access-token"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -31,6 +38,11 @@ class Gateway:
         return auth.Done()
 
 
+def app_of(ask):
+    routes = [Mount("/mesh", routes=account_routes(ask))]
+    return Starlette(routes=routes, exception_handlers={TinkerError: tell_error})
+
+
 @pytest.fixture
 def gateway():
     return Gateway()
@@ -38,7 +50,7 @@ def gateway():
 
 @pytest.fixture
 async def http(gateway):
-    app = Starlette(routes=[Mount("/mesh", routes=account_routes(gateway.ask))])
+    app = app_of(gateway.ask)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
@@ -117,7 +129,6 @@ async def test_request_without_a_credential_is_not_passed_on(http, gateway, head
         (b'{"name": 5}', r"\$.name"),
         (b'{"name": "n", "colour": "red"}', "colour"),
         (b'{"scopes": ["a"]}', "name"),
-        (b" " * (MAX_BODY_BYTES + 1), "longer than"),
     ],
 )
 async def test_body_that_does_not_fit_is_refused_by_name(http, gateway, body, words):
@@ -125,6 +136,12 @@ async def test_body_that_does_not_fit_is_refused_by_name(http, gateway, body, wo
     assert reply.status_code == 400
     assert words.replace("\\", "") in reply.json()["error"]["message"]
     assert gateway.asked == []
+
+
+async def test_body_that_is_too_long_is_refused(http, gateway):
+    content = b" " * (MAX_BODY_BYTES + 1)
+    reply = await http.post("/mesh/keys", content=content, headers=BEARER)
+    assert (reply.status_code, gateway.asked) == (413, [])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +169,7 @@ async def test_reply_is_the_message_as_json(http, gateway):
     async def ask(method, message):
         return made
 
-    app = Starlette(routes=[Mount("/mesh", routes=account_routes(ask))])
+    app = app_of(ask)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         reply = await client.post("/mesh/login", json={"email": "a", "password": "b"})
@@ -174,7 +191,7 @@ async def test_scopes_are_told_in_order(http, gateway):
     async def ask(method, message):
         return auth.Keys(keys=(info,))
 
-    app = Starlette(routes=[Mount("/mesh", routes=account_routes(ask))])
+    app = app_of(ask)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         (shown,) = (await client.get("/mesh/keys", headers=BEARER)).json()["keys"]
@@ -204,7 +221,7 @@ async def test_peer_ids_are_told_as_they_are_written_everywhere(http, gateway):
             entries=(entry,),
         )
 
-    app = Starlette(routes=[Mount("/mesh", routes=account_routes(ask))])
+    app = app_of(ask)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         (shown,) = (await client.get("/mesh/usage", headers=BEARER)).json()["entries"]

@@ -68,7 +68,7 @@ async def test_quota_that_is_set_binds_at_once_and_after_a_restart(home, page, w
         (b'{"account": "ann@example.org"}', 400),
         (b"[]", 400),
         (b"{", 400),
-        (b" " * (MAX_BODY_BYTES + 1), 400),
+        (b" " * (MAX_BODY_BYTES + 1), 413),
     ],
 )
 async def test_what_makes_no_sense_is_refused(home, page, body, status):

@@ -7,7 +7,6 @@ worker has none, so that whoever reaches it from another user's session has noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import orjson
 from starlette.applications import Starlette
@@ -23,11 +22,11 @@ from tinkex.mesh.api.auth import UsageQuery, UsageReport
 from tinkex.mesh.api.gateway import GatewayApi, ListModels
 from tinkex.mesh.workers.account_routes import Ask, account_routes
 from tinkex.mesh.workers.calling.receipt_book import ReceiptBook
-from tinkex.mesh.workers.http import LocalOnly
+from tinkex.mesh.workers.http import LocalOnly, credential_of, too_long
 from tinkex.mesh.workers.shelf import MAX_UPLOAD_BYTES, Shelf
 from tinkex.openai_api import AnthropicRoutes, Completer, OpenAIRoutes
 from tinkex.openai_api.anthropic_messages import anthropic_error_body
-from tinkex.openai_api.endpoint import Operation, error_reply
+from tinkex.openai_api.endpoint import error_reply
 from tinkex.openai_api.refusal import error_body
 
 API_PREFIX = "/v1"
@@ -36,7 +35,6 @@ MESSAGES = "/v1/messages"
 FILES = "/files"
 RECEIPTS = "/receipts"
 MAX_BODY_BYTES = 4 * 2**20
-MAX_CREDENTIAL = 4096
 NEED_KEY = (API_PREFIX, ACCOUNTS_PREFIX + FILES, ACCOUNTS_PREFIX + RECEIPTS)
 
 
@@ -60,11 +58,11 @@ def http_app(
     more = [] if shelf is None else [_files_route(shelf, ask)]
     if book is not None:
         more.append(_receipts_route(book, ask, clock))
-    openai = OpenAIRoutes(completer, credential_of, clock).operations()
-    anthropic = AnthropicRoutes(completer, credential_of).operations()
+    openai = OpenAIRoutes(completer, _caller, clock).operations()
+    anthropic = AnthropicRoutes(completer, _caller).operations()
     app = Starlette(
         routes=[
-            Mount(API_PREFIX, routes=[_route(one) for one in (*openai, *anthropic)]),
+            Mount(API_PREFIX, routes=[one.route() for one in (*openai, *anthropic)]),
             Mount(ACCOUNTS_PREFIX, routes=[*more, *account_routes(ask)]),
         ],
         exception_handlers={HTTPException: _no_such_path, TinkerError: _failed},
@@ -76,7 +74,7 @@ def _files_route(shelf: Shelf, ask: Ask) -> Route:
     """Take an adapter's files: of anybody whose credential a gateway knows."""
 
     async def take(request: Request) -> Response:
-        await ask(GatewayApi.rpc_models, ListModels(credential=credential_of(request)))
+        await ask(GatewayApi.rpc_models, ListModels(credential=_caller(request)))
         content = await shelf.add(request.stream())
         return Response(orjson.dumps({"content": content}), media_type="application/json")
 
@@ -87,7 +85,7 @@ def _receipts_route(book: ReceiptBook, ask: Ask, clock: Clock) -> Route:
     """Give an account its receipts: the gateway says whose the credential is."""
 
     async def give(request: Request) -> Response:
-        query = UsageQuery(credential=credential_of(request), since=clock.now())
+        query = UsageQuery(credential=_caller(request), since=clock.now())
         report = await ask(GatewayApi.rpc_usage, query)
         assert isinstance(report, UsageReport)
         found = await asyncio.to_thread(book.of_account, report.account_id)
@@ -101,9 +99,9 @@ def _receipts_route(book: ReceiptBook, ask: Ask, clock: Clock) -> Route:
     return Route(RECEIPTS, give, methods=["GET"])
 
 
-def credential_of(request: Request) -> str:
+def _caller(request: Request) -> str:
     """Return the key or token that a request carries; the guard has seen that there is one."""
-    return _credential(request.scope)
+    return credential_of(request.scope)
 
 
 class _Guard:
@@ -119,7 +117,7 @@ class _Guard:
         is_files = scope["path"] == ACCOUNTS_PREFIX + FILES
         most = MAX_UPLOAD_BYTES if is_files else MAX_BODY_BYTES
         try:
-            if scope["path"].startswith(NEED_KEY) and not _credential(scope):
+            if scope["path"].startswith(NEED_KEY) and not credential_of(scope):
                 raise AuthenticationError(
                     "Send a key of the mesh as `Authorization: Bearer ...`: `tinkex mesh key "
                     "create` makes one."
@@ -135,18 +133,10 @@ class _Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > most:
-                raise _too_long(most)
+                raise too_long(most)
             return message
 
         await self._app(scope, bounded, send)
-
-
-def _credential(scope: Scope) -> str:
-    headers = dict(scope["headers"])
-    plain = headers.get(b"x-api-key", b"").decode("latin-1").strip()
-    scheme, _, rest = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    found = plain or (rest.strip() if scheme.lower() == "bearer" else "")
-    return found if len(found) <= MAX_CREDENTIAL else ""
 
 
 def _check_length(scope: Scope, most: int) -> None:
@@ -154,11 +144,7 @@ def _check_length(scope: Scope, most: int) -> None:
     if not length.isdigit():
         raise status_error(400, "Content-Length is not a number.")
     if int(length) > most:
-        raise _too_long(most)
-
-
-def _too_long(most: int) -> TinkerError:
-    return status_error(413, f"The body is longer than {most} bytes.")
+        raise too_long(most)
 
 
 def _reply(scope: Scope, error: TinkerError) -> Response:
@@ -175,8 +161,3 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, TinkerError)
     return _reply(request.scope, error)
-
-
-def _route(operation: Operation) -> Route:
-    handler: Callable[[Request], Awaitable[Response]] = operation.handler
-    return Route(operation.path, handler, methods=[operation.method])
