@@ -120,10 +120,17 @@ def yes_no(value: bool | None) -> str:
     return MISSING if value is None else "Yes" if value else "No"
 
 
-def moment(when: datetime | None, now: datetime | None = None) -> str:
-    """Write a moment for people: how long ago within a month, else its date."""
+def moment(when: datetime | float | None, now: datetime | None = None) -> str:
+    """Write a moment for people: how long ago within a month, else its date.
+
+    Args:
+        when: a number is Unix seconds.
+        now: the present, if not the clock's.
+    """
     if when is None:
         return MISSING
+    if not isinstance(when, datetime):
+        when = datetime.fromtimestamp(when, UTC)
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     seconds = ((now or _now()) - when).total_seconds()
     ahead, seconds = seconds < 0, abs(seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -11,11 +10,10 @@ import typer
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.mesh.endpoint import Endpoint, Url, find_endpoint
-from tinkex.cli.mesh.places import DataDir
+from tinkex.cli.mesh.places import DAY_S, DataDir
 from tinkex.cli.mesh.secrets import NEW_PASSWORD_VARIABLE, PASSWORD_VARIABLE, ask_secret
 
 Email = Annotated[str, typer.Option("--email", prompt=True, help="Address of the account.")]
-DAY_S = 86_400.0
 
 keys = typer.Typer(help="API keys of your account.", no_args_is_help=True)
 
@@ -112,8 +110,8 @@ def list_keys(context: typer.Context, url: Url = None, data_dir: DataDir = None)
             one["name"],
             one["prefix"],
             ", ".join(sorted(one["scopes"])),
-            _moment(one["created_at"]),
-            _moment(one["expires_at"]),
+            output.moment(one["created_at"]),
+            output.moment(one["expires_at"]),
             output.MISSING if one["token_cap"] is None else f"{one['token_cap']:,}",
             "revoked" if one["revoked_at"] else "active",
         ]
@@ -175,7 +173,7 @@ def usage(
     ]
     rows = [
         [
-            _moment(one["at"]),
+            output.moment(one["at"]),
             one["model"],
             f"{one['prompt_tokens']:,}",
             f"{one['completion_tokens']:,}",
@@ -215,7 +213,3 @@ def whole_report(endpoint: Endpoint, credential: str, *, since: float) -> dict[s
         report["entries"] = older + report["entries"]
         report["listed_since"] = page["listed_since"]
     return report
-
-
-def _moment(seconds: float | None) -> str:
-    return output.moment(None if seconds is None else datetime.fromtimestamp(seconds, UTC))

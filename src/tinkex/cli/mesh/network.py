@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +10,18 @@ import typer
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.extras import require_mesh_extra
-from tinkex.cli.mesh.places import READY_NAME, DataDir, mesh_dir, read_private, worker_dir
+from tinkex.cli.mesh.places import (
+    DAY_S,
+    READY_NAME,
+    DataDir,
+    mesh_dir,
+    read_private,
+    worker_dir,
+)
 from tinkex.cli.mesh.secrets import NEW_PASSPHRASE_VARIABLE, PASSPHRASE_VARIABLE, ask_secret
 from tinkex.errors import ConfigurationError, InputError
 
 ROOT_NAME = "root.key"
-DAY_S = 86_400.0
 ROLES = ("auth", "gateway", "processor", "client", "bootstrap")
 
 
@@ -185,7 +190,7 @@ def renew(
     passphrase = ask_secret("Passphrase of the root key", PASSPHRASE_VARIABLE)
     founder = Founder(mesh_dir(data_dir), passphrase)
     until = founder.renew(now=SystemClock().now(), certificate_s=days * DAY_S)
-    ends = output.moment(datetime.fromtimestamp(until, UTC))
+    ends = output.moment(until)
     pairs = [("Auth workers are certified until", ends), _next(heard=founder.heard)]
     value = {"certified_until": until}
     output.show_properties(invocation(context).form, value, "Certified", pairs)

@@ -6,7 +6,6 @@ worker's folder, which its owner alone can read.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +67,7 @@ def _table(found: list[dict[str, Any]], title: str) -> output.Table:
         [
             one["account_id"],
             one["email"] or output.MISSING,
-            output.moment(datetime.fromtimestamp(one["opened_at"], UTC)),
+            output.moment(one["opened_at"]),
             f"{one['used_tokens']:,}",
             f"{one['reserved_tokens']:,}",
             "unlimited" if one["quota_tokens"] is None else f"{one['quota_tokens']:,}",

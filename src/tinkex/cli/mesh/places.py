@@ -7,7 +7,6 @@ hold secrets: they are written whole or not at all, for their owner's eyes alone
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from tinkex.errors import ConfigurationError, InputError
 
 READY_NAME = "ready.json"
 SESSION_NAME = "session.json"
+DAY_S = 86_400.0
 
 DataDir = Annotated[
     Path | None,
@@ -63,14 +63,10 @@ def find_ready(folder: Path, workers: Sequence[str]) -> dict[str, Any] | None:
 
 def write_private(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file of mode 0600, whole or not at all."""
+    from tinkex.mesh.workers.files import write_whole
+
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    beside.replace(path)
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 class ReadyFiles:

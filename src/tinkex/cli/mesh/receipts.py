@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -61,7 +60,7 @@ def receipts(context: typer.Context, url: Url = None, data_dir: DataDir = None) 
     )
     rows = [
         [
-            output.moment(datetime.fromtimestamp(one.receipt.at, UTC)),
+            output.moment(one.receipt.at),
             one.receipt.model,
             f"{one.receipt.prompt_tokens:,}",
             f"{one.receipt.completion_tokens:,}",

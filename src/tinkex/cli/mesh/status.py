@@ -56,7 +56,7 @@ def peers(context: typer.Context, admin_url: AdminUrl = None, data_dir: DataDir 
             one["role"],
             one["peer_id"],
             "\n".join(one["addresses"]),
-            output.moment(_moment(one["certified_until"])),
+            output.moment(one["certified_until"]),
         ]
         for one in found
     ]
@@ -92,7 +92,7 @@ def logs(context: typer.Context, admin_url: AdminUrl = None, data_dir: DataDir =
             one["author"][:10],
             one["epoch"][:8],
             f"{one['entries']:,}",
-            output.moment(_moment(one["last_at"])),
+            output.moment(one["last_at"]),
             one["hash"][:16],
         ]
         for one in found
@@ -169,9 +169,3 @@ def _duration(seconds: float) -> str:
         if seconds >= limit:
             return f"{seconds / limit:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _moment(seconds: float) -> Any:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(seconds, UTC)
