@@ -1,7 +1,9 @@
 """A peer-to-peer network that serves models: auth, gateway, processor, client, bootstrap workers.
 
-    identity  <-  trust  <-  transport  <-  rpc  <-  api  <-  {dht, feeds, blobs}  <-  workers
+    identity  <-  roles  <-  trust  <-  transport  <-  rpc  <-  api
+              <-  {dht, feeds, blobs, processing}  <-  workers
 
-Each layer imports what is left of it. `accounts`, `quota` and `balancer` are domain code: they know
-no transport and no RPC. Nothing here imports torch, but the processor when it runs our engine.
+Each layer imports what is left of it. `accounts`, `quota`, `purse`, `usage`, `limits`, `catalog`
+and `balancer` are domain code: they know no transport and no RPC. Nothing here imports torch, but
+`processing` where it runs our engine.
 """

@@ -5,6 +5,8 @@
     accounts decides: a state and a wish in, events out         tokens     JWT
     lockout  who guesses has to wait                            scopes     what a key is for
     public   what gateways fold: verifies keys and tokens offline
+    network  what every member folds: the network as the root described it, who is shut out
+    config   how long things last, and how much of them there may be
 
-An event is appended to the log first and folded after, by `workers.auth`.
+An event is appended to the log first and folded after, by `workers.authority.log`.
 """

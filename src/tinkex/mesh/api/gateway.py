@@ -106,7 +106,7 @@ class PublishAdapter(Confidential, frozen=True, forbid_unknown_fields=True, kw_o
 
     credential: str
     name: str
-    """What it is asked for by: `<base model>;<name>`, or the name alone."""
+    """1 to 128 letters, digits and `._/-`; asked for as it is, or as `<base model>;<name>`."""
     base_model: str
     content: str
     """The hash of its manifest."""

@@ -143,7 +143,7 @@ class EngineBackend:
 
     Args:
         engine: this takes it over.
-        text: of its base model; None refuses what is not token ids.
+        text: its base model's tokenizer and chat template.
         revision: of its weights.
         clock: tells the time.
         on_fault: told of exceptions that are bugs rather than answers.

@@ -1,6 +1,6 @@
 """Joining a network: an invitation becomes a role certificate.
 
-Owns the guest's side. The auth worker's side is `workers.auth`'s.
+Owns the guest's side. The auth worker's side is `authority.network`'s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the logs come to for an auth worker: the states of its views.
+"""What the logs come to: the states of the views that auth workers, and others, keep of them.
 
 Owns how entries reach the folds of `accounts`, `quota` and `usage`, and how those are saved. A dump
 is a list of events again, in few, with personal fields sealed as in the log.
