@@ -1,6 +1,7 @@
 """What a processor worker needs of whatever runs its models.
 
-Owns the two protocols. Permits, slots and queues are the worker's business.
+Owns the two protocols, and what back ends of every kind have in common. Permits, slots and queues
+are the worker's business.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from typing import Protocol
 
 from tinkex.mesh.api.processor import ServedModel
 from tinkex.openai_api.completer import CompletionRequest, Piece
+from tinkex.openai_api.refusal import model_not_found
+
+KEEP_ALIVE_S = 10.0
+"""Silence after which a sign of life is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,3 +122,13 @@ class Backend(Protocol):
         Raises:
             TinkerError: as `begin`.
         """
+
+
+def check_model(request: CompletionRequest, model: ServedModel) -> None:
+    """Refuse a request for another model than a back end runs.
+
+    Raises:
+        APIStatusError: 404, it is.
+    """
+    if request.model != model.name:
+        raise model_not_found(f"This processor runs {model.name!r}, not {request.model[:200]!r}.")

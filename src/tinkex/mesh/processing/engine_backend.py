@@ -26,7 +26,7 @@ from tinkex.engine.models.tokenizer import load_fast_tokenizer
 from tinkex.engine.sampling.sequence import SampleJob
 from tinkex.errors import ConfigurationError, EngineBusyError, InputError
 from tinkex.mesh.api.processor import ServedModel
-from tinkex.mesh.processing.backend import Job
+from tinkex.mesh.processing.backend import KEEP_ALIVE_S, Job, check_model
 from tinkex.mesh.processing.engine_thread import EngineThread
 from tinkex.mesh.processing.token_flow import TokenFlow
 from tinkex.openai_api.model_text import ModelText
@@ -38,9 +38,6 @@ from tinkex.types import ModelInput, SamplingParams
 if TYPE_CHECKING:
     from tinkex.openai_api.completer import CompletionRequest, Piece
     from tinkex.types import SampleResponse
-
-KEEP_ALIVE_S = 10.0
-"""Silence after which a sign of life is given."""
 
 
 class EngineRun:
@@ -212,7 +209,7 @@ class EngineBackend:
         Raises:
             TinkerError: as `begin`.
         """
-        self._check_model(request)
+        check_model(request, self.model)
         return len(await self._text.encode(request.prompt, self._engine.context_length))
 
     async def begin(self, job: Job) -> EngineRun:
@@ -222,7 +219,7 @@ class EngineBackend:
             APIStatusError: another model or adapter than is here, or what does not fit it.
             InputError: something in the request is wrong.
         """
-        self._check_model(job.request)
+        check_model(job.request, self.model)
         if job.adapter and job.adapter not in self._adapters:
             raise model_not_found(f"The adapter {job.adapter[:16]} is not loaded here.")
         self._use(job.adapter, 1)
@@ -281,12 +278,6 @@ class EngineBackend:
             timers=self._timers,
             cancel=lambda: self._thread.cancel(job_id),
         )
-
-    def _check_model(self, request: CompletionRequest) -> None:
-        if request.model != self.model.name:
-            raise model_not_found(
-                f"This processor runs {self.model.name!r}, not {request.model[:200]!r}."
-            )
 
     # --- adapters -------------------------------------------------------------
 

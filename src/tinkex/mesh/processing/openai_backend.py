@@ -27,7 +27,7 @@ from tinkex.errors import (
 )
 from tinkex.mesh.api.processor import ServedModel
 from tinkex.mesh.positive import not_positive
-from tinkex.mesh.processing.backend import Job
+from tinkex.mesh.processing.backend import KEEP_ALIVE_S, Job, check_model
 from tinkex.mesh.processing.openai_wire import (
     EventLines,
     ForeignCompletion,
@@ -37,9 +37,8 @@ from tinkex.mesh.processing.openai_wire import (
 )
 from tinkex.mesh.tasks import Tasks
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest, Piece
-from tinkex.openai_api.refusal import model_not_found, refused
+from tinkex.openai_api.refusal import refused
 
-KEEP_ALIVE_S = 10.0
 UNREAD = 64
 """Pieces of each completion that may wait; then no more is read from the server."""
 _RETRY_MS = 1000.0
@@ -303,10 +302,7 @@ class OpenAIBackend:
         return run
 
     def _check(self, request: CompletionRequest) -> None:
-        if request.model != self.model.name:
-            raise model_not_found(
-                f"This processor runs {self.model.name!r}, not {request.model[:200]!r}."
-            )
+        check_model(request, self.model)
         check_supported(request)
 
     async def _stream(

@@ -36,14 +36,11 @@ def estimated_tokens(request: CompletionRequest, context: int) -> int:
     if isinstance(request.prompt, TextPrompt):
         size = len(request.prompt.text.encode())
     elif isinstance(request.prompt, ChatPrompt):
-        size = sum(len(str(message.get("content", "")).encode()) for message in _said(request))
+        said = (str(message.get("content", "")) for message in request.prompt.messages)
+        size = sum(len(text.encode()) for text in said)
     else:
         return max(1, len(request.prompt.tokens))
     return max(1, min(context, -(-size // _BYTES_A_TOKEN)))
-
-
-def _said(request: CompletionRequest) -> list[Mapping[str, Any]]:
-    return list(request.prompt.messages) if isinstance(request.prompt, ChatPrompt) else []
 
 
 def check_supported(request: CompletionRequest) -> None:

@@ -25,8 +25,8 @@ from tinkex.errors import (
     InputError,
     NotFoundError,
 )
-from tinkex.mesh.processing.backend import Job
-from tinkex.mesh.processing.engine_backend import KEEP_ALIVE_S, fingerprint_of
+from tinkex.mesh.processing.backend import KEEP_ALIVE_S, Job
+from tinkex.mesh.processing.engine_backend import fingerprint_of
 from tinkex.mesh.processing.token_flow import UNREAD
 from tinkex.openai_api import ChatPrompt
 
