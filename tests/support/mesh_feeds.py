@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import msgspec
 
+from tinkex.mesh.feeds.entry import Entry
 from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.roles import Role
@@ -15,6 +17,23 @@ from tinkex.testing import VirtualClock
 
 START = VirtualClock().now()
 YEAR_S = 365 * 86400.0
+
+
+class KeyValues(ABC):
+    """The state of a view: bytes by name, as the entries so far left them."""
+
+    def __init__(self, data: bytes | None = None) -> None:
+        self.values: dict[str, bytes] = {}
+        if data is not None:
+            self.values = msgspec.msgpack.decode(data, type=dict[str, bytes])
+
+    @abstractmethod
+    def fold(self, entry: Entry) -> None:
+        """Let an entry change `values`. It must depend on the two alone."""
+
+    def dump(self) -> bytes:
+        """The values, in the order of their names."""
+        return msgspec.msgpack.encode(self.values, order="sorted")
 
 
 def key(number: int) -> KeyPair:

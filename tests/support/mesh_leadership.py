@@ -6,9 +6,9 @@ import asyncio
 import itertools
 from random import Random
 
+from mesh_feeds import KeyValues
 from mesh_replication import FeedWorld
 
-from tinkex.mesh.feeds.key_values import KeyValues
 from tinkex.mesh.feeds.leadership import LED, Leadership
 from tinkex.mesh.feeds.view import View
 from tinkex.mesh.transport.base import Contact

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 _DEAD_TELLS = 4
 """So many dead contacts by one node, and twice as many as live ones, and it is not followed."""
-
-
 _TELLERS = 4
+"""Of each candidate, at most."""
 
 
 class _State(Enum):
@@ -81,8 +80,6 @@ class Lookup:
         self.target = target
         self.asked = 0
         """How many nodes were asked."""
-        self.died = 0
-        """How many of them gave no answer."""
         self._own = own
         self._config = config
         self._rng = rng
@@ -138,7 +135,6 @@ class Lookup:
         """Note that a node gave no answer, or nonsense."""
         candidate = self._waiting.pop(node_id)
         candidate.state = _State.DEAD
-        self.died += 1
         self._tell(candidate, dead=True)
 
     def done(self, now: float) -> bool:

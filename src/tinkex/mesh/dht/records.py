@@ -80,10 +80,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     encoded: bytes
     """As it travels."""
 
-    def has_adapter(self, content: str) -> bool:
-        """Whether the adapter of this hash, in hexadecimal, is probably loaded."""
-        return any(content.startswith(prefix) for prefix in self.adapters)
-
 
 class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     topic: str

@@ -347,7 +347,7 @@ class Channel:
             case End(call_id):
                 self._finish(call_id, None)
             case Failed(call_id, failure):
-                self._finish(call_id, error_of(failure, self.peer.peer_id))
+                self._finish(call_id, error_of(failure))
             case Request():
                 self._answer(message)
             case Cancel(call_id):

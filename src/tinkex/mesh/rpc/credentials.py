@@ -67,7 +67,7 @@ class Credentials:
         if isinstance(hello, Refused):
             if not dialled:
                 raise PeerProtocolError("the peer refuses a greeting before it got one")
-            raise error_of(hello.error, remote)
+            raise error_of(hello.error)
         self._check_network(hello.network, remote)
         self._check_not_revoked(remote)
         certificate = self._check_chain(hello.certificate, remote, dialled=dialled, now=now)

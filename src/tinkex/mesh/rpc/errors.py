@@ -21,7 +21,6 @@ from tinkex.errors import (
     RequestFailedError,
     TinkerError,
 )
-from tinkex.mesh.identity import PeerId
 from tinkex.mesh.rpc.messages import MAX_ERROR_CHARS, MAX_TIMEOUT_MS, WireError
 
 _CLASSES: Mapping[str, type[TinkerError]] = MappingProxyType(
@@ -33,7 +32,6 @@ _CLASSES: Mapping[str, type[TinkerError]] = MappingProxyType(
 )
 _CATEGORIES = frozenset({"user", "server", "unknown"})
 _MAX_LINES = 32
-_ORIGIN = "_rpc_origin"
 
 
 def wire_error(error: TinkerError) -> WireError:
@@ -55,23 +53,8 @@ def wire_error(error: TinkerError) -> WireError:
     )
 
 
-def error_of(message: WireError, origin: PeerId) -> TinkerError:
-    """Make the error that a peer's message stands for; `origin_of` tells the peer."""
-    found = _made(message)
-    setattr(found, _ORIGIN, origin)
-    return found
-
-
-def origin_of(error: BaseException) -> PeerId | None:
-    """Tell which peer an error came from; None for one of this process.
-
-    So a LinkClosedError of one's own link is told from one that a peer had with somebody else.
-    """
-    origin = getattr(error, _ORIGIN, None)
-    return origin if isinstance(origin, PeerId) else None
-
-
-def _made(message: WireError) -> TinkerError:
+def error_of(message: WireError) -> TinkerError:
+    """Make the error that a peer's message stands for."""
     kind = _CLASSES.get(message.name, MeshError)
     text = message.lines[0]
     details: dict[str, Any] = {

@@ -21,7 +21,6 @@ class Heartbeat:
 
     def __init__(self, config: RpcConfig, now: float) -> None:
         self._config = config
-        self._heard = now
         self._pinged = now
         self._unanswered: float | None = None
         self._busy = False

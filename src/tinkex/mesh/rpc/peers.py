@@ -237,7 +237,7 @@ class Peers:
             TrustError: one is no member in the other's eyes.
             PermissionDeniedError: this peer's role may not call the method.
             InputError: the request is too long.
-            TinkerError: whatever the handler raised; `rpc.errors.origin_of` tells whose it is.
+            TinkerError: whatever the handler raised.
         """
         called = self._lookup(method, streamed=False)
         body = self._prepare(called, request, trace)

@@ -106,7 +106,7 @@ class Session:
         self._incoming_bytes = 0
         self._last_in = 0
         self._last_ping = 0
-        self._leave_sent = self._leave_received = False
+        self._leave_received = False
         self._bye_sent = self._bye_received = False
 
     # --- what is open ---------------------------------------------------------
@@ -221,7 +221,6 @@ class Session:
 
     def leave(self, *, stopping: bool) -> None:
         """Ask the peer to begin no call here; those that run go on."""
-        self._leave_sent = True
         self._outbox.urgent(Leave(stopping))
 
     def bye(self) -> None:

@@ -131,19 +131,6 @@ def rotate_root(
     return _sign(new, changed)
 
 
-def drop_old_roots(root: KeyPair, encoded: bytes) -> bytes:
-    """Describe the network with its newest root alone: what older ones signed holds no more.
-
-    Raises:
-        TrustError: the key is not the network's newest root.
-    """
-    info = _known(root, encoded)
-    return _sign(
-        root,
-        msgspec.structs.replace(info, roots=(root.peer_id.raw,), sequence=info.sequence + 1),
-    )
-
-
 def check_network(
     encoded: bytes, *, network: PeerId, known: NetworkInfo | None = None
 ) -> NetworkInfo:

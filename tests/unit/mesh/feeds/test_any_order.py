@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mesh_feeds import all_entries, copy_all, member
+from mesh_feeds import KeyValues, all_entries, copy_all, member
 
 from tinkex.errors import StorageError
-from tinkex.mesh.feeds.key_values import KeyValues
 from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.feeds.view import View
 from tinkex.testing import VirtualClock

@@ -4,12 +4,11 @@ import random
 import shutil
 
 import pytest
-from mesh_feeds import copy_all, key, member, payloads, store
+from mesh_feeds import KeyValues, copy_all, key, member, payloads, store
 
 from tinkex.errors import ConfigurationError, DamagedDataError
 from tinkex.mesh.feeds.chain import ForkProof
 from tinkex.mesh.feeds.entry import FIRST, sign_entry
-from tinkex.mesh.feeds.key_values import KeyValues
 from tinkex.mesh.feeds.pruning import prune
 from tinkex.mesh.feeds.recovery import open_or_salvage
 from tinkex.mesh.feeds.vault import Vault

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from mesh_feeds import KeyValues
 from mesh_replication import FeedWorld
 from mesh_rpc import caught, settled
 
@@ -26,7 +27,6 @@ from tinkex.mesh.api.feeds import (
 )
 from tinkex.mesh.feeds.config import ReplicationConfig
 from tinkex.mesh.feeds.epoch import read_opening
-from tinkex.mesh.feeds.key_values import KeyValues
 from tinkex.mesh.feeds.policy import (
     ACCOUNTS_PRIVATE,
     ACCOUNTS_PUBLIC,

@@ -5,10 +5,9 @@ import shutil
 
 import msgspec
 import pytest
-from mesh_feeds import copy_all, key, member, payloads, store
+from mesh_feeds import KeyValues, copy_all, key, member, payloads, store
 
 from tinkex.errors import PeerProtocolError, TrustError, UnsupportedError
-from tinkex.mesh.feeds.key_values import KeyValues
 from tinkex.mesh.feeds.pruning import prune
 from tinkex.mesh.feeds.snapshot import Snapshot, decode_snapshot
 from tinkex.mesh.feeds.view import View

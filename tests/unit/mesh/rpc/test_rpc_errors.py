@@ -7,11 +7,9 @@ import pytest
 
 from tinkex import errors
 from tinkex.errors import ConfigurationError, MeshError, NotFoundError, TinkerError
-from tinkex.mesh.identity import KeyPair
-from tinkex.mesh.rpc.errors import error_of, origin_of, wire_error
+from tinkex.mesh.rpc.errors import error_of, wire_error
 from tinkex.mesh.rpc.messages import MAX_ERROR_CHARS, WireError
 
-PEER = KeyPair(bytes(32)).peer_id
 CLASSES = {
     name: cls
     for name, cls in vars(errors).items()
@@ -22,7 +20,7 @@ CLASSES = {
 def crossed(error):
     """Send an error and make it again."""
     wire = msgspec.msgpack.encode(wire_error(error))
-    return error_of(msgspec.msgpack.decode(wire, type=WireError), PEER)
+    return error_of(msgspec.msgpack.decode(wire, type=WireError))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -69,15 +67,9 @@ def test_class_of_another_module_with_a_known_name_is_not_taken_for_the_known_on
     "name", ["SystemExit", "KeyboardInterrupt", "Exception", "Sequence", "status_error", "", "Any"]
 )
 def test_name_that_is_no_error_of_ours_becomes_a_mesh_error(name):
-    error = error_of(WireError(name, ("text",), "unknown", None, None, None), PEER)
+    error = error_of(WireError(name, ("text",), "unknown", None, None, None))
     assert type(error) is MeshError
     assert str(error) == "text"
-
-
-def test_error_knows_whom_it_came_from():
-    assert origin_of(crossed(MeshError("x"))) == PEER
-    assert origin_of(MeshError("x")) is None
-    assert origin_of(ValueError("x")) is None
 
 
 def test_what_a_handler_puts_into_an_error_is_bounded():

@@ -41,7 +41,6 @@ from tinkex.mesh.trust.certificates import Chain, Grant, check_certificate, make
 from tinkex.mesh.trust.network import (
     change_members,
     check_network,
-    drop_old_roots,
     rotate_root,
     shut_out_peer,
 )
@@ -705,7 +704,9 @@ async def test_after_a_root_was_dropped_all_is_told_again_for_new_members(home):
     kept = rotate_root(home.root, new, home.encoded, now=home.clock.now(), keep_old=True)
     await home.worker.network.describe(kept)
     assert len(await public_events(home)) == before
-    await home.worker.network.describe(drop_old_roots(new, kept))
+    newest = KeyPair.generate()
+    dropped = rotate_root(new, newest, kept, now=home.clock.now(), keep_old=False)
+    await home.worker.network.describe(dropped)
     told = (await public_events(home))[before:]
     assert made.info.key_id in {event.key_id for event in told if isinstance(event, KeyPublished)}
     assert any(isinstance(event, SigningKeyAdded) for event in told)
