@@ -285,7 +285,7 @@ async def offered(folder, classes, who=VICTIM, role=Role.AUTH):
             config=config,
             asked=lambda *_: None,
             behind=lambda _: None,
-            ingest=lambda _, run: held.ingest(run),
+            ingest=lambda _, chain, run: held.ingest(run),
             vault=vault,
         )
         service.admission = classes.admission(config)
@@ -363,7 +363,7 @@ async def pulls_nothing(folder, classes, offered_chains, entries, who, role):
             role,
             clock=VirtualClock(),
             config=ReplicationConfig(),
-            ingest=lambda _, run: held.ingest(run),
+            ingest=lambda _, chain, run: held.ingest(run),
             vault=None,
         )
         with contextlib.suppress(TinkerError):

@@ -37,7 +37,7 @@ from tinkex.mesh.api.feeds import (
 )
 from tinkex.mesh.feeds.chain import ForkProof, Head, SignedHead
 from tinkex.mesh.feeds.config import ReplicationConfig
-from tinkex.mesh.feeds.entry import ChainId, Entry, decode_entry, read_header
+from tinkex.mesh.feeds.entry import ChainId, Entry, Header, decode_entry, read_header
 from tinkex.mesh.feeds.pruning import take
 from tinkex.mesh.feeds.service import digest_of
 from tinkex.mesh.feeds.snapshot import MAX_SNAPSHOT_BYTES, decode_snapshot
@@ -55,7 +55,8 @@ _REFUSED_MAX_S = 60.0
 _STORE_BYTES = 512 << 10
 _STORE_ENTRIES = 512
 R = TypeVar("R", bound=msgspec.Struct)
-Ingest = Callable[[PeerId, Sequence[bytes]], Awaitable[list[Entry]]]
+Ingest = Callable[[PeerId, ChainId, Sequence[bytes]], Awaitable[list[Entry]]]
+"""Stores entries of one chain that came from a peer."""
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Puller:
         role: this worker's.
         clock: for what is tried again.
         config: limits.
-        ingest: stores entries that came from the peer.
+        ingest: stores what came from the peer.
         vault: persons' keys; an auth worker's alone.
     """
 
@@ -218,23 +219,23 @@ class Puller:
         async with contextlib.aclosing(stream):
             async for batch in stream:
                 for encoded in batch.entries:
-                    self.check_asked_for(chain, encoded)
-                    number = read_header(decode_entry(encoded).header).sequence
+                    header = read_header(decode_entry(encoded).header)
+                    self.check_asked_for(chain, header)
+                    number = header.sequence
                     if number <= up_to:
                         waiting.append(encoded)
                         size += len(encoded)
                 # Several batches share a flush of the disk.
                 if size >= _STORE_BYTES or len(waiting) >= _STORE_ENTRIES:
-                    await self._ingest(self.contact.peer_id, waiting)
+                    await self._ingest(self.contact.peer_id, chain, waiting)
                     waiting, size = [], 0
                 if not batch.entries or number >= up_to:
                     break
         if waiting:
-            await self._ingest(self.contact.peer_id, waiting)
+            await self._ingest(self.contact.peer_id, chain, waiting)
 
-    def check_asked_for(self, chain: ChainId, encoded: bytes) -> None:
+    def check_asked_for(self, chain: ChainId, header: Header) -> None:
         """Refuse entries of another chain than was asked for: nobody asked who may hold them."""
-        header = read_header(decode_entry(encoded).header)
         if (header.author, header.feed, header.epoch) != (
             chain.author.raw,
             chain.feed,

@@ -20,7 +20,7 @@ from tinkex._timers import Timers
 from tinkex.errors import TinkerError
 from tinkex.mesh.api.feeds import Key
 from tinkex.mesh.feeds.config import ReplicationConfig
-from tinkex.mesh.feeds.entry import ChainId, Entry, decode_entry, read_header
+from tinkex.mesh.feeds.entry import ChainId, Entry
 from tinkex.mesh.feeds.pulling import Puller
 from tinkex.mesh.feeds.pushing import Outbox
 from tinkex.mesh.feeds.service import FeedService
@@ -339,19 +339,13 @@ class Replicator:
         finally:
             visitor.busy = False
 
-    async def _ingest(self, peer: PeerId, encoded: Sequence[bytes]) -> list[Entry]:
-        """Store entries, remembering who needs not be told of them."""
-        chains = set()
-        for each in encoded:
-            header = read_header(decode_entry(each).header)
-            chains.add(ChainId(PeerId(header.author), header.feed, header.epoch))
-        for chain in chains:
-            self._arriving[chain] = peer
+    async def _ingest(self, peer: PeerId, chain: ChainId, encoded: Sequence[bytes]) -> list[Entry]:
+        """Store entries of a chain, remembering who needs not be told of them."""
+        self._arriving[chain] = peer
         try:
             return await self._store.ingest(encoded)
         finally:
-            for chain in chains:
-                self._arriving.pop(chain, None)
+            self._arriving.pop(chain, None)
 
     # --- telling --------------------------------------------------------------
 

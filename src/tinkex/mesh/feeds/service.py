@@ -63,7 +63,7 @@ class FeedService(FeedApi):
         config: limits.
         asked: told of a peer that wants to follow, and of the feeds that it wants.
         behind: told of a peer that holds more than it pushed.
-        ingest: stores entries that came from a peer.
+        ingest: stores entries of one chain that came from a peer.
         vault: persons' keys; an auth worker's alone.
     """
 
@@ -76,7 +76,7 @@ class FeedService(FeedApi):
         config: ReplicationConfig,
         asked: Callable[[Call, Sequence[str]], None],
         behind: Callable[[PeerId], None],
-        ingest: Callable[[PeerId, Sequence[bytes]], Awaitable[list[Entry]]],
+        ingest: Callable[[PeerId, ChainId, Sequence[bytes]], Awaitable[list[Entry]]],
         vault: Vault | None = None,
     ) -> None:
         self.admission = PushAdmission(config)
@@ -185,20 +185,19 @@ class FeedService(FeedApi):
             if self._vault is None:
                 raise PermissionDeniedError("a worker that is no auth worker has no persons' keys")
             await self._vault.add([PersonKey(k.person, k.key_id, k.key) for k in request.keys])
-        runs: dict[ChainId, list[bytes]] = {}
+        runs: dict[ChainId, tuple[int, list[bytes]]] = {}
         for encoded in request.entries:
             header = read_header(decode_entry(encoded).header)
             self.check_pushed(header, call)
             chain = ChainId(PeerId(header.author), header.feed, header.epoch)
-            runs.setdefault(chain, []).append(encoded)
+            runs.setdefault(chain, (header.sequence, []))[1].append(encoded)
         stored, gap = 0, request.ask
-        for chain, run in runs.items():
+        for chain, (first, run) in runs.items():
             head = await self._store.head(chain)
-            first = read_header(decode_entry(run[0]).header).sequence
             if first > (-1 if head is None else head.sequence) + 1:
                 gap = True  # nothing is wrong: what lies between was not pushed
                 continue
-            stored += len(await self._ingest(call.peer, run))
+            stored += len(await self._ingest(call.peer, chain, run))
         if gap:
             self._behind(call.peer)
         return stored

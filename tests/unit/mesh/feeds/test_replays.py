@@ -31,7 +31,7 @@ async def test_replayed_heads_take_nothing_back(tmp_path):
             Role.AUTH,
             clock=VirtualClock(),
             config=ReplicationConfig(),
-            ingest=lambda _, run: held.ingest(run),
+            ingest=lambda _, chain, run: held.ingest(run),
             vault=None,
         )
         await puller.round()
@@ -70,7 +70,7 @@ async def test_source_that_promises_entries_that_it_does_not_give_is_asked_ever_
             Role.AUTH,
             clock=clock,
             config=ReplicationConfig(),
-            ingest=lambda _, run: held.ingest(run),
+            ingest=lambda _, chain, run: held.ingest(run),
             vault=None,
         )
         for _ in range(60):
