@@ -410,7 +410,8 @@ class Channel:
             self._room.set()
         elif (self._retiring or self._session.closing) and not self._session.outgoing:
             self._session.bye()
-        self._to_send.set()
+        if self._session.to_send or self._session.finished:
+            self._to_send.set()
 
     def _report(self, call: OutgoingCall, error: str | None) -> None:
         self._around.report(

@@ -161,6 +161,11 @@ class Outbox:
 
     # --- what is taken ----------------------------------------------------------
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits, maybe for company."""
+        return bool(self._ready or self._urgent or self._grants or self._pong or self._ping)
+
     def take(self, now: float) -> bytes | None:
         """Take the next frame, or None while there is nothing to send."""
         batch: list[Message] = []

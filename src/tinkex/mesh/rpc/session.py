@@ -378,6 +378,11 @@ class Session:
         return self._outbox.take(now)
 
     @property
+    def to_send(self) -> bool:
+        """Whether anything waits to be taken, now or soon."""
+        return self._outbox.waits
+
+    @property
     def due(self) -> float | None:
         """After `take` gave nothing: the moment at which there will be something, if known."""
         return self._outbox.due
