@@ -101,7 +101,7 @@ def read_manifest(encoded: bytes, content: str) -> Manifest:
         raise PeerProtocolError("the manifest is not that of the adapter")
     try:
         manifest = msgspec.msgpack.decode(encoded, type=Manifest)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         raise PeerProtocolError("the adapter's manifest cannot be read") from error
     if tuple(file.name for file in manifest.files) != tuple(sorted(LARGEST_FILES)):
         raise PeerProtocolError("the adapter's manifest names other files than an adapter has")

@@ -77,7 +77,7 @@ class ForkProof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
             raise PeerProtocolError("a proof of a fork is longer than any may be")
         try:
             return msgspec.msgpack.decode(encoded, type=cls)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except ValueError as error:
             raise PeerProtocolError(f"this is no proof of a fork ({error})") from error
 
     def encoded(self) -> bytes:

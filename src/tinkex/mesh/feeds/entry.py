@@ -184,7 +184,7 @@ def decode_entry(encoded: bytes) -> Raw:
     """
     try:
         return msgspec.msgpack.decode(encoded, type=Raw)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         raise PeerProtocolError(f"this is no entry of a feed ({error})") from error
 
 
@@ -198,7 +198,7 @@ def read_header(signed: bytes) -> Header:
         raise PeerProtocolError(f"an entry's header has {len(signed)} bytes: too many")
     try:
         header = msgspec.msgpack.decode(signed, type=Header)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         raise PeerProtocolError(f"this is no header of an entry ({error})") from error
     lengths = (len(header.author), len(header.epoch), len(header.previous))
     if (

@@ -126,7 +126,7 @@ def read_opening(entry: Entry) -> Opening:
         raise PeerProtocolError(f"{entry.id} is no opening of an epoch")
     try:
         opening = msgspec.msgpack.decode(entry.payload, type=Opening)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         raise PeerProtocolError(f"the opening of {entry.chain} cannot be read ({error})") from error
     if len(opening.builds_on) > MAX_BUILDS_ON:
         raise PeerProtocolError(f"the opening of {entry.chain} names too many heads")
@@ -142,7 +142,7 @@ def expiry_of(entry: Entry) -> float:
     try:
         chain = msgspec.msgpack.decode(read_opening(entry).certificate, type=Chain)
         return msgspec.msgpack.decode(chain.certificate.body, type=CertificateBody).expires_at
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         raise PeerProtocolError(f"the certificate of {entry.chain} cannot be read") from error
 
 

@@ -164,8 +164,8 @@ class Leadership(LeadershipApi):
             retry_after_ms=self._config.election_s * 2000,
         )
 
-    async def commit(self, payload: bytes, feed: str = LED) -> EntryId:
-        """Write an entry, and wait until a majority holds it.
+    async def commit(self, payload: bytes) -> EntryId:
+        """Write an entry of the led feed, and wait until a majority holds it.
 
         Raises:
             NoQuorumError: this worker does not lead (nothing was written), or no majority answered
@@ -173,7 +173,7 @@ class Leadership(LeadershipApi):
             StorageError: as `OwnFeed.append`.
         """
         await self.confirm()
-        written = await self._store.own(feed).append(payload)
+        written = await self._store.own(LED).append(payload)
         await self.committed(written)
         return written
 

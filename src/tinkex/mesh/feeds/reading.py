@@ -45,9 +45,7 @@ class StoredFeeds:
         self.database = database
         self._forks: dict[PeerId, ForkProof] = {}
 
-    async def entries(
-        self, feed: str, *, author: PeerId | None = None, after: EntryId | None = None
-    ) -> AsyncIterator[Entry]:
+    async def entries(self, feed: str, *, author: PeerId | None = None) -> AsyncIterator[Entry]:
         """Every entry of a feed, of one author or of all that did not fork, in the feed's order.
 
         Openings of epochs are left out. Entries stored meanwhile may be missing.
@@ -55,15 +53,13 @@ class StoredFeeds:
         Args:
             feed: its name.
             author: None: all.
-            after: an entry that is held: only those that come later in the order.
 
         Raises:
             LogForkError: that author forked.
             DamagedDataError: what is stored is not what was written.
         """
-        start = None if after is None else await self.entry(after)
         async for entry in self.history(feed, author=author):
-            if not entry.opens_epoch and (start is None or entry.order > start.order):
+            if not entry.opens_epoch:
                 yield entry
 
     async def history(
@@ -111,10 +107,6 @@ class StoredFeeds:
             return list(itertools.islice(tables.run_of(connection, row, after), limit))
 
         return await self.read(find)
-
-    async def arrived(self, feed: str, after: int, limit: int = _PAGE) -> list[tuple[int, Entry]]:
-        """Entries with their arrival numbers, in the order in which this store got them."""
-        return await self.read(lambda connection: tables.arrived(connection, feed, after, limit))
 
     async def heads(
         self, feed: str | None = None, author: PeerId | None = None

@@ -80,7 +80,7 @@ def _read(encoded: bytes, author: bytes, feed: str) -> tuple[Snapshot, SnapshotB
     try:
         snapshot = msgspec.msgpack.decode(encoded, type=Snapshot)
         body = snapshot.read()
-    except (MeshError, msgspec.MsgspecError, ValueError, TypeError) as error:
+    except (MeshError, ValueError, TypeError) as error:
         raise tables.RowError(f"a snapshot of {feed!r} cannot be read ({error})") from error
     signed = PeerId(body.author).signed(SNAPSHOT, snapshot.body, snapshot.signature)
     digests = {name: hashlib.sha256(state).digest() for name, state in snapshot.states.items()}

@@ -67,7 +67,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
         """
         try:
             body = msgspec.msgpack.decode(self.body, type=SnapshotBody)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except ValueError as error:
             raise PeerProtocolError(f"this is no snapshot of a feed ({error})") from error
         fits = all(
             len(head.epoch) == EPOCH_BYTES
@@ -95,7 +95,7 @@ def decode_snapshot(encoded: bytes) -> Snapshot:
         raise PeerProtocolError("a snapshot is longer than any may be")
     try:
         return msgspec.msgpack.decode(encoded, type=Snapshot)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         raise PeerProtocolError(f"this is no snapshot of a feed ({error})") from error
 
 

@@ -41,7 +41,6 @@ T = TypeVar("T")
 INSTANCE_BYTES = 8
 MAX_EPOCHS = 8192
 """Epochs of one author and feed that are held, at most."""
-_PAGE = 256
 Callback = Callable[[Sequence[Entry]], None]
 
 

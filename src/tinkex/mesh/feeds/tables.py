@@ -262,30 +262,6 @@ def in_order(
     return heapq.merge(*runs, key=lambda entry: entry.order)
 
 
-def arrived(
-    connection: sqlite3.Connection, feed: str, after: int, limit: int
-) -> list[tuple[int, Entry]]:
-    """Entries of a feed in the order in which they were stored here, with their arrival numbers.
-
-    Each is checked by its signature where it does not chain to the one before in the answer.
-    """
-    rows = connection.execute(
-        "SELECT e.arrival, e.chain, e.sequence, e.header, e.signature, e.payload FROM entries e"
-        " JOIN chains c ON c.id = e.chain WHERE c.feed = ? AND e.arrival > ?"
-        " ORDER BY e.arrival LIMIT ?",
-        (feed, after, limit),
-    ).fetchall()
-    by_chain: dict[int, list[tuple[int, bytes, bytes, bytes]]] = {}
-    for row in rows:
-        by_chain.setdefault(row[1], []).append(row[2:])
-    known = {chain.row: chain for chain in chains(connection, feed)} if by_chain else {}
-    entries: dict[tuple[int, int], Entry] = {}
-    for number, run in by_chain.items():
-        for entry in _checked_run(known[number], None, run):
-            entries[number, entry.sequence] = entry
-    return [(row[0], entries[row[1], row[2]]) for row in rows]
-
-
 def chains_since(
     connection: sqlite3.Connection, after: int, limit: int
 ) -> list[tuple[int, ChainRow]]:

@@ -68,7 +68,7 @@ def read_ballot(encoded: bytes, *, term: int, candidate: PeerId) -> PeerId:
     entry = check_entry(decode_entry(encoded))
     try:
         ballot = msgspec.msgpack.decode(entry.payload, type=Record)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         raise PeerProtocolError(f"this is no ballot ({error})") from error
     if ballot != Ballot(term, candidate.raw):
         raise TrustError("a ballot is for another term or candidate")

@@ -7,7 +7,7 @@ store that holds the same entries has equal views: entries are folded in the fee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -186,11 +186,6 @@ class View(Generic[S]):
             raise self._failed
         part = self._parts.get(author)
         return self._restore(None) if part is None else part.state
-
-    def states(self) -> Iterator[tuple[PeerId | None, S]]:
-        """Every author's state, in the authors' order."""
-        for key in sorted(self._parts, key=lambda key: b"" if key is None else key.raw):
-            yield key, self._parts[key].state
 
     def covered(self, author: PeerId) -> tuple[Mapping[ChainId, int], bytes]:
         """An author's folded numbers and what they came to, for a snapshot.
