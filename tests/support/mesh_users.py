@@ -79,6 +79,21 @@ class User:
         )
         return report
 
+    def entries_of(self, *replies):
+        """The account's usage once these completions are in it, and the entry of each.
+
+        By their ids: what was asked for earlier may come into the usage later.
+        """
+        names = [reply.id.partition("-")[2] for reply in replies]
+
+        def found():
+            report = self.get("/mesh/usage")
+            entries = {entry["request_id"]: entry for entry in report["entries"]}
+            return all(name in entries for name in names) and (report, entries)
+
+        (report, entries), _ = until(found, what="usage of what was answered")
+        return report, [entries[name] for name in names]
+
     def move(self, url):
         """Go on at another page: a client worker that starts anew may have another port."""
         self.url, self.http.base_url = url, url

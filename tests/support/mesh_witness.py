@@ -18,7 +18,7 @@ class Witness(User):
         self.secret = self.key()["key"]
 
     def complete(self, seed, tokens=5):
-        """Ask for a completion, which must be right.
+        """Ask for a completion, which must be right; return it.
 
         Raises:
             openai.APIStatusError: it was refused.
@@ -29,21 +29,22 @@ class Witness(User):
             )
         expected = scripted_text(SCRIPTED, "Once", max_tokens=tokens, seed=seed)
         assert made.choices[0].text == expected
+        return made
 
     def completes(self, seed):
-        """Ask for a completion; whether it was answered, in which case it was right."""
+        """Ask for a completion; None if it was refused, else it was right and is returned."""
         try:
-            self.complete(seed)
+            return self.complete(seed)
         except openai.APIStatusError:
-            return False
-        return True
+            return None
 
     def use(self, times=1, seconds=30.0):
         """Get some completions, however often it has to ask; they must come into the books."""
-        before = len(self.get("/mesh/usage")["entries"])
-        for number in range(times):
-            until(lambda number=number: self.completes(number), seconds, "a completion")
-        return self.settled(before + times)
+        made = [
+            until(lambda number=number: self.completes(number), seconds, "a completion")[0]
+            for number in range(times)
+        ]
+        return self.entries_of(*made)[0]
 
     def keys(self):
         """The account's keys, by their ids."""

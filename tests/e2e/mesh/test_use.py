@@ -43,7 +43,6 @@ def test_workers_are_processes_of_their_own_over_a_real_transport(mesh):
 
 
 def test_streamed_chat_is_counted_as_it_was_seen(user, client):
-    before = len(user.usage()["entries"])
     whole = client.chat.completions.create(model=MODEL, messages=ASK, seed=1, max_tokens=20)
     chunks = list(
         client.chat.completions.create(
@@ -58,7 +57,7 @@ def test_streamed_chat_is_counted_as_it_was_seen(user, client):
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    entries = user.settled(before + 2)["entries"][-2:]
+    _, entries = user.entries_of(whole, chunks[-1])
     for entry, usage in zip(entries, (whole.usage, chunks[-1].usage), strict=True):
         assert entry["prompt_tokens"] == usage.prompt_tokens
         assert entry["completion_tokens"] == usage.completion_tokens
@@ -66,20 +65,20 @@ def test_streamed_chat_is_counted_as_it_was_seen(user, client):
 
 
 def test_sum_of_the_entries_is_what_was_used(user, client):
-    client.completions.create(model=MODEL, prompt="One two", max_tokens=7, seed=3)
-    report = user.settled(1)
+    made = client.completions.create(model=MODEL, prompt="One two", max_tokens=7, seed=3)
+    report, _ = user.entries_of(made)
     summed = sum(one["prompt_tokens"] + one["completion_tokens"] for one in report["entries"])
     assert report["used_tokens"] == summed > 0
 
 
 def test_receipts_hold_and_agree_with_the_report(mesh, user, client):
-    before = len(user.usage()["entries"])
-    client.completions.create(model=MODEL, prompt="One two", max_tokens=5, seed=4)
-    user.settled(before + 1)
+    asked = client.completions.create(model=MODEL, prompt="One two", max_tokens=5, seed=4)
+    user.entries_of(asked)
     command = "-f", "json", "mesh", "receipts", "--url", user.url, "--data-dir", "x"
     made = json.loads(mesh.tinkex(*command, tinkex_mesh_key=user.key()["key"]))
-    assert made[-1]["completion_tokens"] == 5
-    assert {one["verdict"] for one in made} == {"agrees"}
+    (receipt,) = (one for one in made if asked.id.endswith(one["request_id"]))
+    assert receipt["completion_tokens"] == 5
+    assert receipt["verdict"] == "agrees"
     assert user.http.get("/mesh/receipts").status_code == 401
 
 
