@@ -212,7 +212,7 @@ class IrohTransport:
             self._greeting -= 1
 
     async def _greet(self, incoming: Incoming) -> None:
-        connection = await (await incoming.accept()).connect()
+        connection = await self._accepted(incoming)
         try:
             stream = await connection.accept_bi()
             await _hear_hello(stream)
@@ -223,6 +223,34 @@ class IrohTransport:
         link = self._keep(connection, stream)
         if not self._arrivals.add(link):
             link.abort("too many links wait to be accepted")
+
+    async def _accepted(self, incoming: Incoming) -> Connection:
+        """Do iroh's handshake; where it is no longer waited for, close what comes of it.
+
+        It is not cancelled itself: in the moment at which it ends, iroh would keep the connection
+        open, and nobody could close it. A peer that says nothing iroh gives up in half a minute.
+        """
+        made: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+        async def shake_hands() -> None:
+            try:
+                connection = await (await incoming.accept()).connect()
+            except self._iroh.IrohError as error:
+                if not made.done():
+                    made.set_exception(error)
+                return
+            if made.done():
+                connection.close(1, b"greeting")
+            else:
+                made.set_result(connection)
+
+        self._tasks.spawn(shake_hands(), name="iroh-handshake")
+        try:
+            return await made
+        except asyncio.CancelledError:
+            if made.done() and not made.cancelled() and made.exception() is None:
+                made.result().close(1, b"greeting")
+            raise
 
     def _address_of(self, contact: Contact) -> EndpointAddr:
         """A contact as iroh wants it.
