@@ -27,14 +27,42 @@ def life(make_config, make_engine):
 
 @pytest.fixture
 def crashed(tmp_path):
-    """Copy a data folder as a crash at this moment would leave it; return the copy."""
+    """Copy a data folder as a crash at this moment would leave it; return the copy.
+
+    The server goes on meanwhile. So the database goes first: what it names was in place before it
+    said so. A folder that gets its real name while it is copied is one that a crash left half made.
+    """
     copies = []
+
+    def copy_file(source, target):
+        try:
+            shutil.copy2(source, target)
+        except FileNotFoundError:
+            return
 
     def copy(api):
         target = tmp_path / f"crashed-{len(copies)}"
         copies.append(target)
-        shutil.copytree(api.services.config.data_dir, target)
+        target.mkdir()
+        source = api.services.config.data_dir
+        database = [path.name for path in source.glob("tinkex.sqlite3*")]
+        for name in sorted(database):
+            copy_file(source / name, target / name)
+        for part in source.iterdir():
+            if part.is_dir():
+                copy_tree(part, target / part.name)
+            elif part.name not in database:
+                copy_file(part, target / part.name)
         return target
+
+    def copy_tree(source, target):
+        try:
+            parts = list(source.iterdir())
+        except FileNotFoundError:
+            return
+        target.mkdir()
+        for part in parts:
+            (copy_tree if part.is_dir() else copy_file)(part, target / part.name)
 
     return copy
 
