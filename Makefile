@@ -38,8 +38,9 @@ $(VENV)/.dev: $(VENV)/.server
 demo: $(VENV)/.server ## Start a server, fine-tune two adapters through the API, sample before and after
 	@$(BIN)/tinkex demo --output .demo
 
+# What fails is run once more, and the summary shows both: see CONTRIBUTING.md.
 test: $(VENV)/.dev .interop/.short ## Run every test, in parallel and in random order
-	$(PYTEST)
+	$(PYTEST) --reruns 1 -raR
 
 # Tracing each line doubles the time of most tests, so the tests that run at each push go without.
 coverage: $(VENV)/.dev .interop/.short ## Run every test and show the lines that none of them reached

@@ -6,6 +6,7 @@ first, in random order among themselves, as everything else after them.
 
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -17,9 +18,12 @@ PROGRAMS = [Path(__file__).parent / name for name in ("e2e", "interop")]
 
 
 def pytest_collection_modifyitems(items):
-    """Put first what waits most for other processes.
+    """Put first what waits most for other processes, and let long proofs take their time.
 
     One test process then starts the servers that these tests share, while the others compute; and
     no test of a minute begins when all the rest is done.
     """
+    for item in items:
+        if item.get_closest_marker("soak") is not None:
+            item.add_marker(pytest.mark.timeout(0))
     items.sort(key=lambda item: not any(folder in item.path.parents for folder in PROGRAMS))
