@@ -4,13 +4,15 @@ import gc
 import importlib
 
 import pytest
+from patience import PATIENCE_S
 
 from tinkex.local import LocalServer
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    with LocalServer(tmp_path_factory.mktemp("serve") / "data") as running:
+    folder = tmp_path_factory.mktemp("serve") / "data"
+    with LocalServer(folder, start_timeout=PATIENCE_S) as running:
         yield running
 
 

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+from patience import PATIENCE_S
 
 import tinkex as tinker
 from tinkex.errors import CredentialError, InputError, UnsupportedError
@@ -22,7 +23,7 @@ def sampler(login):
 
 
 def tokens_of(client):
-    return client.sample(PROMPT, 1, PARAMS).result(60).sequences[0].tokens
+    return client.sample(PROMPT, 1, PARAMS).result(PATIENCE_S).sequences[0].tokens
 
 
 def work(clients):
@@ -49,7 +50,7 @@ def test_clones_of_a_process_share_one_connection_and_end_with_it(sampler):
     thread = clones[0]._connection._loop._state._thread
     del clones
     gc.collect()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert thread not in threading.enumerate()
 
 
@@ -92,7 +93,7 @@ def test_handles_go_from_one_sdk_to_the_other(sampler, login, load_sdk):
     prompt = official.ModelInput.from_ints([5, 6, 7])
     params = official.SamplingParams(max_tokens=6, seed=4)
     expected = tokens_of(sampler)
-    assert theirs.sample(prompt, 1, params).result(60).sequences[0].tokens == expected
+    assert theirs.sample(prompt, 1, params).result(PATIENCE_S).sequences[0].tokens == expected
     ours = tinker.SamplingClient.from_sampler_handle(
         theirs.get_sampler_handle(), api_key=login["api_key"]
     )

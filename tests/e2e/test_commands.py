@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import fake_hub
+from patience import PATIENCE_S
 
 import tinkex as tinker
 
@@ -71,7 +72,7 @@ def call(environment):
                 env=variables,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=PATIENCE_S,
                 check=False,
                 **options,
             )

@@ -9,6 +9,7 @@ import urllib.request
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from patience import PATIENCE_S
 
 CLIENTS = ("ServiceClient", "TrainingClient", "SamplingClient", "RestClient", "AdminClient")
 SDKS = ("tinkex", "tinker")
@@ -227,7 +228,7 @@ class Program:
             (one.project_id, one.status.type, one.checkpoints_count, one.user_metadata),
         )
         url = rest.export_session_trace(session).result()
-        with urllib.request.urlopen(url, timeout=60) as reply:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:
             events = json.load(reply)["traceEvents"]
         names = sorted(e["name"] for e in events if e.get("cat") == "request")
         self.note("RestClient.export_session_trace", names)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {path.name for path in (ROOT / "examples").glob("*.py")}
@@ -27,7 +28,7 @@ def run(login, tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import resource
 
 import pytest
+from patience import PATIENCE_S
 
 import tinkex
 from tinkex.local import LocalServer
@@ -10,7 +11,7 @@ from tinkex.server.files.check import check_data_dir
 
 
 def test_save_that_finds_no_room_fails_by_name_and_works_when_there_is(tmp_path):
-    with LocalServer(tmp_path / "data") as small:
+    with LocalServer(tmp_path / "data", start_timeout=PATIENCE_S) as small:
         fill_and_free(small)
         assert check_data_dir(small.data_dir).errors == []
     report = check_data_dir(small.data_dir)  # of a server that runs, it passes over orphans

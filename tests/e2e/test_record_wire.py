@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "support" / "fixtures" / "wire"
 
@@ -16,7 +18,7 @@ def record(*arguments):
         [sys.executable, script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -1,8 +1,10 @@
 """Eight clients at once, with room in the server for two adapters: they get what others get."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
+from patience import PATIENCE_S
 
 from tinkex.local import LocalServer
 
@@ -12,17 +14,19 @@ CLIENTS = 8
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     arguments = ("--adapter-memory", "9", "--spill-limit", "1000")
-    with LocalServer(tmp_path_factory.mktemp("small") / "data", arguments) as running:
+    folder = tmp_path_factory.mktemp("small") / "data"
+    with LocalServer(folder, arguments, start_timeout=PATIENCE_S) as running:
         yield running
 
 
-def one_client(sdk, login, number, look=lambda: None):
+def one_client(sdk, login, number, all_there, look=lambda: None):
     """Train twice, sample in between and after; give all numbers."""
     found = []
     with sdk.ServiceClient(**login) as service:
         training = service.create_lora_training_client(
             "tinkex/sprout", rank=8, seed=number
         ).result()
+        all_there.wait()
         tokens = [5, 6, 7, 8, 9 + number]
         datum = sdk.Datum(
             sdk.ModelInput.from_ints(tokens[:-1]),
@@ -37,12 +41,17 @@ def one_client(sdk, login, number, look=lambda: None):
             reply = sampler.sample(sdk.ModelInput.from_ints(tokens), 2, params).result()
             found += [(list(s.tokens), list(s.logprobs)) for s in reply.sequences]
             look()
+        all_there.wait()
     return found
 
 
 def all_clients(sdk, login, *look):
+    """Each works while all others have an adapter as well."""
+    all_there = Barrier(CLIENTS, timeout=PATIENCE_S)
     with ThreadPoolExecutor(CLIENTS) as threads:
-        return list(threads.map(lambda n: one_client(sdk, login, n, *look), range(CLIENTS)))
+        return list(
+            threads.map(lambda n: one_client(sdk, login, n, all_there, *look), range(CLIENTS))
+        )
 
 
 @pytest.mark.filterwarnings("ignore")  # what the official one leaves open

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import PATIENCE_S
 
 import tinkex as tinker
 from tinkex._clock import SystemClock
@@ -45,7 +46,7 @@ def tinkex(login):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=False,
             **options,
         )

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 
 BASE_MODEL = "tinkex/sprout"
-WAIT_S = 240.0
+WAIT_S = 600.0
 EACH_KIND = 3
 """Rounds in which everything is done once."""
 CHUNK_DATUMS = 2

@@ -17,7 +17,7 @@ from tinkex.server.files.layout import DATABASE_NAME, SNAPSHOTS_NAME
 MAX_HIT = 3
 """A point's kill comes at one of its first so many times in a life."""
 AT_RANDOM = "at a random moment"
-LONGEST_LIFE_S = 45.0
+LONGEST_LIFE_S = 240.0
 """A planned point that is not reached by then is given up: the test fails, and says so."""
 
 

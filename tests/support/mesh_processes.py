@@ -17,8 +17,8 @@ from tinkex.mesh.workers.founding import Founder, found
 
 PASSPHRASE = "correct horse battery staple"
 CLOCK = SystemClock()
-START_S = 90.0
-STOP_S = 40.0
+START_S = 240.0
+STOP_S = 90.0
 PROGRAM = (sys.executable, "-m", "tinkex")
 CHEAP = PassphraseCipher(memory_kib=64, passes=1)
 """What the root key's file costs to open where the test is not about that."""
@@ -62,7 +62,6 @@ class Processes:
 
     folder: Path
     transport: str
-    scale: float = 1.0
     settings: dict = field(default_factory=dict)
     """Variables of every worker's environment."""
     workers: dict = field(default_factory=dict)
@@ -75,7 +74,7 @@ class Processes:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=START_S * self.scale,
+            timeout=START_S,
             check=False,
         )
         if check:
@@ -155,7 +154,7 @@ class Processes:
         return subprocess.Popen(command, **options)
 
     def wait_ready(self, worker):
-        deadline = CLOCK.monotonic() + START_S * self.scale
+        deadline = CLOCK.monotonic() + START_S
         while not worker.ready_path.exists():
             assert worker.alive, worker.log()
             assert CLOCK.monotonic() < deadline, worker.log()

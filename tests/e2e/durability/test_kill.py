@@ -32,6 +32,7 @@ from tinkex.server.durable.points import (
 
 pytestmark = [
     pytest.mark.interop,
+    pytest.mark.timeout(1200),  # half a minute, where nothing else runs
     # The official package warns of its own deprecated calls, and leaves sockets to the collector.
     pytest.mark.filterwarnings("ignore"),
 ]

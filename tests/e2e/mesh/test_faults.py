@@ -132,6 +132,7 @@ def everything_goes_on(mesh, user, before):
     return seconds, agreed_s
 
 
+@pytest.mark.timeout(900)  # half a minute, where nothing else runs
 @pytest.mark.parametrize("transport", ["tls"])
 def test_network_outlives_a_lost_folder_and_a_partition(mesh, user):
     auth_worker_that_lost_everything(mesh, user)

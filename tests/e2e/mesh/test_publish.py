@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 from mesh_users import until
+from patience import PATIENCE_S
 
 import tinkex
 from tinkex.local import LocalServer
@@ -18,7 +19,8 @@ PROMPT = "What is 3 plus 4?"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A training server, the path of an adapter that says one thing, and what it says there."""
-    with LocalServer(tmp_path_factory.mktemp("train") / "data") as server:
+    folder = tmp_path_factory.mktemp("train") / "data"
+    with LocalServer(folder, start_timeout=PATIENCE_S) as server:
         with tinkex.ServiceClient(**server.login) as service:
             run = service.create_lora_training_client(base_model=BASE, rank=4, seed=1).result()
             tokenizer = run.get_tokenizer()
