@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -36,7 +36,7 @@ class CatalogRecord(
 
     account_id: str
     name: str
-    at: float
+    at: Annotated[float, msgspec.Meta(ge=0.0, lt=2.0**53)]
     """Unix seconds."""
 
 
@@ -62,10 +62,10 @@ def encode_catalog(event: CatalogEvent) -> bytes:
 
 
 def decode_catalog(payload: bytes) -> CatalogEvent:
-    """Read an entry's payload.
+    """Read an entry's payload, which another gateway wrote.
 
     Raises:
-        msgspec.MsgspecError: it is none.
+        ValueError, RecursionError: it is none.
     """
     event: CatalogEvent = msgspec.msgpack.decode(payload, type=CatalogEvent)
     return event

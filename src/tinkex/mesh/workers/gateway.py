@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from random import Random, SystemRandom
 from typing import Protocol
 
-import msgspec
-
 from tinkex._clock import Clock
 from tinkex._timers import Timers
 from tinkex.errors import ConfigurationError, TinkerError
@@ -270,7 +268,7 @@ class GatewayWorker(Worker):
                 continue
             try:
                 event = decode_catalog(entry.payload)
-            except msgspec.MsgspecError as error:
+            except (ValueError, RecursionError) as error:
                 _report(error)  # another gateway's nonsense is its own
                 continue
             self._catalog.apply(entry.order, event)

@@ -42,6 +42,7 @@ from tinkex.mesh.api.gateway import (
     PublishAdapter,
     UnpublishAdapter,
 )
+from tinkex.mesh.catalog import AdapterPublished, AdapterUnpublished, encode_catalog
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.permits import BlobPermit, Permit, request_hash
@@ -375,6 +376,34 @@ async def test_adapters_are_known_again_after_a_restart_until_they_are_unpublish
     await world.call(gateway, GatewayApi.rpc_unpublish, name)
     with pytest.raises(NotFoundError):
         await world.answer(gateway, model="pirate")
+
+
+async def test_another_gateways_nonsense_stops_no_gateway(world):
+    await world.add_processor()
+    first = await world.add_gateway()
+    event = AdapterUnpublished(account_id="ann", name="X", at=1.0)
+    deep = b"\x82\xa1x" + b"\x91" * 100_000 + b"\xc0\xa4kind\xa9published"
+    published = AdapterPublished(
+        account_id="bob",
+        name="late",
+        at=float("inf"),
+        base_model=MODEL,
+        content=CONTENT,
+        shared=True,
+    )
+    for payload in (
+        b"\xc1",
+        encode_catalog(event).replace(b"\xa1X", b"\xa1\xff"),
+        deep,
+        encode_catalog(published),
+    ):
+        await first.feeds.own("adapters").append(payload)
+    await publish(world, first)
+    await world.crash(first)
+    gateway = await world.add_gateway(key_pair=first.key_pair)
+    assert right(await world.answer(gateway, model="pirate"))
+    found = await world.call(gateway, GatewayApi.rpc_models, ListModels(credential="right"))
+    assert [model.name for model in found.models] == [MODEL, "pirate"]
 
 
 @pytest.mark.parametrize(
