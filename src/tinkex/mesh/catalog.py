@@ -9,8 +9,9 @@ A request names a model in one of four ways:
     <name>               an adapter
     mesh://<content>     an adapter by its hash, for who may see it under any name
 
-An account's own adapter comes before one of the same name that somebody shared; of two that were
-shared, the one that was first. A private one is its owner's alone: to others it does not exist.
+A base model comes before an adapter of its name (gateways know which there are). An account's own
+adapter comes before one of the same name that somebody shared; of two that were shared, the one
+that was first. A private one is its owner's alone: to others it does not exist.
 """
 
 from __future__ import annotations

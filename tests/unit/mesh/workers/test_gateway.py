@@ -378,6 +378,23 @@ async def test_adapters_are_known_again_after_a_restart_until_they_are_unpublish
         await world.answer(gateway, model="pirate")
 
 
+async def test_a_base_model_comes_before_an_adapter_that_had_its_name_first(world):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    await publish(world, gateway, name="newcomer", shared=True)
+    assert right(await world.answer(gateway, model="newcomer", credential="bob"))
+    processor = await world.add_processor()
+    processor.models = ["newcomer"]
+    await world.look_again(gateway)
+    assert right(await world.answer(gateway, model="newcomer", credential="bob"))
+    (work,) = processor.works
+    permit = msgspec.msgpack.decode(msgspec.msgpack.decode(work.permit)[0], type=Permit)
+    assert (permit.model, permit.adapter) == ("newcomer", "")
+    adapted = await world.answer(gateway, model=f"{MODEL};newcomer", credential="bob")
+    assert right(adapted)
+    assert len(processor.works) == 1
+
+
 async def test_another_gateways_nonsense_stops_no_gateway(world):
     await world.add_processor()
     first = await world.add_gateway()

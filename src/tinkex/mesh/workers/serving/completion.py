@@ -164,9 +164,14 @@ class CompletionService:
     async def resolve(self, caller: Caller, model: str) -> tuple[NamedModel, int]:
         """Say what a model's name stands for, and the context of its base model.
 
+        A base model comes before an adapter of its name: that may be anybody's, from before it.
+
         Raises:
             APIStatusError: 404, there is no such model for this caller, or nobody runs it.
         """
+        context = self._directory.context(model)
+        if context is not None:
+            return NamedModel(model), context
         named = self._catalog.resolve(caller.account_id, model)
         context = self._directory.context(named.base_model)
         if context is None:
