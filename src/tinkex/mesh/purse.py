@@ -6,7 +6,8 @@ gateway appends to its "usage" feed before it acts on it. Whoever holds a purse 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tinkex.mesh.usage import (
@@ -32,6 +33,11 @@ class _Held:
     expires_at: float
     reserved: dict[str, Reserved] = field(default_factory=dict)
 
+    @property
+    def who(self) -> tuple[str, str]:
+        """Whom it is for: account and key."""
+        return self.account_id, self.key_id
+
 
 class Purse:
     """The leases of one gateway.
@@ -41,29 +47,30 @@ class Purse:
     """
 
     def __init__(self) -> None:
-        self._leases: dict[str, _Held] = {}
+        self._leases: dict[tuple[str, str], dict[str, _Held]] = {}
+        """By account and key, by id."""
         self._lease_of: dict[str, _Held] = {}
         self._latest = 0.0
 
     @property
     def leases(self) -> int:
         """How many there are."""
-        return len(self._leases)
+        return sum(map(len, self._leases.values()))
 
     def put_in(
         self, lease_id: str, account_id: str, key_id: str, tokens: int, expires_at: float
     ) -> None:
         """Take a lease that an auth worker gave."""
-        self._leases[lease_id] = _Held(lease_id, account_id, key_id, tokens, expires_at)
+        held = _Held(lease_id, account_id, key_id, tokens, expires_at)
+        self._leases.setdefault(held.who, {})[lease_id] = held
 
     def reserve(
         self, request_id: str, account_id: str, key_id: str, model: str, tokens: int, now: float
     ) -> Reserved | None:
         """Set tokens aside for a request: the entry to append, or None if no lease has them."""
         now = self._time(now)
-        for lease in self._leases.values():
-            of_caller = (lease.account_id, lease.key_id) == (account_id, key_id)
-            if of_caller and lease.left >= tokens and now < lease.expires_at:
+        for lease in self._leases.get((account_id, key_id), {}).values():
+            if lease.left >= tokens and now < lease.expires_at:
                 lease.left -= tokens
                 entry = Reserved(
                     lease_id=lease.lease_id,
@@ -103,27 +110,33 @@ class Purse:
     def close_ended(self, now: float) -> list[LeaseClosed]:
         """Close the leases whose time is over and of which every request is settled."""
         now = self._time(now)
-        return self._close((one for one in self._leases.values() if now >= one.expires_at), now)
+        return self._close((one for one in self._all() if now >= one.expires_at), now)
 
     def give_back(self, account_id: str, key_id: str, now: float) -> list[LeaseClosed]:
         """Close a caller's leases that no request needs, so that a larger one can be asked for."""
-        who = (account_id, key_id)
-        mine = (one for one in self._leases.values() if (one.account_id, one.key_id) == who)
-        return self._close(mine, self._time(now))
+        mine = self._leases.get((account_id, key_id), {})
+        return self._close(mine.values(), self._time(now))
 
     def close_all(self, now: float) -> list[LeaseClosed]:
         """Close every lease that no request needs: the gateway stops."""
-        return self._close(self._leases.values(), self._time(now))
+        return self._close(self._all(), self._time(now))
 
     def still_here(self, now: float) -> StillHere:
         """Say that nothing else happened."""
         return StillHere(at=self._time(now))
 
     def _close(self, leases: Iterable[_Held], now: float) -> list[LeaseClosed]:
-        done = [one.lease_id for one in leases if not one.reserved]
-        for lease_id in done:
-            del self._leases[lease_id]
-        return [LeaseClosed(lease_id=lease_id, at=now) for lease_id in done]
+        done = [one for one in leases if not one.reserved]
+        for one in done:
+            del self._leases[one.who][one.lease_id]
+            if not self._leases[one.who]:
+                del self._leases[one.who]
+        return [LeaseClosed(lease_id=one.lease_id, at=now) for one in done]
+
+    def _all(self) -> Iterator[_Held]:
+        return itertools.chain.from_iterable(
+            of_caller.values() for of_caller in self._leases.values()
+        )
 
     def _time(self, now: float) -> float:
         self._latest = max(self._latest, now)

@@ -7,7 +7,7 @@ how busy it is, it says itself, every few seconds. Who gets a request is `balanc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tinkex._clock import Clock
@@ -129,15 +129,20 @@ class Directory:
     def models(self) -> dict[str, list[ServedModel]]:
         """List the base models, with what each processor says of them."""
         found: dict[str, list[ServedModel]] = {}
-        for offer in self._balancer.offers(self._clock.monotonic()):
-            known = self._known.get(offer.peer)
-            for model in known.description.models if known is not None else ():
-                found.setdefault(model.name, []).append(model)
+        for model in self._served():
+            found.setdefault(model.name, []).append(model)
         return found
 
     def context(self, model: str) -> int | None:
-        """Return the longest context of a base model here, in tokens."""
-        return max((one.max_context_length for one in self.models().get(model, ())), default=None)
+        """Return the longest context of a base model here, in tokens; None: nobody runs it."""
+        lengths = (one.max_context_length for one in self._served() if one.name == model)
+        return max(lengths, default=None)
+
+    def _served(self) -> Iterator[ServedModel]:
+        for offer in self._balancer.offers(self._clock.monotonic()):
+            known = self._known.get(offer.peer)
+            if known is not None:
+                yield from known.description.models
 
     async def close(self) -> None:
         """Stop looking."""

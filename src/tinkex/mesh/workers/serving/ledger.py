@@ -106,8 +106,10 @@ class Ledger:
             How many requests there were.
         """
         for request in own.requests():
-            if request.settled.receipt:
-                self._remember(request.settled)
+            settled = request.settled
+            if settled.receipt:
+                receipt = msgspec.msgpack.decode(settled.receipt, type=Receipt)
+                self._remember(settled, receipt)
         entries = closing_entries(own, self._clock.now())
         for entry in entries:
             await self._write(entry)
@@ -175,7 +177,7 @@ class Ledger:
         spent = prompt_tokens + completion_tokens
         self._used[settled.lease_id] = self._used.get(settled.lease_id, 0) + spent
         if receipt is not None:
-            self._remember(settled)
+            self._remember(settled, receipt)
         await self._write(settled)
 
     async def countersign(self, message: Countersign, client: PeerId) -> None:
@@ -275,8 +277,7 @@ class Ledger:
         self._wrote_at = self._clock.monotonic()
         return await self._feed.append(encode_usage(event), flush=flush)
 
-    def _remember(self, settled: Settled) -> None:
-        receipt = msgspec.msgpack.decode(settled.receipt, type=Receipt)
+    def _remember(self, settled: Settled, receipt: Receipt) -> None:
         self._receipts[settled.request_id] = (receipt.body, settled.lease_id)
         if len(self._receipts) > REMEMBERED_RECEIPTS:
             self._receipts.popitem(last=False)
