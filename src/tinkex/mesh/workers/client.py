@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from tinkex._clock import Clock
+from tinkex._timers import Timers
 from tinkex.errors import ConfigurationError
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.positive import not_positive
@@ -115,6 +116,7 @@ class ClientWorker(Worker):
         self._config = config or ClientConfig()
         self._clock = member.clock
         self._tasks = Tasks(on_error=_report)
+        self._timers = Timers(member.clock, on_error=_report)
         self._gateways = Gateways(
             member.peers,
             member.discovery,
@@ -127,6 +129,7 @@ class ClientWorker(Worker):
             member.peers,
             member.key_pair,
             self._tasks,
+            self._timers,
             clock=member.clock,
             book=book,
         )
@@ -150,6 +153,8 @@ class ClientWorker(Worker):
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Look for gateways, and serve."""
+        self._timers.start()
+        stack.push_async_callback(self._timers.stop)
         stack.push_async_callback(self._tasks.stop)
         self._tasks.spawn(self._gateways.run(), name="keep links to gateways")
         if self._shelf is not None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinkex._clock import Clock
+from tinkex._timers import Timers
 from tinkex.errors import TinkerError, TrustError
 from tinkex.mesh.api.completion import CompletionMessage, completion_message, prompt_message
 from tinkex.mesh.api.gateway import (
@@ -58,6 +59,7 @@ class MeshCompleter:
         peers: calls the gateway whose receipt is countersigned.
         key_pair: the client worker's own.
         tasks: owns what goes on in the background.
+        timers: of the event loop.
         clock: tells the time.
         book: keeps receipts on disk; None where nobody asks for them later.
     """
@@ -68,6 +70,7 @@ class MeshCompleter:
         peers: Peers,
         key_pair: KeyPair,
         tasks: Tasks,
+        timers: Timers,
         *,
         clock: Clock,
         book: ReceiptBook | None = None,
@@ -77,6 +80,7 @@ class MeshCompleter:
         self._peers = peers
         self._key_pair = key_pair
         self._tasks = tasks
+        self._timers = timers
         self._clock = clock
         self.receipts: deque[KeptReceipt] = deque(maxlen=KEPT_RECEIPTS)
         """The latest, oldest first."""
@@ -106,7 +110,7 @@ class MeshCompleter:
         """
         message = Complete(credential=caller, request=completion_message(request))
         completion = MeshCompletion(
-            message, self._gateways, self._judge, self._tasks, clock=self._clock
+            message, self._gateways, self._judge, self._tasks, self._timers, clock=self._clock
         )
         await completion.begun()
         return completion

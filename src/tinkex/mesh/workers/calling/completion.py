@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from tinkex._clock import Clock
+from tinkex._timers import Timer, Timers
 from tinkex.errors import MeshError, PeerProtocolError, PeerTimeoutError, TinkerError, status_error
 from tinkex.mesh.api.completion import PieceMessage, piece_of
 from tinkex.mesh.api.gateway import (
@@ -53,6 +54,7 @@ class MeshCompletion:
         gateways: do it.
         on_receipt: given the receipt and who signed it; returns it if it says what came.
         tasks: owns what reads ahead.
+        timers: of the event loop.
         clock: tells the time.
     """
 
@@ -62,13 +64,14 @@ class MeshCompletion:
         gateways: Gateways,
         on_receipt: Callable[[Contact, Receipt, MeshCompletion], ReceiptBody | None],
         tasks: Tasks,
+        timers: Timers,
         *,
         clock: Clock,
     ) -> None:
         self._message = message
         self._gateways = gateways
         self._on_receipt = on_receipt
-        self._tasks = tasks
+        self._timers = timers
         self._clock = clock
         self._unfinished = set(range(message.request.n))
         self._asked_at = clock.monotonic()
@@ -84,7 +87,8 @@ class MeshCompletion:
         """A moment after all has come, if it says what came; `settled` waits for it."""
         self._finished: Finished | None = None
         self._reading = tasks.spawn(self._read(), name="read a completion")
-        self._ticking: asyncio.Task[None] | None = None
+        self._timer: Timer | None = None
+        """Says that nothing came; there while somebody reads."""
 
     async def begun(self) -> None:
         """Wait until a processor has taken the request.
@@ -128,8 +132,8 @@ class MeshCompletion:
 
     def cancel(self) -> None:
         """End the sampling: nobody wants what is still to come. Harmless after the end."""
-        if self._ticking is not None:
-            self._ticking.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._finished is None:  # else nothing but the receipt is still to come
             self._reading.cancel()
 
@@ -139,7 +143,7 @@ class MeshCompletion:
         Raises:
             TinkerError: the request failed.
         """
-        self._ticking = self._tasks.spawn(self._tick(), name="say that it goes on")
+        self._timer = self._timers.call_later(STILL_HERE_S, self._still_here)
         try:
             while not isinstance(found := await self._queue.get(), _End):
                 yield found
@@ -222,11 +226,10 @@ class MeshCompletion:
             except ValueError:
                 raise PeerProtocolError("a gateway sends a token that is none") from None
 
-    async def _tick(self) -> None:
-        while True:
-            await self._clock.sleep(STILL_HERE_S)
-            if self._queue.empty():
-                self._queue.put_nowait(None)
+    def _still_here(self) -> None:
+        if self._queue.empty():
+            self._queue.put_nowait(None)
+        self._timer = self._timers.call_later(STILL_HERE_S, self._still_here)
 
 
 def _told(error: TinkerError) -> TinkerError:
