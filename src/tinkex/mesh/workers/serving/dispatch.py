@@ -96,7 +96,7 @@ class _Stream:
     place: Place
 
     async def close(self) -> None:
-        """End it at the other end too."""
+        """End it at the other end too; waits for nothing."""
         self.place.release()
         await self.events.aclose()
 
@@ -108,7 +108,7 @@ class Dispatch:
         peers: calls them.
         balancer: chooses them.
         contact_of: says where a processor is; None once it is forgotten.
-        tasks: owns what is closed in the background.
+        tasks: owns hedges that nobody waits for any more.
         timers: of the event loop.
         clock: tells the time.
         config: how patient to be.
@@ -155,7 +155,7 @@ class Dispatch:
                     self._check_resumable(job, stream, error)
                     continue
             finally:
-                self._close(stream)
+                await stream.close()
             return
 
     def _opening(self, job: Job, stream: _Stream) -> Accepted | Resumed:
@@ -355,10 +355,6 @@ class Dispatch:
         if job.deadline <= now and not job.relay.complete:
             raise status_error(504, "The time for this request is over.") from error
         return True
-
-    def _close(self, stream: _Stream) -> None:
-        stream.place.release()
-        self._tasks.spawn(stream.close(), name="close a processor's stream")
 
 
 def _is_busy(error: TinkerError | None) -> bool:
