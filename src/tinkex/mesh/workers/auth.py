@@ -16,7 +16,6 @@ from typing import Protocol
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tinkex._clock import Clock
 from tinkex.errors import NotFoundError, TinkerError
 from tinkex.mesh.accounts.config import AuthConfig
 from tinkex.mesh.accounts.events import NetworkEvent, PublicEvent, network_form, public_form
@@ -28,7 +27,6 @@ from tinkex.mesh.feeds.vault import PersonKey, Vault
 from tinkex.mesh.feeds.view import View
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.roles import Role
-from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.trust.network import NetworkInfo
 from tinkex.mesh.workers.authority.api import AuthService
@@ -41,8 +39,7 @@ from tinkex.mesh.workers.authority.orders import RootOrders
 from tinkex.mesh.workers.authority.people import People
 from tinkex.mesh.workers.authority.signing import Signing
 from tinkex.mesh.workers.authority.spending import Spending
-from tinkex.mesh.workers.base import Worker
-from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.base import Linked, Worker
 from tinkex.mesh.workers.public_accounts import NetworkView, PublicView
 from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.root_word import RootWord
@@ -53,24 +50,12 @@ ACCOUNT_S = 300.0
 """Seconds between two looks for leases that ended and were not accounted for."""
 
 
-class AuthMember(Protocol):
+class AuthMember(Linked, Protocol):
     """What an auth worker needs of the worker that it is."""
-
-    @property
-    def key_pair(self) -> KeyPair:
-        """Its own."""
 
     @property
     def membership(self) -> Place:
         """Its place in the network."""
-
-    @property
-    def peers(self) -> Peers:
-        """Its calls."""
-
-    @property
-    def discovery(self) -> Discovery:
-        """Finds others."""
 
     @property
     def feeds(self) -> FeedStore:
@@ -83,10 +68,6 @@ class AuthMember(Protocol):
     @property
     def known(self) -> NetworkView:
         """What is known of the network, open."""
-
-    @property
-    def clock(self) -> Clock:
-        """Tells the time."""
 
     def root_word(self) -> RootWord | None:
         """What the holder of the root key said last; None: nothing."""

@@ -11,9 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from enum import StrEnum
-from typing import Self
+from typing import Protocol, Self
 
+from tinkex._clock import Clock
 from tinkex.errors import MeshError
+from tinkex.mesh.identity import KeyPair
+from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.workers.discovery import Discovery
 from tinkex.mesh.workers.reading import Reading
 
 
@@ -25,6 +29,26 @@ class WorkerState(StrEnum):
     READY = "ready"
     STOPPING = "stopping"
     STOPPED = "stopped"
+
+
+class Linked(Protocol):
+    """What a role needs of the worker that it is part of: `member.Member`, or a test's own."""
+
+    @property
+    def key_pair(self) -> KeyPair:
+        """The worker's own."""
+
+    @property
+    def peers(self) -> Peers:
+        """Its calls."""
+
+    @property
+    def discovery(self) -> Discovery:
+        """Finds others."""
+
+    @property
+    def clock(self) -> Clock:
+        """Tells the time."""
 
 
 class Worker(ABC):

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import Protocol
 
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.roles import Role
-from tinkex.mesh.workers.base import Worker
-from tinkex.mesh.workers.discovery import Discovery
-
-
-class BootstrapMember(Protocol):
-    """What a bootstrap worker needs of the worker that it is."""
-
-    @property
-    def discovery(self) -> Discovery:
-        """Its place in the DHT."""
+from tinkex.mesh.workers.base import Linked, Worker
 
 
 class BootstrapWorker(Worker):
@@ -26,7 +16,7 @@ class BootstrapWorker(Worker):
         member: the worker that it is, open.
     """
 
-    def __init__(self, member: BootstrapMember) -> None:
+    def __init__(self, member: Linked) -> None:
         super().__init__("bootstrap")
         self._member = member
 

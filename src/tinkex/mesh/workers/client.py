@@ -12,24 +12,20 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from tinkex._clock import Clock
 from tinkex._timers import Timers
 from tinkex.errors import ConfigurationError
-from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.positive import not_positive
-from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.tasks import Tasks
-from tinkex.mesh.workers.base import Worker
+from tinkex.mesh.workers.base import Linked, Worker
 from tinkex.mesh.workers.calling.completer import MeshCompleter
 from tinkex.mesh.workers.calling.gateways import Gateways, GatewaysConfig
 from tinkex.mesh.workers.calling.http_app import http_app
 from tinkex.mesh.workers.calling.receipt_book import ReceiptBook
-from tinkex.mesh.workers.discovery import Discovery
 from tinkex.mesh.workers.http import LOOPBACK_NAMES, HttpServer
 from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.shelf import Shelf
@@ -38,26 +34,6 @@ _LOG = logging.getLogger("tinkex.mesh.client")
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A")
-
-
-class ClientMember(Protocol):
-    """What a client needs of the worker that it is."""
-
-    @property
-    def key_pair(self) -> KeyPair:
-        """Its own."""
-
-    @property
-    def peers(self) -> Peers:
-        """Its calls."""
-
-    @property
-    def discovery(self) -> Discovery:
-        """Finds gateways."""
-
-    @property
-    def clock(self) -> Clock:
-        """Tells the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +79,7 @@ class ClientWorker(Worker):
 
     def __init__(
         self,
-        member: ClientMember,
+        member: Linked,
         config: ClientConfig | None = None,
         *,
         shelf: Shelf | None = None,

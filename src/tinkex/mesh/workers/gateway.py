@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from random import Random, SystemRandom
 from typing import Protocol
 
-from tinkex._clock import Clock
 from tinkex._timers import Timers
 from tinkex.errors import ConfigurationError, TinkerError
 from tinkex.mesh.balancer import Balancer, BalancerConfig
@@ -23,14 +22,12 @@ from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.feeds.entry import Entry
 from tinkex.mesh.feeds.policy import ADAPTERS, USAGE
 from tinkex.mesh.feeds.store import FeedStore
-from tinkex.mesh.identity import KeyPair, PeerId
+from tinkex.mesh.identity import PeerId
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.roles import Role
-from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.workers.authority.books import usage_view
-from tinkex.mesh.workers.base import Worker
-from tinkex.mesh.workers.discovery import Discovery
+from tinkex.mesh.workers.base import Linked, Worker
 from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.serving.admission import Accounts, Admission, AdmissionConfig
 from tinkex.mesh.workers.serving.api import Gateway
@@ -44,28 +41,12 @@ from tinkex.mesh.workers.serving.ledger import Ledger
 _LOG = logging.getLogger("tinkex.mesh.gateway")
 
 
-class GatewayMember(Protocol):
+class GatewayMember(Linked, Protocol):
     """What a gateway needs of the worker that it is."""
-
-    @property
-    def key_pair(self) -> KeyPair:
-        """Its own."""
-
-    @property
-    def peers(self) -> Peers:
-        """Its calls."""
-
-    @property
-    def discovery(self) -> Discovery:
-        """Finds others."""
 
     @property
     def feeds(self) -> FeedStore:
         """Its feeds, open."""
-
-    @property
-    def clock(self) -> Clock:
-        """Tells the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

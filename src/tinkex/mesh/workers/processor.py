@@ -13,58 +13,34 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tinkex._clock import Clock
 from tinkex.errors import ConfigurationError, TinkerError
 from tinkex.mesh.blobs.fetching import AdapterFetcher
-from tinkex.mesh.blobs.service import BlobService
 from tinkex.mesh.blobs.store import BlobStore
 from tinkex.mesh.deadline import within
 from tinkex.mesh.dht.records import Offer
-from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.processing.backend import Backend
 from tinkex.mesh.processing.slots import Slots
 from tinkex.mesh.roles import Role
-from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.nonces import NonceStore, boot_id
-from tinkex.mesh.trust.permits import REMEMBERED_S, BlobPermitCheck, PermitCheck
-from tinkex.mesh.workers.base import Worker
+from tinkex.mesh.trust.permits import REMEMBERED_S, PermitCheck
+from tinkex.mesh.workers.base import Linked, Worker
 from tinkex.mesh.workers.discovery import (
     MAX_ADAPTERS_ANNOUNCED,
-    Discovery,
     adapter_topic,
     model_topic,
 )
 from tinkex.mesh.workers.processing import AdapterFiles, Processor
 from tinkex.mesh.workers.reading import Reading
+from tinkex.mesh.workers.shelf import give_files
 
 _LOG = logging.getLogger("tinkex.mesh.processor")
 NONCES = "permits.sqlite"
 ADAPTERS = "adapters"
-
-
-class ProcessorMember(Protocol):
-    """What a processor needs of the worker that it is."""
-
-    @property
-    def key_pair(self) -> KeyPair:
-        """Its own."""
-
-    @property
-    def peers(self) -> Peers:
-        """Its calls."""
-
-    @property
-    def discovery(self) -> Discovery:
-        """Finds others."""
-
-    @property
-    def clock(self) -> Clock:
-        """Tells the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +80,7 @@ class ProcessorWorker(Worker):
 
     def __init__(
         self,
-        member: ProcessorMember,
+        member: Linked,
         backend: Backend,
         *,
         data_dir: Path,
@@ -163,13 +139,7 @@ class ProcessorWorker(Worker):
         self._store = BlobStore(
             self._data_dir / ADAPTERS, max_bytes=self._config.adapter_mib * 2**20
         )
-        permits = BlobPermitCheck(
-            member.peers.credentials.network,
-            lambda: member.peers.credentials.roots,
-            is_revoked=member.peers.credentials.is_revoked,
-            clock=member.clock,
-        )
-        member.peers.serve(BlobService(self._store, permits))
+        give_files(self._store, member.peers, clock=member.clock)
         return AdapterFetcher(
             self._store,
             member.peers,

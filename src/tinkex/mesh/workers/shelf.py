@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Protocol
 
 from tinkex._clock import Clock
 from tinkex.errors import BadRequestError, InputError
@@ -22,26 +21,11 @@ from tinkex.mesh.blobs.store import BlobStore
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.trust.permits import BlobPermitCheck
-from tinkex.mesh.workers.discovery import MAX_ADAPTERS_ANNOUNCED, Discovery, adapter_topic
+from tinkex.mesh.workers.base import Linked
+from tinkex.mesh.workers.discovery import MAX_ADAPTERS_ANNOUNCED, adapter_topic
 
 _TAR_ROOM = 64 * 2**10
 MAX_UPLOAD_BYTES = sum(LARGEST_FILES.values()) + _TAR_ROOM
-
-
-class ShelfMember(Protocol):
-    """What a shelf needs of the worker that it is in."""
-
-    @property
-    def peers(self) -> Peers:
-        """Its calls."""
-
-    @property
-    def discovery(self) -> Discovery:
-        """Makes known what it has."""
-
-    @property
-    def clock(self) -> Clock:
-        """Tells the time."""
 
 
 class Shelf:
@@ -53,7 +37,7 @@ class Shelf:
         max_bytes: of all of them; above it the one not used for longest goes.
     """
 
-    def __init__(self, member: ShelfMember, root: Path, *, max_bytes: int) -> None:
+    def __init__(self, member: Linked, root: Path, *, max_bytes: int) -> None:
         self._member = member
         self._root = root
         self._store = BlobStore(root, max_bytes=max_bytes)
@@ -61,14 +45,7 @@ class Shelf:
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Give files from now on, and announce those that are here."""
-        credentials = self._member.peers.credentials
-        permits = BlobPermitCheck(
-            credentials.network,
-            lambda: self._member.peers.credentials.roots,
-            is_revoked=credentials.is_revoked,
-            clock=self._member.clock,
-        )
-        self._member.peers.serve(BlobService(self._store, permits))
+        give_files(self._store, self._member.peers, clock=self._member.clock)
         stack.push_async_callback(self._withdraw)
         for content in reversed(self._store.contents[:MAX_ADAPTERS_ANNOUNCED]):
             await self._announce(content)
@@ -104,6 +81,18 @@ class Shelf:
         topics = [adapter_topic(content) for content in self._announced]
         self._announced.clear()
         await asyncio.gather(*(self._member.discovery.withdraw(topic) for topic in topics))
+
+
+def give_files(store: BlobStore, peers: Peers, *, clock: Clock) -> None:
+    """Give a store's files from now on to whoever holds a permit for them."""
+    credentials = peers.credentials
+    permits = BlobPermitCheck(
+        credentials.network,
+        lambda: peers.credentials.roots,
+        is_revoked=credentials.is_revoked,
+        clock=clock,
+    )
+    peers.serve(BlobService(store, permits))
 
 
 async def _receive(archive: AsyncIterator[bytes], path: Path) -> None:
