@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import msgspec
 from mesh_attacks.registry import Suite, nothing, one_each
 
+from tinkex._timers import Timers
 from tinkex.errors import TinkerError
 from tinkex.mesh.api.gateway import Countersign, Receipt
 from tinkex.mesh.feeds.entry import EntryId
@@ -74,12 +75,14 @@ async def agrees(classes, given):
         told.append(agreed)
 
     tasks = Tasks(on_error=print)
+    clock = VirtualClock()
     completer = classes.completer(
         SimpleNamespace(avoid=lambda _: None),
         SimpleNamespace(call=call),
         CLIENT,
         tasks,
-        clock=VirtualClock(),
+        Timers(clock, on_error=print),
+        clock=clock,
     )
     completion = SimpleNamespace(request_id="r", prompt_tokens=4, seen=seen())
     completer._judge(Contact(GATEWAY.peer_id), given, completion)
