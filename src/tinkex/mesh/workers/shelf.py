@@ -66,15 +66,21 @@ class Shelf:
                 content = await asyncio.to_thread(self._store.add, folder)
             except (InputError, FileExistsError, tarfile.TarError) as error:
                 raise BadRequestError(f"This is no adapter: {error}.") from error
+        for gone in [one for one in self._announced if not self._store.has(one)]:
+            await self._drop(gone)
         await self._announce(content)
         return content
+
+    async def _drop(self, content: str) -> None:
+        self._announced.remove(content)
+        await self._member.discovery.withdraw(adapter_topic(content))
 
     async def _announce(self, content: str) -> None:
         if content in self._announced:
             return
         self._announced.append(content)
         if len(self._announced) > MAX_ADAPTERS_ANNOUNCED:
-            await self._member.discovery.withdraw(adapter_topic(self._announced.pop(0)))
+            await self._drop(self._announced[0])
         await self._member.discovery.announce(adapter_topic(content), Offer(adapters=(content,)))
 
     async def _withdraw(self) -> None:
