@@ -32,6 +32,7 @@ from tinkex.openai_api.anthropic_types import (
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest
 from tinkex.openai_api.events import event, heard
 from tinkex.openai_api.refusal import status_of
+from tinkex.openai_api.types import sampling_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -164,9 +165,7 @@ def messages_completion_request(request: MessagesRequest) -> CompletionRequest:
         prompt=_prompt(request),
         max_tokens=request.max_tokens,
         as_context_allows=True,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=-1 if request.top_k is None else request.top_k,
+        **sampling_of(request.temperature, request.top_p, request.top_k),
         stop=tuple(request.stop_sequences or ()),
     )
 

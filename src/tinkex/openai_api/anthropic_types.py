@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tinkex.openai_api.types import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
     FaceReply,
     FaceRequest,
     MaxTokens,
@@ -23,8 +25,6 @@ from tinkex.openai_api.types import (
     only,
 )
 
-MAX_MESSAGES = 4096
-MAX_TOOLS = 128
 MAX_STOP_SEQUENCES = 64
 
 AnthropicStop = Literal[

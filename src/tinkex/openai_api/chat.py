@@ -27,7 +27,7 @@ from tinkex.openai_api.chat_types import (
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest
 from tinkex.openai_api.events import STILL_HERE, event, heard
 from tinkex.openai_api.refusal import refused
-from tinkex.openai_api.types import stop_strings, usage_of
+from tinkex.openai_api.types import sampling_of, stop_strings, usage_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -136,9 +136,7 @@ def chat_completion_request(request: ChatRequest) -> CompletionRequest:
         prompt=_prompt(request),
         n=request.n or 1,
         max_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=-1 if request.top_k is None else request.top_k,
+        **sampling_of(request.temperature, request.top_p, request.top_k),
         seed=request.seed,
         stop=stop_strings(request.stop),
         top_logprobs=request.top_logprobs or 0,

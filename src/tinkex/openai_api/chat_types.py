@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tinkex.openai_api.types import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     FaceReply,
     FaceRequest,
@@ -19,9 +21,6 @@ from tinkex.openai_api.types import (
     never,
     only,
 )
-
-MAX_MESSAGES = 4096
-MAX_TOOLS = 128
 
 
 class TextPart(FaceRequest):

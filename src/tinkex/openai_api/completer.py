@@ -45,6 +45,10 @@ class TokenPrompt:
     tokens: Sequence[int]
 
 
+OPTION_FIELDS = frozenset({"reasoning_effort", "response_format"})
+"""Options of a `ChatPrompt` that requests have fields for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
     """A conversation, for the model's own chat template."""

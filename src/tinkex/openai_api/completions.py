@@ -18,7 +18,7 @@ from tinkex.openai_api.completion_types import (
 )
 from tinkex.openai_api.events import STILL_HERE, event, heard
 from tinkex.openai_api.refusal import refused, unsupported
-from tinkex.openai_api.types import stop_strings, usage_of
+from tinkex.openai_api.types import sampling_of, stop_strings, usage_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -162,9 +162,7 @@ def completion_request(request: CompletionsRequest, prompt: Prompt) -> Completio
         prompt=prompt,
         n=request.best_of or request.n or 1,
         max_tokens=DEFAULT_MAX_TOKENS if limit is None else limit,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=-1 if request.top_k is None else request.top_k,
+        **sampling_of(request.temperature, request.top_p, request.top_k),
         seed=request.seed,
         stop=stop_strings(request.stop),
         top_logprobs=request.logprobs or 0,

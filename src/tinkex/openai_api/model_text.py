@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinkex.openai_api.chat_template import ChatTemplate
-from tinkex.openai_api.completer import ChatPrompt, TextPrompt
+from tinkex.openai_api.completer import OPTION_FIELDS, ChatPrompt, TextPrompt
 from tinkex.openai_api.refusal import context_length_exceeded, refused, unsupported
 from tinkex.openai_api.tool_calls import ToolForm, form_of
 from tinkex.openai_api.vocabulary import Vocabulary
@@ -129,7 +129,7 @@ class ModelText:
         for option in prompt.options:
             if option in RESERVED or option not in template.variables:
                 raise unsupported(
-                    option if option in _FIELDS else f"chat_template_kwargs.{option}",
+                    option if option in OPTION_FIELDS else f"chat_template_kwargs.{option}",
                     f"{option} is not supported by {self._name}: its chat template does not read "
                     "it. Leave it out.",
                 )
@@ -155,10 +155,6 @@ class ModelText:
             f"{self._name} has no chat template: render the conversation yourself, and send it to "
             "/completions.",
         )
-
-
-_FIELDS = frozenset({"reasoning_effort", "response_format"})
-"""Options that are fields of a request."""
 
 
 def _checked(tokens: Sequence[int]) -> list[int]:

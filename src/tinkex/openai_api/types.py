@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
 MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
@@ -86,6 +88,14 @@ MaxTokens = Annotated[int, Field(ge=1)]
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     """Return the stop strings of a request."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def sampling_of(
+    temperature: float | None, top_p: float | None, top_k: int | None
+) -> dict[str, Any]:
+    """Return those of a request's fields that say how to sample; what is None keeps its default."""
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 class StreamOptions(FaceRequest):

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from tinkex.errors import PeerProtocolError, UnsupportedError
 from tinkex.openai_api.completer import (
+    OPTION_FIELDS,
     ChatPrompt,
     CompletionRequest,
     FinishReason,
@@ -26,7 +27,6 @@ LONGEST_LINE = 2**20
 UNKNOWN_TOKEN = -1
 """Stands for a token whose id nobody knows: foreign servers send text."""
 _REASONS = {"stop", "length", "tool_calls"}
-_FIELDS = frozenset({"reasoning_effort", "response_format"})
 _BYTES_A_TOKEN = 4
 """An estimate, where a server does not count a prompt before it answers."""
 
@@ -60,7 +60,7 @@ def check_supported(request: CompletionRequest) -> None:
     }
     if isinstance(prompt, ChatPrompt):
         refused["continuing the last message"] = prompt.continue_last
-        refused |= {name: True for name in prompt.options if name not in _FIELDS}
+        refused |= {name: True for name in prompt.options if name not in OPTION_FIELDS}
     for name, asked in refused.items():
         if asked:
             raise UnsupportedError(
