@@ -43,7 +43,10 @@ UsageOf = Callable[[bytes], GatewayUsage]
 
 
 class LeaseGranted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lease_granted"):
-    """A gateway may spend so much."""
+    """A gateway may spend so much.
+
+    Times are unix seconds: `at` by the auth worker's clock, `expires_at` by the gateway's.
+    """
 
     lease_id: str
     gateway: bytes
@@ -55,7 +58,7 @@ class LeaseGranted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
 
 
 class LeaseSettled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lease_settled"):
-    """A gateway claims what it used of a lease, and that it will use no more."""
+    """A gateway claims what it used of a lease, and that it will use no more: at a unix second."""
 
     lease_id: str
     used_tokens: int
@@ -67,7 +70,7 @@ class LeaseAccounted(
 ):
     """Nothing more comes of a lease: this is what it cost, and it is no lease any more.
 
-    In a dump, where `lease_id` is empty: what all such leases of a key cost.
+    In a dump, where `lease_id` is empty: what all such leases of a key cost. `at`: unix seconds.
     """
 
     lease_id: str

@@ -72,7 +72,7 @@ class LoggedIn:
     session_id: str
     refresh_token: str
     expires_at: float
-    """When the session ends."""
+    """When the session ends, in unix seconds."""
 
     def __repr__(self) -> str:
         return f"LoggedIn({self.account_id}, {self.session_id})"

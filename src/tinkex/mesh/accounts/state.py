@@ -47,7 +47,7 @@ class Unseal(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """A login."""
+    """A login. Times are unix seconds."""
 
     session_id: str
     account_id: str
@@ -68,7 +68,7 @@ class Key:
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """An account."""
+    """An account. Times are unix seconds."""
 
     account_id: str
     sealed: bytes = field(repr=False)

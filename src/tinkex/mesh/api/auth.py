@@ -57,6 +57,7 @@ class Session(Message, frozen=True):
     refresh_token: str
     """For one use."""
     refresh_expires_at: float
+    """Unix seconds: when the session ends."""
 
 
 class Refresh(Message, frozen=True):
@@ -94,15 +95,17 @@ class CreatedKey(Message, frozen=True):
 
 
 class KeyInfo(Message, frozen=True):
-    """What is known of a key."""
+    """What is known of a key. Times are unix seconds; None: never."""
 
     key_id: str
     name: str
     prefix: str
+    """Its first characters, by which a person tells keys apart."""
     scopes: frozenset[str]
     created_at: float
     expires_at: float | None
     token_cap: int | None
+    """Tokens it may use in all; None: as many as the account may."""
     revoked_at: float | None
 
 
@@ -146,6 +149,7 @@ class UsageQuery(Message, frozen=True):
 
     credential: str
     since: float = 0.0
+    """Only requests that were settled then or later, in unix seconds."""
     before: float | None = None
     """Only requests that were settled by then, in unix seconds: for the page before another."""
 
@@ -160,6 +164,7 @@ class UsageEntry(Message, frozen=True):
     sequence: int
     """Where it is in that gateway's log."""
     at: float
+    """When it was settled, in unix seconds of the gateway's clock."""
     key_id: str
     model: str
     prompt_tokens: int
@@ -185,7 +190,9 @@ class UsageReport(Message, frozen=True):
     quota_tokens: int | None
     """Tokens granted in all; None: no limit."""
     used_tokens: int
+    """Of requests that were settled."""
     reserved_tokens: int
+    """That may yet be spent: requests in progress, and what gateways were lent."""
     entries: tuple[UsageEntry, ...]
     """In order; where there are more than fit, the latest."""
     listed_since: float = 0.0
@@ -210,6 +217,7 @@ class Lease(Message, frozen=True):
     lease_id: str
     tokens: int
     expires_at: float
+    """Unix seconds, by the gateway's clock."""
 
 
 class SettleLease(Message, frozen=True):

@@ -77,9 +77,12 @@ class MeshModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     base_model: str
     created: int
+    """Unix seconds: when it was published, or when the gateway started."""
     owned_by: str
     max_context_length: int
+    """Tokens of prompt and completion together."""
     processors: int
+    """How many could serve it now."""
 
 
 class Models(msgspec.Struct, frozen=True):

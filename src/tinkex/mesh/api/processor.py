@@ -62,6 +62,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     max_context_length: int
+    """Tokens of prompt and completion together."""
     revision: str
     """Of its weights."""
     backend: str
@@ -77,9 +78,13 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     adapters: tuple[str, ...]
     """Hashes of those that are loaded."""
     fingerprint: str
+    """Of its numerics: equal ones sample equal tokens."""
     slots: int
+    """Completions that it runs at once."""
     free_slots: int
+    """Completions that would run at once if they came now."""
     waiting: int
+    """Requests that wait for a slot."""
 
 
 class CountTokens(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):

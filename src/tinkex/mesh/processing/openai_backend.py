@@ -43,6 +43,7 @@ UNREAD = 64
 """Pieces of each completion that may wait; then no more is read from the server."""
 _RETRY_MS = 1000.0
 _ERROR_BYTES = 2000
+"""Of a refusal that are told on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
