@@ -22,14 +22,17 @@ LOCAL_NAME = "local"
 
 def up(
     processors: Annotated[int, typer.Option(min=1, max=16, help="How many run models.")] = 1,
-    port: Annotated[int, typer.Option(help="Port of the endpoint; 0 is a free one.")] = 8100,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the endpoint; 0 is a free one; default: 8100.")
+    ] = None,
     base_model: Annotated[
         str | None,
         typer.Option(metavar="PATH_OR_ID", help="What they run; default: tinkex/sprout."),
     ] = None,
     transport: Annotated[
-        str, typer.Option(help="`iroh` or `tls`: what the workers talk over.")
-    ] = "iroh",
+        str | None,
+        typer.Option(help="`iroh` or `tls`: what the workers talk over; default: iroh."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -62,11 +65,14 @@ def up(
     from tinkex.cli.mesh.logs import log_to_stderr
     from tinkex.cli.mesh.settings import mesh_schema
 
-    flags: dict[str, Any] = {"transport": transport, "client_port": str(port)}
-    if base_model:
-        flags["processor_base_model"] = base_model
-    given = {"log_level": log_level, "log_format": log_format}
-    flags |= {name: value for name, value in given.items() if value is not None}
+    given = {
+        "transport": transport,
+        "client_port": None if port is None else str(port),
+        "processor_base_model": base_model,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    flags = {name: value for name, value in given.items() if value is not None}
     settings = mesh_schema().resolve(
         flags, file=config, fallbacks={"data_dir": mesh_dir(data_dir) / LOCAL_NAME}
     )

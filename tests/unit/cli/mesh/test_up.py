@@ -1,0 +1,45 @@
+"""`tinkex mesh up`: its flags go before the environment and the file, its defaults do not."""
+
+import pytest
+from typer.testing import CliRunner
+
+from tinkex.cli.main import app
+from tinkex.cli.mesh import logs, up
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """Give the settings that a command line comes to; nothing is run."""
+    found = []
+
+    async def run(config, *_):
+        found.append(config)
+
+    monkeypatch.setattr(up, "_run", run)
+    monkeypatch.setattr(logs, "log_to_stderr", lambda *_: None)
+    monkeypatch.setenv("TINKEX_MESH_DATA_DIR", str(tmp_path))
+    file = tmp_path / "mesh.toml"
+    file.write_text('transport = "tls"\n[client]\nport = 9200\n')
+
+    def given(*arguments):
+        result = CliRunner().invoke(app, ["mesh", "up", *arguments])
+        assert result.exit_code == 0, result.output
+        return found.pop()
+
+    return file, given
+
+
+def test_file_and_environment_hold_where_no_flag_is_given(settings, monkeypatch):
+    file, given = settings
+    config = given("--config", str(file))
+    assert (config.transport, config.client.port) == ("tls", 9200)
+    monkeypatch.setenv("TINKEX_MESH_CLIENT_PORT", "9300")
+    assert given("--config", str(file)).client.port == 9300
+
+
+def test_flags_go_before_them_and_without_any_the_defaults_hold(settings):
+    file, given = settings
+    config = given("--config", str(file), "--transport", "iroh", "--port", "0")
+    assert (config.transport, config.client.port) == ("iroh", 0)
+    config = given()
+    assert (config.transport, config.client.port) == ("iroh", 8100)
