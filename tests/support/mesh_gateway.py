@@ -205,6 +205,9 @@ class Accounts:
             raise AuthenticationError("the API key is not known here")
         return self.known[credential]
 
+    async def current(self):
+        pass
+
 
 class ScriptedNews:
     """Auth workers that were heard of just now, and give what is set."""

@@ -282,8 +282,8 @@ class AuthWorker(Worker):
         return book.info, book.encoded
 
     async def _current(self) -> None:
+        await self._public.current()  # first: by then every view was told of what is stored
         await self._private.current()
-        await self._public.current()
         await self._known.current()
 
 

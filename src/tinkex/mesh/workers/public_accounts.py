@@ -31,6 +31,7 @@ class PublicView:
     def __init__(
         self, feeds: FeedStore, network: PeerId, *, on_error: Callable[[BaseException], None]
     ) -> None:
+        self._feeds = feeds
         self._view: View[PublicBook] = View(
             feeds,
             ACCOUNTS_PUBLIC,
@@ -53,7 +54,12 @@ class PublicView:
         await self._view.close()
 
     async def current(self) -> None:
-        """Wait until nothing is being folded again."""
+        """Wait until all that is stored is in the view.
+
+        Readers of the store see an entry from the moment on that it is written, which is before
+        those who follow are told: a round of replication may find in between that it lacks nothing.
+        """
+        await self._feeds.database.write(lambda _: None, flush=False)  # behind all others
         await self._view.current()
 
     @property

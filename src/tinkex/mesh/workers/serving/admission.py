@@ -35,6 +35,9 @@ class Accounts(Protocol):
             AuthenticationError: nobody's, or not any more.
         """
 
+    async def current(self) -> None:
+        """Wait until all that auth workers gave is known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionConfig:
@@ -109,6 +112,7 @@ class Admission:
             caller = self._accounts.verify(credential, self._clock.now())
         except UnknownCredentialError:
             await self._freshness.catch_up()
+            await self._accounts.current()
             caller = self._accounts.verify(credential, self._clock.now())
         caller.need(scope)
         return caller

@@ -27,6 +27,9 @@ class OneKey:
             raise AuthenticationError("no such key")
         return ANN
 
+    async def current(self):
+        pass
+
 
 def admission(clock=None, *, gateways: int = 1, **limits) -> Admission:
     clock = clock or VirtualClock()

@@ -37,6 +37,9 @@ class World:
             raise UnknownCredentialError("not known here")
         return self.keys[credential]
 
+    async def current(self):
+        pass
+
     def asked(self, credential="new"):
         return asyncio.ensure_future(self.admission.caller(credential, "infer"))
 
