@@ -339,6 +339,18 @@ async def test_prompts_are_counted_by_a_processor(world):
     assert (await world.call(gateway, GatewayApi.rpc_count_tokens, query)).tokens == 5
 
 
+async def test_counting_a_prompt_counts_as_a_request(world):
+    world.settings = GatewayConfig(admission=AdmissionConfig(requests_per_minute=2))
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    query = CountPrompt(credential="right", request=completion_message())
+    for _ in range(2):
+        await world.call(gateway, GatewayApi.rpc_count_tokens, query)
+    with pytest.raises(RateLimitError):
+        await world.call(gateway, GatewayApi.rpc_count_tokens, query)
+    assert gateway.in_progress == 0
+
+
 async def publish(world, gateway, **changes):
     given = {"credential": "right", "name": "pirate", "base_model": MODEL, "content": CONTENT}
     return await world.call(gateway, GatewayApi.rpc_publish, PublishAdapter(**(given | changes)))

@@ -151,17 +151,26 @@ class Gateway(GatewayApi):
         return Models(tuple(found))
 
     async def rpc_count_tokens(self, request: CountPrompt, call: Call) -> Counted:
-        """Count a prompt's tokens."""
+        """Count a prompt's tokens: a request like others, as a processor works for it."""
         caller = await self._admission.caller(request.credential, READ)
         check_request(request.request)
-        named, _ = await self._completions.resolve(caller, request.request.model)
-        message = CountTokens(
-            request=msgspec.structs.replace(request.request, model=named.base_model)
-        )
+        ticket = self._admission.enter(caller)
+        try:
+            named, _ = await self._completions.resolve(caller, request.request.model)
+            message = CountTokens(
+                request=msgspec.structs.replace(request.request, model=named.base_model)
+            )
+            return await self._counted(message, call)
+        finally:
+            ticket.leave()
+
+    async def _counted(self, message: CountTokens, call: Call) -> Counted:
+        """Have one processor after the other count, until one does."""
+        model = message.request.model
         tried: set[PeerId] = set()
         problem: TinkerError | None = None
         for _ in range(COUNT_ATTEMPTS):
-            wanted = Wanted(model=named.base_model, excluded=tried, waits=True)
+            wanted = Wanted(model=model, excluded=tried, waits=True)
             offer = self._balancer.choose(wanted, self._clock.monotonic())
             if not isinstance(offer, Offer):
                 break
