@@ -94,6 +94,12 @@ class PieceMessage(Confidential, frozen=True, array_like=True, tag="piece"):
     stop_string: str | None = None
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """A number of tokens."""
+
+    tokens: int
+
+
 def prompt_message(prompt: Prompt) -> PromptMessage:
     """Turn a prompt into its message."""
     if isinstance(prompt, TextPrompt):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from tinkex.mesh.api import auth
-from tinkex.mesh.api.completion import CompletionMessage, Confidential, PieceMessage
+from tinkex.mesh.api.completion import CompletionMessage, Confidential, Counted, PieceMessage
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import Call, Service, Unhurried, callable_by
 
@@ -96,12 +96,6 @@ class CountPrompt(Confidential, frozen=True, forbid_unknown_fields=True, kw_only
 
     credential: str
     request: CompletionMessage
-
-
-class Counted(msgspec.Struct, frozen=True):
-    """A number of tokens."""
-
-    tokens: int
 
 
 class PublishAdapter(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from tinkex.mesh.api.completion import CompletionMessage, Confidential, PieceMessage
+from tinkex.mesh.api.completion import CompletionMessage, Confidential, Counted, PieceMessage
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import Call, Service, Unhurried, callable_by
 
@@ -91,12 +91,6 @@ class CountTokens(Confidential, frozen=True, forbid_unknown_fields=True, kw_only
     """Ask how many tokens a request's prompt has."""
 
     request: CompletionMessage
-
-
-class Counted(msgspec.Struct, frozen=True):
-    """A number of tokens."""
-
-    tokens: int
 
 
 class ProcessorApi(Service):

@@ -26,13 +26,13 @@ from tinkex.errors import (
 )
 from tinkex.mesh.api.completion import (
     CompletionMessage,
+    Counted,
     PieceMessage,
     completion_request,
     piece_message,
 )
 from tinkex.mesh.api.processor import (
     Begun,
-    Counted,
     CountTokens,
     Describe,
     Description,

@@ -17,10 +17,10 @@ from tinkex.errors import ConflictError, NotFoundError, RateLimitError, TinkerEr
 from tinkex.mesh.accounts.scopes import INFER, PUBLISH, READ
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.auth import AuthApi
+from tinkex.mesh.api.completion import Counted
 from tinkex.mesh.api.gateway import (
     Complete,
     CompletionEvent,
-    Counted,
     Countersign,
     CountPrompt,
     GatewayApi,
@@ -180,7 +180,7 @@ class Gateway(GatewayApi):
             if contact is None or left <= 0:
                 continue
             try:
-                counted = await self._peers.call(
+                return await self._peers.call(
                     contact,
                     ProcessorApi.rpc_count_tokens,
                     message,
@@ -190,8 +190,6 @@ class Gateway(GatewayApi):
                 if error.category == "user":
                     raise
                 problem = error
-            else:
-                return Counted(counted.tokens)
         raise status_error(503, "No processor could count this prompt: try again.") from problem
 
     async def rpc_publish(self, request: PublishAdapter, call: Call) -> Published:
