@@ -4,9 +4,10 @@
 
 Three measurements over real links, with the real workers (auth, gateway, processors, client):
 
-latency   The same requests of `tinkex/sprout` go by turns through client, gateway and processor,
-          and to the processor's engine directly, within its process. What the mesh adds is the
-          difference of the medians: to the first piece, to the last, and for a single token.
+latency   Requests of `tinkex/sprout` go by turns through client, gateway and processor, and to the
+          processor's engine directly, within its process. What the mesh adds is the difference of
+          the medians: to the first piece, to the last, and for a single token. No prompt comes
+          twice, since the engine keeps what it computed of one, and each way goes first in turn.
 cpu       As many requests again, one after the other to the receipt's settlement, first all through
           the mesh and then all directly: processor time and sleeps of each process for a request.
           Unlike the latency they hardly depend on who else uses the machine.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -227,6 +229,7 @@ class Program:
         self.member = member
         self.worker = worker
         self.keys: list[str] = []
+        self._numbers = itertools.count(1000)
 
     async def make_keys(self, count: int) -> None:
         """Make accounts, one key each: a key may have so many requests at once."""
@@ -256,13 +259,25 @@ class Program:
                 del error
             await asyncio.sleep(0.1)
 
-    async def mesh(self, request: CompletionRequest, key: str) -> Took:
-        """Run a request through the mesh."""
+    def asked(self, kind: str) -> CompletionRequest:
+        """Make a request like none before it, of as many tokens as all of its kind."""
+        number = next(self._numbers)
+        prompt = TextPrompt(f"Once {number}")
+        return CompletionRequest(model=SPROUT, prompt=prompt, max_tokens=KINDS[kind], seed=number)
+
+    async def run(self, way: str, request: CompletionRequest, *, settled: bool = False) -> Took:
+        """Run a request through the mesh, or directly; to the receipt's settlement if so asked."""
+        if way == "direct":
+            return await self._direct(request)
+        key = self.keys[(request.seed or 0) % len(self.keys)]
         start = time.monotonic()
         completion = await self.worker.completer.complete(key, request)
-        return await timed(completion.pieces(), start)
+        took = await timed(completion.pieces(), start)
+        if settled:
+            assert await completion.settled() is not None, "no receipt"
+        return took
 
-    async def direct(self, request: CompletionRequest) -> Took:
+    async def _direct(self, request: CompletionRequest) -> Took:
         """Have the processor run it without the mesh."""
         for record in await self.member.discovery.lookup(f"model:{request.model}"):
             return await self.member.peers.call(
@@ -283,7 +298,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         assert isinstance(worker, ClientWorker)
         program = Program(whole.member, worker)
         await program.make_keys(4)
-        await program.wait_for(SPROUT, PACED)
+        await program.wait_for(SPROUT, *([PACED] if arguments.streams else []))
         figures: dict[str, Any] = {
             "pid": os.getpid(),
             "links": sorted({link.role.value for link in whole.member.peers.links() if link.role}),
@@ -303,11 +318,9 @@ async def latency(program: Program, requests: int, kinds: list[str]) -> dict[str
     found: dict[str, list[float]] = {}
     for kind in kinds:
         for turn in range(requests + WARM_UP):
-            request = asked(kind, turn)
-            through = await program.mesh(request, program.keys[turn % len(program.keys)])
-            direct = await program.direct(request)
-            if turn >= WARM_UP:
-                for way, took in (("mesh", through), ("direct", direct)):
+            for way in ("mesh", "direct") if turn % 2 else ("direct", "mesh"):
+                took = await program.run(way, program.asked(kind))
+                if turn >= WARM_UP:
                     found.setdefault(f"{kind} {way} first", []).append(took.first)
                     found.setdefault(f"{kind} {way} last", []).append(took.last)
     medians = {name: statistics.median(values) * 1000 for name, values in found.items()}
@@ -318,13 +331,6 @@ async def latency(program: Program, requests: int, kinds: list[str]) -> dict[str
     return medians | tenths
 
 
-def asked(kind: str, turn: int) -> CompletionRequest:
-    """Make the request of a turn."""
-    return CompletionRequest(
-        model=SPROUT, prompt=TextPrompt(f"Once {turn}"), max_tokens=KINDS[kind], seed=turn
-    )
-
-
 async def cpu(
     program: Program, requests: int, kinds: list[str], pids: dict[str, int]
 ) -> dict[str, list[float]]:
@@ -333,14 +339,8 @@ async def cpu(
     for kind in kinds:
         for way in ("mesh", "direct"):
             before = {name: spent_by(pid) for name, pid in pids.items()}
-            for turn in range(requests):
-                request, key = asked(kind, turn), program.keys[turn % len(program.keys)]
-                if way == "direct":
-                    await program.direct(request)
-                    continue
-                completion = await program.worker.completer.complete(key, request)
-                await timed(completion.pieces(), 0.0)
-                assert await completion.settled() is not None
+            for _ in range(requests):
+                await program.run(way, program.asked(kind), settled=True)
             for name, pid in pids.items():
                 since = spent_by(pid).since(before[name])
                 found[f"{kind} {way} {name}"] = [
@@ -442,7 +442,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             network.start("auth", Role.AUTH)
             network.start("gateway", Role.GATEWAY)
             network.start("engine", Role.PROCESSOR, "--backend", "engine")
-            for number in range(arguments.processors):
+            for number in range(arguments.processors if arguments.streams else 0):
                 network.start(f"paced{number}", Role.PROCESSOR, "--backend", "paced")
             more = [
                 f"--{name}={getattr(arguments, name)}"
@@ -549,7 +549,10 @@ def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
     for name in ("data-dir", "ready-file"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(given)
+    arguments = parser.parse_args(given)
+    if arguments.streams and arguments.processors < 1:
+        parser.error("streams need a processor that paces them: --processors 1 or more")
+    return arguments
 
 
 def main() -> int:
