@@ -32,7 +32,7 @@ from tinkex.mesh.api.gateway import Countersign, Receipt
 from tinkex.mesh.feeds.entry import EntryId
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.purse import Purse, closing_entries
-from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.tasks import Tasks, let_others_run
 from tinkex.mesh.trust.receipts import ReceiptBody, is_countersigned
 from tinkex.mesh.usage import (
     Countersigned,
@@ -48,6 +48,9 @@ from tinkex.mesh.workers.serving.auth_calls import AuthCalls
 REMEMBERED_RECEIPTS = 10_000
 LEASE_TIMEOUT_S = 5.0
 TELL_S = 30.0
+TURNS = 4
+"""Turns of the event loop in which a request leaves for its processor. Its reservation is written
+after them: the disk's thread would take turns with this one at the interpreter's lock."""
 OWES_S = 300.0
 """For so long after a start, or after a lease was asked for, there may be one that is not known
 here: lost in a crash, or with an answer. It counts until an entry comes that is later than its end;
@@ -143,6 +146,8 @@ class Ledger:
         return Reservation(request_id, tokens, written)
 
     async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
+        for _ in range(TURNS):
+            await let_others_run()
         try:
             entry = await self._write(reserved, flush=False)
         except asyncio.CancelledError:
