@@ -194,7 +194,8 @@ class SessionPoller:
         self._cursor = answer.cursor
         for completion in answer.completions:
             size = getattr(completion, "response_payload_uncompressed_size", None) or 0
-            waiter = self._waiting.get(completion.request_id)
+            # Out at once, not when it runs: until then nothing more may be left to ask for.
+            waiter = self._waiting.pop(completion.request_id, None)
             if waiter is None:
                 self._early[completion.request_id] = size
             elif not waiter.done():

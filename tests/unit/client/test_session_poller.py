@@ -119,6 +119,18 @@ async def test_server_hears_what_was_fetched_and_the_task_ends(peer, poller):
     assert await again == "b"
 
 
+async def test_nothing_is_waited_for_once_all_is_told_however_long_that_took(peer, poller):
+    """Else a client that nobody uses lives on with its question, and the server holds it open."""
+    call = asyncio.ensure_future(fetch(poller, "a"))
+    await settle()
+    peer.clock.advance(5.0)
+    peer.answers.put_nowait(done("a", cursor=1))
+    assert await call == "a"
+    await settle(30)
+    assert [one.body.get("timeout") for one in peer.asked] == [None, 0.0]
+    assert not peer.tasks
+
+
 async def test_completion_that_comes_before_its_request_is_known_is_kept(peer, poller):
     with poller.call():
         first = asyncio.ensure_future(fetch(poller, "a"))
