@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -121,13 +120,6 @@ def frozen(backend):
         yield
     finally:
         gate.set()
-
-
-async def until(condition, seconds=60.0):
-    """Wait for something that another thread does."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - a thread sets no event here
-            await asyncio.sleep(0.001)  # noqa: TID251 - the engine's thread is real
 
 
 @dataclass

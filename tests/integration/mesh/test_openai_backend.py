@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from mesh_processor import MODEL, backend_of, pieces_of, request_of, told, until
+from mesh_processor import MODEL, backend_of, pieces_of, request_of, told
+from patience import until
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route

@@ -11,6 +11,7 @@ import pytest
 from mesh_rpc import Answer, Ask, Echo, caught, not_found
 from mesh_rpc_program import TRANSPORTS, description
 from mesh_trust import TestNetwork
+from patience import until
 
 from tinkex._clock import SystemClock
 from tinkex.errors import (
@@ -65,13 +66,6 @@ async def net(request):
             await peers.stop()
 
 
-async def true(condition):
-    """Wait until something is true."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what it waits for has no event
-            await asyncio.sleep(0.005)  # noqa: TID251 - real sockets take real time
-
-
 async def test_calls_streams_and_errors_pass(net):
     echo = Echo()
     echo.error = not_found()
@@ -102,10 +96,10 @@ async def test_cancel_and_deadline_reach_the_handler(net):
     )
     await anext(stream)
     await stream.aclose()
-    await true(lambda: echo.cancelled == 1)
+    await until(lambda: echo.cancelled == 1)
     late = client.call(server.contact, Echo.rpc_wait, Ask(), timeout_s=0.2)
     assert isinstance(await caught(late), PeerTimeoutError)
-    await true(lambda: echo.cancelled == 2)
+    await until(lambda: echo.cancelled == 2)
 
 
 async def test_thousand_calls_at_once_are_answered(net):
@@ -145,7 +139,7 @@ async def test_peer_that_works_in_a_thread_answers_pings(net):
     calling = asyncio.create_task(
         client.call(server.contact, Echo.rpc_wait, Ask(), timeout_s=PATIENCE_S)
     )
-    await true(lambda: busy.started)
+    await until(lambda: busy.started)
     assert all([await client.ping(server.contact) > 0 for _ in range(3)])
     assert not calling.done()
     done.set()
@@ -164,7 +158,7 @@ async def test_both_may_dial_at_once(net):
             for a, b in ((other, one),) * 5
         ),
     )
-    await true(lambda: len(one.links()) == len(other.links()) == 1)
+    await until(lambda: len(one.links()) == len(other.links()) == 1)
 
 
 async def test_strangers_and_wrong_roles_are_refused_by_name(net):
@@ -192,7 +186,7 @@ async def test_stopping_peer_drains_and_its_last_answers_arrive(net):
         )
         for _ in range(20)
     ]
-    await true(lambda: echo.started == 20)
+    await until(lambda: echo.started == 20)
     stopping = asyncio.create_task(server.stop(grace_s=PATIENCE_S))
     await asyncio.sleep(0)  # noqa: TID251 - it begins
     echo.gate.set()

@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 import pytest
+from patience import until
 
 from tinkex._clock import SystemClock
 from tinkex.errors import ConfigurationError, LinkClosedError, PeerUnreachableError
@@ -36,11 +37,6 @@ async def silent():
     server.close()
     for writer in writers:
         writer.close()
-
-
-async def until(condition) -> None:
-    while not condition():  # noqa: ASYNC110 - the kernel has no event for it
-        await asyncio.sleep(0.001)  # noqa: TID251 - in real time
 
 
 def place(contact: Contact, index: int = 0) -> tuple[str, int]:

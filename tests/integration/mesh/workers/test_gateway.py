@@ -8,6 +8,7 @@ import openai
 import pytest
 from mesh_gateway import MODEL, GatewayWorld, completion_message
 from mesh_scripted import completion, text_of
+from patience import until
 
 from tinkex._clock import SystemClock
 from tinkex.mesh.transport.iroh import IrohTransport
@@ -46,9 +47,7 @@ async def program_of(world):
 
 async def receipts(client):
     """The receipts; the last comes a moment after its completion."""
-    async with asyncio.timeout(60):
-        while not client.completer.receipts:  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.005)  # noqa: TID251 - over real links
+    await until(lambda: client.completer.receipts)
     return client.completer.receipts
 
 

@@ -15,8 +15,8 @@ from mesh_processor import (
     pieces_of,
     request_of,
     told,
-    until,
 )
+from patience import until
 
 from tinkex.errors import (
     APIStatusError,

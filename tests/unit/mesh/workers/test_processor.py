@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from mesh_processor import Mesh, frozen, message_of, tokens, until
+from mesh_processor import Mesh, frozen, message_of, tokens
 from mesh_rpc import caught, settled
+from patience import until
 
 from tinkex.errors import (
     ConfigurationError,

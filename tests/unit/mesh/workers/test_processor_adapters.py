@@ -11,10 +11,10 @@ from mesh_processor import (
     backend_of,
     message_of,
     tokens,
-    until,
     work_of,
 )
 from mesh_rpc import caught
+from patience import until
 
 from tinkex.errors import NotFoundError, TrustError
 from tinkex.mesh.api.blobs import BlobApi, Chunk, FetchManifest, ManifestReply
