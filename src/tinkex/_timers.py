@@ -1,8 +1,9 @@
-"""Every deadline of a server or a peer, in one heap, watched by one task.
+"""Every deadline of a server or a peer, in one heap, of which the earliest is waited for.
 
-Owns waiting; knows nothing of what ends at a deadline. One task sleeps until the earliest deadline,
-and gives way to another when an earlier one comes: an idle process wakes nobody, and a poll costs
-no task. A deadline that is later than another, or cancelled, costs a place in the heap alone.
+Owns waiting; knows nothing of what ends at a deadline. An idle process wakes nobody, and a poll
+costs no task. A deadline that is later than another, or cancelled, costs a place in the heap alone.
+By the machine's own clock the event loop itself waits; by any other clock a task does, which gives
+way to another when an earlier deadline comes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import contextvars
 import heapq
 import math
 from typing import TYPE_CHECKING
+
+from tinkex._clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +77,7 @@ class Timers:
         self._running = False
         self._context = contextvars.Context()
         """That of the start: what a timer calls knows nothing of who set the timer."""
-        self._sleeper: asyncio.Task[None] | None = None
+        self._sleeper: asyncio.Task[None] | asyncio.TimerHandle | None = None
         self._until = math.inf
         """When the sleeper wakes."""
 
@@ -91,6 +94,7 @@ class Timers:
         sleeper, self._sleeper = self._sleeper, None
         if sleeper is not None:
             sleeper.cancel()
+        if isinstance(sleeper, asyncio.Task):
             with contextlib.suppress(asyncio.CancelledError):
                 await sleeper
 
@@ -123,19 +127,25 @@ class Timers:
                 self._on_error(error)
 
     def _sleep_until_first(self) -> None:
-        """Have a task wake at the earliest deadline; one that would wake later is ended."""
+        """Wake at the earliest deadline; what would wake later is ended."""
         if self._sleeper is not None:
             self._sleeper.cancel()
             self._sleeper = None
         self._until = math.inf
         if self._running and self._heap:
             self._until = self._heap[0].deadline
-            self._sleeper = asyncio.get_running_loop().create_task(
-                self._wait(), name="timers", context=self._context
-            )
+            loop = asyncio.get_running_loop()
+            if isinstance(self._clock, SystemClock):
+                delay = self._until - self._clock.monotonic()
+                self._sleeper = loop.call_later(delay, self._wake, context=self._context)
+            else:
+                self._sleeper = loop.create_task(self._wait(), name="timers", context=self._context)
 
     async def _wait(self) -> None:
         await self._clock.sleep(max(0.0, self._until - self._clock.monotonic()))
+        self._wake()
+
+    def _wake(self) -> None:
         self._sleeper = None
         self._until = -math.inf  # what is added meanwhile is looked at below
         self._fire_due()

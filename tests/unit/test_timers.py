@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from tinkex._clock import SystemClock
 from tinkex._timers import Timers
 from tinkex.testing.clock import VirtualClock
 
@@ -139,3 +140,27 @@ async def test_call_knows_nothing_of_who_set_the_timer(clock, advance):
 
 async def test_stopping_without_a_start_is_harmless():
     await Timers(VirtualClock(), on_error=print).stop()
+
+
+async def test_by_the_machines_clock_calls_come_in_order_and_no_task_waits_for_them():
+    timers = Timers(SystemClock(), on_error=print)
+    timers.start()
+    came = asyncio.Queue()
+    timers.call_later(3600, partial(came.put_nowait, "much later"))
+    timers.call_later(0.02, partial(came.put_nowait, "later"))
+    timers.call_later(0.01, partial(came.put_nowait, "soon"))
+    timers.call_later(0.0, partial(came.put_nowait, "cancelled")).cancel()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [await came.get(), await came.get()] == ["soon", "later"]
+    await timers.stop()
+    assert came.empty()
+
+
+async def test_by_the_machines_clock_nothing_comes_after_the_stop():
+    timers = Timers(SystemClock(), on_error=print)
+    timers.start()
+    came = []
+    timers.call_later(0.0, partial(came.append, "late"))
+    await timers.stop()
+    await SystemClock().sleep(0.01)
+    assert came == []
