@@ -6,8 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # pip's notes about its own age are noise in a first run
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Each test process has one core: two of them fill the two cores of a CI machine.
-JOBS ?= 2
+# Each test process computes on one core; three of them fill two cores, since many tests wait for servers.
+JOBS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help demo test coverage check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
