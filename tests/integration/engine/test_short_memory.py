@@ -21,10 +21,14 @@ def process():
         yield pool
 
 
+both_ways = pytest.mark.parametrize(
+    "through_jobs", [True, pytest.param(False, marks=pytest.mark.soak)]
+)
+"""Through the server's jobs, and the engine by itself."""
 SMALL = {"a": 1, "c": 2, "d": 1}
 
 
-@pytest.mark.parametrize("through_jobs", [False, True])
+@both_ways
 def test_batch_too_large_for_memory_fails_alone(process, through_jobs):
     sizes = {"a": 1, "b": 300, "c": 2, "d": 1}
     found = process.submit(short_memory.joint_training, sizes, 150, through_jobs).result(300)
@@ -36,14 +40,14 @@ def test_batch_too_large_for_memory_fails_alone(process, through_jobs):
     assert found == dict.fromkeys("acd", (None, False, True))
 
 
-@pytest.mark.parametrize("through_jobs", [False, True])
+@both_ways
 def test_batches_too_large_together_are_run_one_by_one(process, through_jobs):
     sizes = dict.fromkeys("abcd", 40)  # 110 MiB each
     found = process.submit(short_memory.joint_training, sizes, 260, through_jobs).result(300)
     assert found == dict.fromkeys("abcd", (None, False, True))
 
 
-@pytest.mark.parametrize("through_jobs", [False, True])
+@both_ways
 def test_sample_too_large_for_memory_fails_alone(process, through_jobs):
     samples = {"s": 2, "big": 1000, "t": 3, "u": 1}
     found = process.submit(short_memory.joint_sampling, samples, 150, through_jobs).result(300)
@@ -53,7 +57,7 @@ def test_sample_too_large_for_memory_fails_alone(process, through_jobs):
     assert found == dict.fromkeys("stu", True)
 
 
-@pytest.mark.parametrize("through_jobs", [False, True])
+@both_ways
 def test_samples_too_large_together_are_computed_in_parts(process, through_jobs):
     # 23 MiB each, 440 together; libraries keep what the first attempt had them take.
     samples = {f"job {n}": 20 for n in range(40)}
