@@ -36,7 +36,7 @@ import httpx
 import openai
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "tests" / "support")]
+sys.path.append(str(HERE.parent / "tests" / "support"))  # last: both have a `mesh_gateway`
 
 from mesh_processes import Processes, WorkerProcess, mesh_processes
 
