@@ -74,6 +74,7 @@ def busy(apart):
 def test_processor_that_falls_silent_in_mid_stream_costs_a_pause(apart):
     user = Witness(apart.page("client-1", "url"))
     user.use()
+    until(lambda: knows_both(apart), 30, "both processors found")
     pauses = []
     for seed in range(3):
         with user.openai(user.secret) as client:
