@@ -142,19 +142,17 @@ class Ledger:
                 503, "The auth worker gave a lease that is over already: check the clocks."
             )
         written: asyncio.Future[EntryId] = asyncio.get_running_loop().create_future()
-        self._tasks.spawn(self._write_down(reserved, written), name="write a reservation")
+        writing = self._tasks.spawn(self._write_down(reserved, written), name="write a reservation")
+        # However it ends, and were it before its first step: nobody waits for ever.
+        writing.add_done_callback(lambda _: written.cancel())
         return Reservation(request_id, tokens, written)
 
     async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
-        for _ in range(TURNS):
-            await let_others_run()
         try:
+            for _ in range(TURNS):
+                await let_others_run()
             entry = await self._write(reserved, flush=False)
-        except asyncio.CancelledError:
-            written.cancel()
-            raise
         except Exception as error:
-            # Of whatever kind: a request waits for this, and must not wait for ever.
             written.set_exception(error)
             written.exception()  # it may be that nobody waits any more
             if not isinstance(error, TinkerError):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tinkex.errors import StorageError
-from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.tasks import Tasks, let_others_run
 from tinkex.mesh.workers.serving.ledger import Ledger
 from tinkex.testing import VirtualClock
 
@@ -30,3 +30,17 @@ async def test_reservation_that_cannot_be_written_is_told_to_whoever_waits(error
         await reservation.written
     await tasks.finished()
     assert bool(unforeseen) == isinstance(error, KeyError)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_nobody_waits_for_a_reservation_that_stopping_cut_off(turns):
+    tasks = Tasks(on_error=print)
+    ledger = Ledger(BrokenFeed(KeyError("not reached")), None, tasks, clock=VirtualClock())
+    ledger._purse.put_in("lease", "account", "key", 100, ledger._clock.now() + 60)
+    account = SimpleNamespace(account_id="account", key_id="key")
+    reservation = await ledger.reserve("request", account, "model", 50)
+    for _ in range(turns):
+        await let_others_run()
+    await tasks.stop()
+    await let_others_run()
+    assert reservation.written.cancelled()
