@@ -191,11 +191,32 @@ class SimPipe:
             raise LinkClosedError(self._stopped)
         self._launch(frame)
 
+    def offer(self, frame: bytes) -> bool:
+        """Send a frame if that needs no waiting; see `Pipe.offer`."""
+        if self._stopped is not None:
+            raise LinkClosedError(self._stopped)
+        if self._writers or self._unread >= WINDOW_BYTES:
+            return False
+        self._unread += len(frame)
+        self._launch(frame)
+        return True
+
     async def get(self) -> bytes:
         """Wait for a frame; see `Pipe.get`."""
         frame = await self._arrived.get()
         self._free(len(frame))
         return frame
+
+    def poll(self) -> bytes | None:
+        """Take a frame, if one has arrived; see `Pipe.poll`."""
+        frame = self._arrived.poll()
+        if frame is not None:
+            self._free(len(frame))
+        return frame
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when something has arrived; see `Pipe.listen`."""
+        self._arrived.listen(callback)
 
     def end(self, reason: str) -> None:
         """Tell the receiver, who hears of it after what is on its way."""

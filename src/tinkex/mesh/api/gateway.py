@@ -10,7 +10,7 @@ import msgspec
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.completion import CompletionMessage, Confidential, Counted, PieceMessage
 from tinkex.mesh.roles import Role
-from tinkex.mesh.rpc.service import Call, Service, Unhurried, callable_by
+from tinkex.mesh.rpc.service import Call, Hurried, Last, Service, Unhurried, callable_by
 
 _CLIENTS = frozenset({Role.CLIENT})
 
@@ -39,7 +39,7 @@ class Resumed(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="r
     reproducible: bool
 
 
-class Finished(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="finished"):
+class Finished(Hurried, frozen=True, array_like=True, kw_only=True, tag="finished"):
     """After the last piece: nothing more comes but the receipt, once what it says is written."""
 
     prompt_tokens: int
@@ -47,7 +47,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="
     """Those of the prompt that were not computed anew."""
 
 
-class Receipt(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="receipt"):
+class Receipt(Last, frozen=True, array_like=True, kw_only=True, tag="receipt"):
     """The last message of a stream: what is counted, signed by the gateway."""
 
     body: bytes

@@ -9,7 +9,7 @@ import msgspec
 
 from tinkex.mesh.api.completion import CompletionMessage, Confidential, Counted, PieceMessage
 from tinkex.mesh.roles import Role
-from tinkex.mesh.rpc.service import Call, Service, Unhurried, callable_by
+from tinkex.mesh.rpc.service import Call, Last, Service, Unhurried, callable_by
 
 
 class Work(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,7 +40,7 @@ class Begun(Unhurried, frozen=True, array_like=True, kw_only=True, tag="begun"):
     deterministic: bool
 
 
-class Ended(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="ended"):
+class Ended(Last, frozen=True, array_like=True, kw_only=True, tag="ended"):
     """The last message of a stream."""
 
     completion_tokens: int

@@ -89,6 +89,11 @@ class OutgoingCall:
                 self._waiter = None
         return body
 
+    def give_up(self, error: Callable[[], BaseException]) -> None:
+        """Have who waits in `next` raise an error."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error())
+
     def drop(self) -> None:
         """Read no more: the call is cancelled at the other end, if it has not ended."""
         self._bodies.clear()

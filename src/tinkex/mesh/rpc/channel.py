@@ -1,7 +1,9 @@
-"""One link at work: its reader, its writer, its signs of life, and the calls on it.
+"""One link at work: what comes, what goes, its signs of life, and the calls on it.
 
-Owns the tasks of a link and its end. What may be sent and when, `session` and `heartbeat` say;
-which link goes to whom, `links`.
+Owns a link and its end. What may be sent and when, `session` and `heartbeat` say; which link goes
+to whom, `links`. No task reads or writes: what comes is acted on where it comes, and what goes is
+sent where it was made, or with all else of its turn of the event loop. Each task in between would
+cost a request several turns; a task waits only where a link is full.
 """
 
 from __future__ import annotations
@@ -40,11 +42,10 @@ from tinkex.mesh.rpc.messages import (
 from tinkex.mesh.rpc.observer import CallReport
 from tinkex.mesh.rpc.session import Limits, Session
 from tinkex.mesh.rpc.surroundings import Surroundings
-from tinkex.mesh.tasks import let_others_run
 from tinkex.mesh.transport.base import Link
 
 _FRAMES_A_TURN = 32
-"""So many frames that need no waiting are taken in before other tasks have a turn."""
+"""So many frames are taken in before other tasks have a turn."""
 
 
 class Channel:
@@ -83,32 +84,31 @@ class Channel:
             window=config.window_bytes,
             coalesce_s=config.coalesce_s,
             coalesce_bytes=config.coalesce_bytes,
+            unhurried_s=config.unhurried_s,
             coalesce_after=config.coalesce_after,
         )
         self._heartbeat = Heartbeat(config, now)
         self._calls: dict[int, OutgoingCall] = {}
-        self._to_send = asyncio.Event()
-        self._handlers = Handlers(
-            self._session, peer, around.tasks, wake=self._to_send.set, settle=self._settle
-        )
+        self._handlers = Handlers(self._session, peer, around.tasks, self)
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._sends_soon = self._sent_at_once = self._reads_on = False
+        self._blocked: asyncio.Task[None] | None = None
+        """Waits until a full link takes a frame."""
         self._hold: Timer | None = None
+        self._busy = False
         self._beat_timer: Timer | None = None
         self._planned = now
         self._retiring = False
         self._over: TinkerError | None = None
         self._expelled: TinkerError | None = None
-        self._io: tuple[asyncio.Task[None], ...] = ()
 
     def start(self) -> None:
         """Begin to read and write."""
-        spawn, name = self._around.tasks.spawn, self.peer.peer_id.short
-        self._io = (
-            spawn(self._read(), name=f"read {name}"),
-            spawn(self._write(), name=f"write {name}"),
-        )
+        self._link.listen(self._frames_came)
+        self._loop.call_soon(self._frames_came)  # what came with the greeting
         self._plan_beat()
 
     @property
@@ -160,34 +160,53 @@ class Channel:
                 while self.takes_calls and not self._session.may_request(len(body)):
                     self._room.clear()
                     await self._room.wait()
-                if not self.takes_calls:
-                    return None
-                self._check_still()
-                now = self._around.clock.monotonic()
-                call_id = self._session.request(
-                    method,
-                    body,
-                    timeout_ms=int(max(0.0, min((deadline - now) * 1000, MAX_TIMEOUT_MS))),
-                    streamed=streamed,
-                    trace=trace,
-                )
-                call = OutgoingCall(call_id, method, len(body), now, self)
-                self._calls[call_id] = call
-                return call
+                return self._begin(method, body, streamed, deadline, trace)
         finally:
             self._settle()
+
+    def open_now(
+        self, method: str, body: bytes, *, streamed: bool, deadline: float, trace: str
+    ) -> OutgoingCall | None:
+        """Begin a call if there is room for it now, and nobody waits for room; None otherwise.
+
+        Raises:
+            TrustError: the peer is no member any more.
+        """
+        if self._turn.locked() or not self._session.may_request(len(body)):
+            return None
+        return self._begin(method, body, streamed, deadline, trace)
+
+    def _begin(
+        self, method: str, body: bytes, streamed: bool, deadline: float, trace: str
+    ) -> OutgoingCall | None:
+        if not self.takes_calls:
+            return None
+        self._check_still()
+        now = self._around.clock.monotonic()
+        call_id = self._session.request(
+            method,
+            body,
+            timeout_ms=int(max(0.0, min((deadline - now) * 1000, MAX_TIMEOUT_MS))),
+            streamed=streamed,
+            trace=trace,
+        )
+        call = OutgoingCall(call_id, method, len(body), now, self)
+        self._calls[call_id] = call
+        self._update(now)
+        self.send_at_once()
+        return call
 
     def consumed(self, call_id: int, body: bytes) -> None:
         """Give credit for a reply that was read."""
         if self._session.consumed(call_id, body):
-            self._to_send.set()
+            self.send_soon()
 
     def dropped(self, call: OutgoingCall) -> None:
         """Cancel a call that nobody reads any more."""
         if self._calls.pop(call.call_id, None) is not None:
             self._session.cancel(call.call_id)
             self._report(call, "Cancelled")
-            self._to_send.set()
+            self.send_soon()
 
     async def ping(self) -> float:
         """Measure a round trip, in seconds.
@@ -219,7 +238,7 @@ class Channel:
         """Tell the peer to begin no call here any more."""
         if self._over is None:
             self._session.leave(stopping=True)
-            self._to_send.set()
+            self.send_soon()
 
     def retire(self) -> None:
         """Begin no call on it any more, nor let the peer; when those open have ended it closes."""
@@ -244,7 +263,7 @@ class Channel:
         if self._expelled is None and self._over is None:
             self._expelled = error
             self._on_change(self, None, False)
-            self._to_send.set()
+            self.send_soon()
             self._around.timers.call_later(
                 self._around.config.lost_after_s, lambda: self.end(error, lost=True)
             )
@@ -272,66 +291,120 @@ class Channel:
 
     async def _shut(self) -> None:
         try:
-            for task in self._io:
-                task.cancel()
+            blocked = self._blocked
+            if blocked is not None:
+                blocked.cancel()
             await self._link.close()
-            await asyncio.gather(*self._io, return_exceptions=True)
+            if blocked is not None:
+                await asyncio.wait([blocked])
         finally:
             self.ended.set()
 
     # --- frames ---------------------------------------------------------------
 
-    async def _read(self) -> None:
-        frames = 0
+    def _frames_came(self) -> None:
+        """Act on what came. Told by the link, at once; so it must not take long."""
+        if self._reads_on:
+            return
         try:
-            while self._over is None:
-                frame = await self._link.receive()
+            for _ in range(_FRAMES_A_TURN):
+                frame = self._link.receive_now() if self._over is None else None
+                if frame is None:
+                    return
                 self._heartbeat.heard(self._around.clock.monotonic())
                 for message in self._session.receive(frame):
-                    # The link may have ended while the frame came, and its calls with it.
+                    # The link may have ended with a message, and its calls with it.
                     if self._over is None:
                         self._act(message)
                 self._settle()
-                frames += 1
-                if frames % _FRAMES_A_TURN == 0:
-                    await let_others_run()
+            self._reads_on = True
+            self._loop.call_soon(self._read_on)
         except LinkClosedError as error:
-            if self._session.finished:
-                self.end(error, lost=False)
-            else:
-                self.end(LinkClosedError(f"the link to {self._name} was lost: {error}"), lost=True)
+            self._lost(error)
         except PeerProtocolError as error:
             self.end(PeerProtocolError(f"{self._name}: {error}"), lost=True)
+        except Exception as error:  # noqa: BLE001 - told by the transport, whose link goes on
+            self._around.on_error(error)
+            self.end(LinkClosedError(f"the link to {self._name} failed here"), lost=True)
 
-    async def _write(self) -> None:
+    def _read_on(self) -> None:
+        self._reads_on = False
+        self._frames_came()
+
+    def _lost(self, error: LinkClosedError) -> None:
+        if self._session.finished:
+            self.end(error, lost=False)
+        else:
+            self.end(LinkClosedError(f"the link to {self._name} was lost: {error}"), lost=True)
+
+    def send_soon(self) -> None:
+        """Send what is ready at the end of this turn, with what else becomes so until then."""
+        if not self._sends_soon:
+            self._sends_soon = True
+            self._loop.call_soon(self._end_of_turn)
+
+    def send_at_once(self) -> None:
+        """Send what is ready; what follows in this turn goes together at its end."""
+        if not self._sent_at_once:
+            self._sent_at_once = True
+            self._send()
+        self.send_soon()
+
+    def send_when_due(self, call_id: int) -> None:
+        """Send a stream's items, which wait for company, when they have waited long enough."""
+        self._hold_until(self._session.due_of(call_id))
+
+    def _end_of_turn(self) -> None:
+        self._sends_soon = self._sent_at_once = False
+        self._send()
+
+    def _send(self) -> None:
         try:
-            while self._over is None:
-                self._to_send.clear()
-                frame = self._session.take(self._around.clock.monotonic())
-                if frame is not None:
-                    self._handlers.room()
-                    await self._link.send(frame)
-                    self._settle()
-                elif self._expelled is not None:
-                    self.end(self._expelled, lost=True)
-                elif self._session.finished:
-                    self.end(LinkClosedError("the link was not needed any more"), lost=False)
+            while self._over is None and self._blocked is None:
+                now = self._around.clock.monotonic()
+                frame = self._session.take(now)
+                if frame is None:
+                    self._all_is_sent()
+                    return
+                self._handlers.room()
+                if self._link.send_now(frame):
+                    self._update(now)
                 else:
-                    self._hold_until(self._session.due)
-                    await self._to_send.wait()
+                    self._blocked = self._around.tasks.spawn(
+                        self._send_when_room(frame), name=f"write {self._name}"
+                    )
         except LinkClosedError as error:
-            self.end(
-                LinkClosedError(f"the link to {self._name} was lost: {error}"),
-                lost=not self._session.finished,
-            )
+            self._lost(error)
+
+    async def _send_when_room(self, frame: bytes) -> None:
+        try:
+            await self._link.send(frame)
+        except LinkClosedError as error:
+            self._lost(error)
+        finally:
+            self._blocked = None
+        self._settle()
+        self._send()
+
+    def _all_is_sent(self) -> None:
+        if self._expelled is not None:
+            self.end(self._expelled, lost=True)
+        elif self._session.finished:
+            self.end(LinkClosedError("the link was not needed any more"), lost=False)
+        else:
+            self._hold_until(self._session.due)
 
     def _hold_until(self, due: float | None) -> None:
-        if self._hold is not None:
-            self._hold.cancel()
-            self._hold = None
-        if due is not None:
+        """Send at `due`. A timer that is earlier is left: it looks again."""
+        if due is not None and (self._hold is None or self._hold.deadline > due):
+            if self._hold is not None:
+                self._hold.cancel()
             delay = max(0.0, due - self._around.clock.monotonic())
-            self._hold = self._around.timers.call_later(delay, self._to_send.set)
+            self._hold = self._around.timers.call_later(delay, self._held_long_enough)
+
+    def _held_long_enough(self) -> None:
+        self._hold = None
+        self._send()
 
     @property
     def _name(self) -> str:
@@ -394,24 +467,30 @@ class Channel:
         self._handlers.begin(request, offered, around)
 
     def _settle(self) -> None:
-        """After anything changed: wake who waits for room, say good-bye, have it sent."""
-        now = self._around.clock.monotonic()
-        busy = bool(self._session.outgoing or self._session.incoming)
+        """After anything changed: `_update`, and have what is ready sent."""
+        self._update(self._around.clock.monotonic())
+        if self._session.to_send or self._session.finished:
+            self.send_soon()
+
+    def _update(self, now: float) -> None:
+        """After anything changed: wake who waits for room or for the end, say good-bye."""
+        outgoing, incoming = self._session.open_calls
+        busy = outgoing > 0 or incoming > 0
         if busy:
             self.last_used = now
-        if self._session.incoming:
+        if incoming:
             self.answered.clear()
         else:
             self.answered.set()
-        self._heartbeat.busy(busy, now)
-        if busy and self._heartbeat.due() < self._planned:
-            self._plan_beat()
+        if busy is not self._busy:
+            self._busy = busy
+            self._heartbeat.busy(busy, now)
+            if busy and self._heartbeat.due() < self._planned:
+                self._plan_beat()
         if self._turn.locked():
             self._room.set()
-        elif (self._retiring or self._session.closing) and not self._session.outgoing:
+        elif (self._retiring or self._session.closing) and not outgoing:
             self._session.bye()
-        if self._session.to_send or self._session.finished:
-            self._to_send.set()
 
     def _report(self, call: OutgoingCall, error: str | None) -> None:
         self._around.report(
@@ -459,7 +538,7 @@ class Channel:
     def _send_ping(self, now: float) -> int:
         nonce = self._session.ping()
         self._heartbeat.pinged(nonce, now)
-        self._to_send.set()
+        self.send_soon()
         return nonce
 
     def _ponged(self, nonce: int) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from tinkex.errors import ConfigurationError
 from tinkex.mesh.rpc.messages import MAX_WINDOW
 
+_MAY_BE_ZERO = ("coalesce_s", "unhurried_s")
+
 
 @dataclass(frozen=True, slots=True)
 class RpcConfig:
@@ -37,6 +39,8 @@ class RpcConfig:
     coalesce_after: int = 8
     """Items of a stream that go at once before others wait; each `coalesce_s` gives one back, so
     that only streams of more than 200 items a second are sent in lumps."""
+    unhurried_s: float = 0.05
+    """Seconds that an unhurried item, as a stream's beginning is, may wait for the next."""
     coalesce_bytes: int = 16 << 10
     """Bytes of waiting items of a stream that are sent at once."""
     window_bytes: int = 64 << 10
@@ -62,10 +66,13 @@ class RpcConfig:
         problems = [
             f"{field.name} must be more than 0, not {getattr(self, field.name)}"
             for field in fields(self)
-            if not (getattr(self, field.name) > 0 or field.name == "coalesce_s")
+            if field.name not in _MAY_BE_ZERO and not getattr(self, field.name) > 0
         ]
-        if self.coalesce_s < 0:
-            problems.append(f"coalesce_s must be at least 0, not {self.coalesce_s}")
+        problems += [
+            f"{name} must be at least 0, not {getattr(self, name)}"
+            for name in _MAY_BE_ZERO
+            if not getattr(self, name) >= 0
+        ]
         if self.lost_after_s < 2 * self.ping_s:
             problems.append(
                 "lost_after_s must be at least twice ping_s: one late answer is no loss"

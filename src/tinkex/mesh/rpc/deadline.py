@@ -1,6 +1,7 @@
-"""A bound on how long a block may wait, by the injected clock.
+"""Bounds on how long something may wait, by the injected clock.
 
-As `asyncio.timeout`, whose time is the event loop's and so moves in every test.
+`Deadline` is as `asyncio.timeout`, whose time is the event loop's and so moves in every test;
+`Patience` is for what waits often, and costs next to nothing each time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from tinkex._clock import Clock
 from tinkex._timers import Timer, Timers
 
 
@@ -59,3 +61,43 @@ class Deadline:
         assert self._task is not None
         self._passed = True
         self._task.cancel()
+
+
+class Patience:
+    """A moment that is moved on again and again: one timer, which looks where it is when it fires.
+
+    Args:
+        timers: those of the event loop.
+        clock: theirs.
+        action: called when the moment has come.
+    """
+
+    __slots__ = ("_action", "_clock", "_moment", "_timer", "_timers")
+
+    def __init__(self, timers: Timers, clock: Clock, action: Callable[[], None]) -> None:
+        self._timers = timers
+        self._clock = clock
+        self._action = action
+        self._moment = 0.0
+        self._timer: Timer | None = None
+
+    def until(self, moment: float) -> None:
+        """Set the moment, in monotonic seconds."""
+        self._moment = moment
+        if self._timer is None or self._timer.deadline > moment:
+            self.end()
+            left = max(0.0, moment - self._clock.monotonic())
+            self._timer = self._timers.call_later(left, self._look)
+
+    def end(self) -> None:
+        """Wait for nothing any more. Harmless twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._clock.monotonic() < self._moment:
+            self.until(self._moment)
+        else:
+            self._action()

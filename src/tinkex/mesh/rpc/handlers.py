@@ -6,8 +6,9 @@ Owns those tasks, their deadlines, and their waiting for credit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tinkex.errors import LinkClosedError, PeerTimeoutError, TinkerError
 from tinkex.mesh.rpc.credentials import RemotePeer
@@ -15,7 +16,7 @@ from tinkex.mesh.rpc.dispatch import Offered, handler_error
 from tinkex.mesh.rpc.errors import wire_error
 from tinkex.mesh.rpc.messages import Request
 from tinkex.mesh.rpc.observer import CallReport
-from tinkex.mesh.rpc.service import Call, Unhurried, is_trace
+from tinkex.mesh.rpc.service import Call, Hurried, Last, Unhurried, is_trace
 from tinkex.mesh.rpc.session import Session
 from tinkex.mesh.rpc.surroundings import Surroundings
 from tinkex.mesh.tasks import Tasks
@@ -36,6 +37,21 @@ class _Running:
     expired: bool = False
     items: int = 0
     reply_bytes: int = 0
+    ended: bool = False
+    """Whether its last word was said, though the handler may go on."""
+
+
+class Sending(Protocol):
+    """What handlers ask of their link."""
+
+    def send_soon(self) -> None:
+        """Have what is ready sent, with what else becomes so in this turn."""
+
+    def send_at_once(self) -> None:
+        """Have it sent now."""
+
+    def send_when_due(self, call_id: int) -> None:
+        """Have a stream's items sent when they have waited long enough for others."""
 
 
 class Handlers:
@@ -45,24 +61,14 @@ class Handlers:
         session: the link's.
         peer: who calls.
         tasks: own the tasks.
-        wake: called when the session has an item to send.
-        settle: called when a call ended.
+        link: sends what the session has.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        peer: RemotePeer,
-        tasks: Tasks,
-        *,
-        wake: Callable[[], None],
-        settle: Callable[[], None],
-    ) -> None:
+    def __init__(self, session: Session, peer: RemotePeer, tasks: Tasks, link: Sending) -> None:
         self._session = session
         self._peer = peer
         self._tasks = tasks
-        self._wake = wake
-        self._settle = settle
+        self._link = link
         self._running: dict[int, _Running] = {}
         self._waiting: set[int] = set()
 
@@ -119,9 +125,9 @@ class Handlers:
         finally:
             timer.cancel()
             del self._running[request.id]
-            if failure is not None:
+            if failure is not None and not running.ended:
                 self._session.fail(request.id, wire_error(failure))
-            self._settle()
+            self._link.send_at_once()
             self._report(running, failure, around)
 
     async def _answer(self, running: _Running, around: Surroundings) -> None:
@@ -131,7 +137,8 @@ class Handlers:
         call = Call(self._peer.peer_id, self._peer.certificate, running.deadline, trace)
         if offered.method.streamed:
             await self._stream(running, offered.handler(message, call), around)
-            self._session.end(request.id)
+            if not running.ended:
+                self._session.end(request.id)
             return
         body = dispatcher.encode(offered, await offered.handler(message, call))
         running.items, running.reply_bytes = 1, len(body)
@@ -143,17 +150,34 @@ class Handlers:
         call_id = running.request.id
         try:
             async for reply in replies:
+                if running.ended:
+                    raise TypeError(f"`{running.request.method}` gives an item after its last")
                 body = around.dispatcher.encode(running.offered, reply)
-                await self._room(running)
-                now = around.clock.monotonic() if isinstance(reply, Unhurried) else None
-                self._session.item(call_id, body, unhurried_at=now)
+                if not self._session.may_send(call_id):
+                    await self._room(running)
                 running.items += 1
                 running.reply_bytes += len(body)
-                self._wake()
+                self._give(call_id, running, reply, body, around)
         finally:
             close = getattr(replies, "aclose", None)
             if close is not None:
                 await close()
+
+    def _give(
+        self, call_id: int, running: _Running, reply: object, body: bytes, around: Surroundings
+    ) -> None:
+        if isinstance(reply, Unhurried):
+            self._session.item(call_id, body, unhurried_at=around.clock.monotonic())
+            self._link.send_when_due(call_id)
+            return
+        self._session.item(call_id, body)
+        if isinstance(reply, Last):
+            running.ended = True
+            self._session.end(call_id)
+        if isinstance(reply, Hurried):
+            self._link.send_at_once()
+        else:
+            self._link.send_soon()
 
     async def _room(self, running: _Running) -> None:
         """Wait until an item may be sent: this is where a slow reader slows its stream."""

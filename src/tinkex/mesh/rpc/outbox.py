@@ -84,6 +84,7 @@ class Outbox:
     Args:
         coalesce_s: how long an item may wait for others, after one was sent.
         coalesce_bytes: how many bytes of a stream do not wait.
+        unhurried_s: how long an unhurried item may wait for another.
         coalesce_after: frames of a stream that go at once, one after the other; each pause of
             `coalesce_s` gives one back.
         on_last_word: told of a call whose last word was taken to be sent.
@@ -97,10 +98,12 @@ class Outbox:
         *,
         coalesce_s: float,
         coalesce_bytes: int,
+        unhurried_s: float = 0.0,
         coalesce_after: int = 1,
         on_last_word: Callable[[int], None],
     ) -> None:
         self._coalesce_s, self._coalesce_bytes = coalesce_s, coalesce_bytes
+        self._unhurried_s = unhurried_s
         self._headstart_s = (coalesce_after - 1) * coalesce_s
         self._on_last_word = on_last_word
         self.due: float | None = None
@@ -137,11 +140,11 @@ class Outbox:
     def item(
         self, call_id: int, reply: Reply, body: bytes, *, unhurried_at: float | None = None
     ) -> None:
-        """Add an item of a stream; one that is unhurried waits `coalesce_s` for the next."""
+        """Add an item of a stream; one that is unhurried waits `unhurried_s` for the next."""
         if unhurried_at is None:
             reply.company_until = 0.0
         elif not reply.waiting:
-            reply.company_until = unhurried_at + self._coalesce_s
+            reply.company_until = unhurried_at + self._unhurried_s
         reply.waiting.append(body)
         reply.waiting_bytes += len(body) + ITEM_OVERHEAD
         self._ready[call_id] = reply
@@ -261,6 +264,11 @@ class Outbox:
             batch.append(Items(call_id, tuple(bodies)))
             self._over(call_id)
         return taken
+
+    @staticmethod
+    def due_of(reply: Reply) -> float | None:
+        """Until when a stream's items wait for others; None if there are none."""
+        return max(reply.held_until, reply.company_until) if reply.waiting else None
 
     def _held(self, reply: Reply, now: float) -> bool:
         """Whether a stream's items wait for more to go with them."""

@@ -28,7 +28,7 @@ from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.calls import OutgoingCall
 from tinkex.mesh.rpc.config import RpcConfig
 from tinkex.mesh.rpc.credentials import Credentials, RemotePeer
-from tinkex.mesh.rpc.deadline import Deadline
+from tinkex.mesh.rpc.deadline import Deadline, Patience
 from tinkex.mesh.rpc.dispatch import Dispatcher
 from tinkex.mesh.rpc.links import Links
 from tinkex.mesh.rpc.messages import MAX_BODY_BYTES, MAX_TIMEOUT_MS
@@ -281,25 +281,28 @@ class Peers:
         clock, timers = self._around.clock, self._around.timers
         deadline = clock.monotonic() + timeout_s
 
-        def bound() -> Deadline:
-            left = deadline - clock.monotonic()
-            if idle_timeout_s is not None and idle_timeout_s < left:
-                left = idle_timeout_s
-                return Deadline(timers, left, lambda: _late(called, contact, left))
-            return Deadline(timers, left, lambda: _late(called, contact, timeout_s))
+        each_s = timeout_s if idle_timeout_s is None else min(idle_timeout_s, timeout_s)
 
-        with bound():
-            call = await self._open(contact, called, body, deadline, trace)
+        def late() -> PeerTimeoutError:
+            whole = clock.monotonic() >= deadline
+            return _late(called, contact, timeout_s if whole else each_s)
+
+        call = self._open_now(contact, called, body, deadline, trace)
+        if call is None:
+            with Deadline(timers, each_s, late):
+                call = await self._open(contact, called, body, deadline, trace)
+        patience = Patience(timers, clock, lambda: call.give_up(late))
         try:
             while True:
                 reply = call.take()
                 if reply is None:
-                    with bound():
-                        reply = await call.next()
+                    patience.until(min(deadline, clock.monotonic() + each_s))
+                    reply = await call.next()
                 if reply is None:
                     return
                 yield self._decode(called, reply, contact)
         finally:
+            patience.end()
             call.drop()
 
     async def ping(self, contact: Contact, *, timeout_s: float = 5.0) -> float:
@@ -386,6 +389,22 @@ class Peers:
                 f"{contact.peer_id.short} answered `{called.method.path}` with what is no answer "
                 f"to it ({error!s:.200}): update the older peer"
             ) from None
+
+    def _open_now(
+        self, contact: Contact, called: _Called, body: bytes, deadline: float, trace: str
+    ) -> OutgoingCall | None:
+        """Begin a call where a link is there that takes it at once; None: see `_open`."""
+        channel = self._links.get(contact.peer_id)
+        if channel is None:
+            return None
+        self._check_offers(called.method, channel.peer)
+        return channel.open_now(
+            called.method.path,
+            body,
+            streamed=called.method.streamed,
+            deadline=deadline,
+            trace=trace,
+        )
 
     async def _open(
         self, contact: Contact, called: _Called, body: bytes, deadline: float, trace: str

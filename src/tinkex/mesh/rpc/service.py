@@ -51,8 +51,22 @@ class Call:
 class Unhurried(msgspec.Struct, frozen=True, array_like=True):
     """Base of a stream's items that say little by themselves.
 
-    Such an item may wait for the next one to go with it, for `RpcConfig.coalesce_s`. Where that one
+    Such an item may wait for the next one to go with it, for `RpcConfig.unhurried_s`. Where that
     comes soon, this saves both peers a message.
+    """
+
+
+class Hurried(msgspec.Struct, frozen=True, array_like=True):
+    """Base of a stream's items that leave at once: nothing that comes soon is worth waiting for.
+
+    Others leave at the end of their turn of the event loop, with all that is ready then.
+    """
+
+
+class Last(Hurried, frozen=True, array_like=True):
+    """Base of items after which a stream has none: its end goes with it.
+
+    What the handler does after it, nobody waits for, and nobody hears how it went.
     """
 
 

@@ -76,6 +76,7 @@ class Session:
         window: credit of a stream, in bytes.
         coalesce_s: how long an item may wait for others.
         coalesce_bytes: how many bytes do not wait.
+        unhurried_s: how long an unhurried item may wait for the next.
         coalesce_after: frames of a stream that go at once; see `Outbox`.
     """
 
@@ -87,6 +88,7 @@ class Session:
         window: int,
         coalesce_s: float,
         coalesce_bytes: int,
+        unhurried_s: float = 0.0,
         coalesce_after: int = 1,
     ) -> None:
         self._given, self._granted = given, granted
@@ -95,6 +97,7 @@ class Session:
         self._outbox = Outbox(
             coalesce_s=coalesce_s,
             coalesce_bytes=coalesce_bytes,
+            unhurried_s=unhurried_s,
             coalesce_after=coalesce_after,
             on_last_word=self._answered,
         )
@@ -120,6 +123,11 @@ class Session:
     def incoming(self) -> int:
         """How many calls of the peer have not had theirs."""
         return len(self._incoming)
+
+    @property
+    def open_calls(self) -> tuple[int, int]:
+        """`outgoing` and `incoming`."""
+        return len(self._outgoing), len(self._incoming)
 
     @property
     def closing(self) -> bool:
@@ -192,6 +200,11 @@ class Session:
             return
         call.credit -= len(body) + ITEM_OVERHEAD
         self._outbox.item(call_id, call.reply, body, unhurried_at=unhurried_at)
+
+    def due_of(self, call_id: int) -> float | None:
+        """Until when a stream's items wait for others; None: nothing waits, or nothing any more."""
+        call = self._incoming.get(call_id)
+        return None if call is None else self._outbox.due_of(call.reply)
 
     def respond(self, call_id: int, body: bytes) -> None:
         """Give the reply of a call."""

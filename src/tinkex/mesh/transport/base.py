@@ -6,6 +6,7 @@ frame that nobody reads yet is the business of `rpc`, whose credits bound what i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,11 +46,33 @@ class Link(Protocol):
             InputError: the frame is longer than `MAX_FRAME_BYTES`, or empty.
         """
 
+    def send_now(self, frame: bytes) -> bool:
+        """Send one frame if that needs no waiting; whether it was sent.
+
+        Raises:
+            LinkClosedError: the link is closed, or was lost.
+            InputError: the frame is longer than `MAX_FRAME_BYTES`, or empty.
+        """
+
     async def receive(self) -> bytes:
         """Wait for the next frame.
 
         Raises:
             LinkClosedError: the link was closed or lost, or the peer sent what is no frame.
+        """
+
+    def receive_now(self) -> bytes | None:
+        """Take the next frame, or None if it is still to come.
+
+        Raises:
+            LinkClosedError: the link was closed or lost, or the peer sent what is no frame.
+        """
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, in this context, whenever `receive_now` has something.
+
+        That is a frame, or the end. It may be called for nothing, and is to take what is there:
+        nothing is said again of a frame that was left. Who has this called uses `receive` no more.
         """
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from tinkex._clock import Clock
@@ -81,9 +82,22 @@ class IrohLink:
         """Send one frame; see `Link.send`."""
         await self._outbound.put(enframe(frame))
 
+    def send_now(self, frame: bytes) -> bool:
+        """Send one frame if that needs no waiting; see `Link.send_now`."""
+        return self._outbound.offer(enframe(frame))
+
     async def receive(self) -> bytes:
         """Wait for the next frame; see `Link.receive`."""
         return await self._inbound.get()
+
+    def receive_now(self) -> bytes | None:
+        """Take the next frame if it is here; see `Link.receive_now`."""
+        return self._inbound.poll()
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when something is here; see `Link.listen`."""
+        context = copy_context()
+        self._inbound.listen(lambda: context.run(callback))
 
     async def close(self) -> None:
         """End the link; what was sent before still leaves, if the peer takes it soon."""

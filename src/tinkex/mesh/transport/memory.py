@@ -6,7 +6,9 @@ and break: see `tinkex.testing.network`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Protocol
 
 from tinkex.errors import ConfigurationError, LinkClosedError, PeerUnreachableError
@@ -29,6 +31,13 @@ class Pipe(Protocol):
             LinkClosedError: `end` or `stop` was called.
         """
 
+    def offer(self, frame: bytes) -> bool:
+        """Send a frame if that needs no waiting; whether it was sent.
+
+        Raises:
+            LinkClosedError: `end` or `stop` was called.
+        """
+
     async def get(self) -> bytes:
         """Wait for a frame.
 
@@ -36,6 +45,16 @@ class Pipe(Protocol):
             LinkClosedError: the end has arrived, and all before it was read; or `refuse` was
                 called.
         """
+
+    def poll(self) -> bytes | None:
+        """Take a frame, if one has arrived.
+
+        Raises:
+            LinkClosedError: as `get`.
+        """
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when a frame has arrived that no `get` waits for, or the end."""
 
     def end(self, reason: str) -> None:
         """Tell the receiver that nothing follows, and let nothing in any more."""
@@ -116,9 +135,30 @@ class MemoryLink:
         check_length(frame)
         await self._outbound.put(frame)
 
+    def send_now(self, frame: bytes) -> bool:
+        """Send one frame if that needs no waiting; see `Link.send_now`."""
+        check_length(frame)
+        return self._outbound.offer(frame)
+
     async def receive(self) -> bytes:
         """Wait for the next frame; see `Link.receive`."""
         return await self._inbound.get()
+
+    def receive_now(self) -> bytes | None:
+        """Take the next frame if it is here; see `Link.receive_now`."""
+        return self._inbound.poll()
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when something is here; see `Link.listen`.
+
+        In a turn of its own: it is not to run within the other end's `send`.
+        """
+        loop, context = asyncio.get_running_loop(), copy_context()
+
+        def soon() -> None:
+            loop.call_soon(callback, context=context)
+
+        self._inbound.listen(soon)
 
     async def close(self) -> None:
         """End the link; the other end may still read what has arrived there."""

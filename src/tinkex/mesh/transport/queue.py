@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from tinkex.errors import LinkClosedError
 
@@ -31,6 +32,7 @@ class FrameQueue:
         self._readers: deque[asyncio.Future[bytes]] = deque()
         self._writers: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         self._closed: str | None = None
+        self._listener: Callable[[], None] | None = None
 
     @property
     def waiting_bytes(self) -> int:
@@ -43,9 +45,21 @@ class FrameQueue:
         return self._bytes >= self._window
 
     @property
+    def idle(self) -> bool:
+        """Whether it is open, and nothing waits in it or for it."""
+        return not (self._frames or self._writers) and self._closed is None
+
+    @property
     def closed(self) -> bool:
         """Whether nothing goes in any more."""
         return self._closed is not None
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when a frame is there that no `get` waits for, and at the end.
+
+        For a frame at once, within `put` or `put_now`; for the end in the loop's next turn.
+        """
+        self._listener = callback
 
     def close(self, reason: str, *, discard: bool = False) -> None:
         """Let nothing in any more; readers get what is there, then the error. Harmless twice.
@@ -67,6 +81,8 @@ class FrameQueue:
                 writer.set_exception(LinkClosedError(self._closed))
         self._readers.clear()
         self._writers.clear()
+        if self._listener is not None:
+            asyncio.get_running_loop().call_soon(self._listener)
 
     async def put(self, frame: bytes) -> None:
         """Add a frame; wait for room, in the order of the calls.
@@ -102,6 +118,19 @@ class FrameQueue:
                 return
         self._frames.append(frame)
         self._bytes += len(frame)
+        if self._listener is not None:
+            self._listener()
+
+    def offer(self, frame: bytes) -> bool:
+        """Add a frame if there is room at once; whether it was added.
+
+        Raises:
+            LinkClosedError: the queue was closed.
+        """
+        if self._closed is None and (self._writers or self._bytes >= self._window):
+            return False
+        self.put_now(frame)
+        return True
 
     async def get(self) -> bytes:
         """Take the first frame, or wait for one.
@@ -121,6 +150,18 @@ class FrameQueue:
             if reader.done() and not reader.cancelled() and reader.exception() is None:
                 self._give_back(reader.result())
             raise
+
+    def poll(self) -> bytes | None:
+        """Take the first frame, if one is there.
+
+        Raises:
+            LinkClosedError: the queue was closed, and holds nothing.
+        """
+        if self._frames:
+            return self._take()
+        if self._closed is not None:
+            raise LinkClosedError(self._closed)
+        return None
 
     def take_now(self, max_bytes: int) -> list[bytes]:
         """Take what is there, at least one frame if any, until `max_bytes` are reached."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
+from typing import cast
 
 from tinkex.errors import LinkClosedError, MeshError
 from tinkex.mesh.identity import PeerId
@@ -79,13 +81,34 @@ class TlsLink(asyncio.Protocol):
         self._loop.call_soon(self._end_of_turn)
         self._write_frames()
 
+    def send_now(self, frame: bytes) -> bool:
+        """Send one frame if that needs no waiting; see `Link.send_now`."""
+        if self._outbound.idle and not self._full:
+            self._channel.write(enframe(frame))
+            self._flush()
+            return True
+        if not self._outbound.offer(enframe(frame)):
+            return False
+        self._write_frames()
+        return True
+
     async def receive(self) -> bytes:
         """Wait for the next frame; see `Link.receive`."""
         frame = await self._inbound.get()
-        if not self._reading and not self._inbound.full and self._socket is not None:
-            self._reading = True
-            self._socket.resume_reading()
+        self._read_on()
         return frame
+
+    def receive_now(self) -> bytes | None:
+        """Take the next frame if it is here; see `Link.receive_now`."""
+        frame = self._inbound.poll()
+        if not self._reading:
+            self._read_on()
+        return frame
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when something is here; see `Link.listen`."""
+        context = copy_context()
+        self._inbound.listen(lambda: context.run(callback))
 
     async def close(self) -> None:
         """End the link; what was sent before still leaves, if the peer takes it."""
@@ -101,10 +124,11 @@ class TlsLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start, with a socket."""
-        assert isinstance(transport, asyncio.Transport)
-        self._socket = transport
+        # Not asserted: uvloop's transports have all of it, and are no such class.
+        socket = cast("asyncio.Transport", transport)
+        self._socket = socket
         self._on_made(self)
-        if self._channel.dialler and not transport.is_closing():
+        if self._channel.dialler and not socket.is_closing():
             self._channel.begin()
             self._flush()
 
@@ -119,10 +143,12 @@ class TlsLink(asyncio.Protocol):
             self._refuse(error)
             return
         self._flush()
-        for frame in frames:
-            self._inbound.put_now(frame)
         if self._channel.open and not self.greeted.done():
             self.greeted.set_result(None)
+        for frame in frames:
+            if self._inbound.closed:
+                return  # by who heard of the frame before
+            self._inbound.put_now(frame)
         if self._channel.ended:
             self._close("the peer closed the link", discard=False)
         elif self._inbound.full and self._socket is not None:
@@ -146,6 +172,11 @@ class TlsLink(asyncio.Protocol):
             self.lost.set_result(None)
 
     # -------------------------------------------------------------------------
+
+    def _read_on(self) -> None:
+        if not self._reading and not self._inbound.full and self._socket is not None:
+            self._reading = True
+            self._socket.resume_reading()
 
     def _end_of_turn(self) -> None:
         self._wrote_this_turn = False

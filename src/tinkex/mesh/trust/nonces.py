@@ -1,16 +1,18 @@
 """The permits that were used: each once, also across restarts, until it has expired.
 
-Owns one SQLite file. An entry is with the operating system before `use` returns, so a process that
-is killed forgets nothing. It is not forced to the disk, which would cost every request several
-milliseconds; only a machine that goes down can lose the last ones. So a store that finds that the
-machine has started anew since refuses every permit that may have been used before, which is over
-when those have expired.
+Owns one SQLite file, and all that it holds in memory. `keep` gives what was used since to the
+operating system, before anything is answered; so a process that is killed forgets nothing of which
+anybody knows. It is not forced to the disk, which would cost every request several milliseconds;
+only a machine that goes down can lose the last ones. So a store that finds that the machine has
+started anew since refuses every permit that may have been used before, which is over when those
+have expired.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +77,10 @@ class NonceStore:
             self._db.execute(f"PRAGMA synchronous = {'NORMAL' if boot else 'FULL'}")
             self._db.executescript(_TABLES)
             self._not_before = self._begin(boot or "", longest_s)
-            counts = self._db.execute("SELECT gateway, count(*) FROM used GROUP BY gateway")
-            self._counts: dict[bytes, int] = dict(counts.fetchall())
+            rows = self._db.execute("SELECT gateway, nonce, forget_at FROM used").fetchall()
+            self._used = {gateway + nonce: forget_at for gateway, nonce, forget_at in rows}
+            self._counts = Counter(gateway for gateway, _, _ in rows)
+            self._unkept: list[tuple[bytes, bytes, float]] = []
 
     def _begin(self, boot: str, longest_s: float) -> float:
         """Note the machine's life; give the time until which permits may be old ones."""
@@ -90,7 +94,7 @@ class NonceStore:
         return not_before
 
     def use(self, gateway: bytes, nonce: bytes, *, forget_at: float) -> None:
-        """Use a nonce up.
+        """Use a nonce up. Give no answer before `keep`.
 
         Args:
             gateway: whose it is.
@@ -100,11 +104,11 @@ class NonceStore:
         Raises:
             TrustError: it was used before, or may have been.
             RateLimitError: too many of this gateway's are remembered.
-            StorageError: it could not be written: it counts as not used.
+            StorageError: the file cannot be written.
         """
         if len(gateway) != PEER_ID_BYTES or not 0 < len(nonce) <= _LONGEST_NONCE:
             raise TrustError("the permit has no proper nonce")
-        with self._lock, self._telling():
+        with self._lock:
             self._purge()
             if forget_at <= self._not_before:
                 raise TrustError(
@@ -112,39 +116,55 @@ class NonceStore:
                     "permit was used before: use another processor for some minutes",
                     retry_after_ms=1000 * (self._not_before - self._clock.now()),
                 )
-            if self._counts.get(gateway, 0) >= self._most:
+            if self._counts[gateway] >= self._most:
                 raise RateLimitError(
                     "this processor remembers too many permits of this gateway: go slower",
                     retry_after_ms=1000 * _PURGE_S,
                 )
-            try:
-                self._db.execute("INSERT INTO used VALUES (?, ?, ?)", (gateway, nonce, forget_at))
-            except sqlite3.IntegrityError:
-                raise TrustError("the permit was used before: a permit works once") from None
-            self._counts[gateway] = self._counts.get(gateway, 0) + 1
+            if gateway + nonce in self._used:
+                raise TrustError("the permit was used before: a permit works once")
+            self._used[gateway + nonce] = forget_at
+            self._unkept.append((gateway, nonce, forget_at))
+            self._counts[gateway] += 1
+
+    def keep(self) -> None:
+        """Write down what was used up since: a process that starts anew knows it then.
+
+        Raises:
+            StorageError: it could not be written; until this process ends it is remembered.
+        """
+        with self._lock, self._telling():
+            if self._unkept:
+                self._db.executemany("INSERT INTO used VALUES (?, ?, ?)", self._unkept)
+                self._unkept.clear()
 
     def __len__(self) -> int:
         """How many are remembered."""
         with self._lock:
-            return sum(self._counts.values())
+            return len(self._used)
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+        """Write what is left, and close the file.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        try:
+            self.keep()
+        finally:
+            with self._lock:
+                self._db.close()
 
     def _purge(self) -> None:
         """Forget what cannot come again, every few seconds."""
         if self._clock.monotonic() < self._purged + _PURGE_S:
             return
-        self._purged = self._clock.monotonic()
-        gone = self._db.execute(
-            "DELETE FROM used WHERE forget_at <= ? RETURNING gateway", (self._clock.now(),)
-        ).fetchall()
-        for (gateway,) in gone:
-            self._counts[gateway] -= 1
-            if not self._counts[gateway]:
-                del self._counts[gateway]
+        self._purged, now = self._clock.monotonic(), self._clock.now()
+        with self._telling():
+            self._db.execute("DELETE FROM used WHERE forget_at <= ?", (now,))
+        self._unkept = [row for row in self._unkept if row[2] > now]
+        self._used = {key: until for key, until in self._used.items() if until > now}
+        self._counts = Counter(key[:PEER_ID_BYTES] for key in self._used)
 
     def _telling(self) -> AbstractContextManager[None]:
         return _as_storage_error(self._path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from tinkex.errors import TrustError
-from tinkex.mesh.identity import PeerId
+from tinkex.mesh.identity import PeerId, Verifier
 from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.certificates import CLOCK_SKEW_S, Signed, check_certificate, opened
 
@@ -34,6 +34,8 @@ BLOB_PERMIT = "blob-permit"
 NONCE_BYTES = 16
 PERMIT_S = 30.0
 """How long a permit is meant to last: it is used as soon as it is made."""
+_KEPT_VERIFIERS = 64
+"""Gateways whose keys are kept ready."""
 MAX_PERMIT_S = 60.0
 """Longest that any permit may last."""
 REMEMBERED_S = MAX_PERMIT_S + 3 * CLOCK_SKEW_S
@@ -124,11 +126,12 @@ class PermitCheck:
         self._processor = processor
         self._nonces = nonces
         self._clock = clock
+        self._verifiers: dict[bytes, Verifier] = {}
 
     def check(
         self, encoded: bytes, *, caller: PeerId, request: bytes, model: str, tokens: int
     ) -> Permit:
-        """Check a permit, and use it up.
+        """Check a permit, and use it up. Give no answer before `keep`.
 
         Args:
             encoded: as it came.
@@ -153,7 +156,13 @@ class PermitCheck:
 
     def check_signature(self, signed: Signed) -> Permit:
         """Demand that who is said to have signed it did."""
-        return opened(signed, PERMIT, Permit)
+        verifier = self._verifiers.get(signed.signer)
+        permit = opened(signed, PERMIT, Permit, verifier=verifier)
+        if verifier is None:
+            if len(self._verifiers) >= _KEPT_VERIFIERS:
+                self._verifiers.clear()
+            self._verifiers[signed.signer] = Verifier(PeerId(signed.signer))
+        return permit
 
     def check_caller(self, permit: Permit, signed: Signed, caller: PeerId) -> None:
         """Demand that it was made by the gateway that brings it."""
@@ -187,6 +196,14 @@ class PermitCheck:
         """Demand that it was not used before, and remember that it is now."""
         forget_at = permit.expires_at + 2 * CLOCK_SKEW_S
         self._nonces.use(permit.gateway, permit.nonce, forget_at=forget_at)
+
+    def keep(self) -> None:
+        """Have it remembered over a restart that it was used.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._nonces.keep()
 
 
 class BlobPermitCheck:

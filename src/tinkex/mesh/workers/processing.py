@@ -116,6 +116,7 @@ class Processor(ProcessorApi):
             began, made, outcome = self._clock.monotonic(), 0, "left"
             run = await self._begin(job)
             try:
+                self._permits.keep()  # not earlier: the engine works meanwhile
                 known = run.prompt_tokens
                 yield Begun(
                     prompt_tokens=known,

@@ -53,7 +53,7 @@ async def test_unhurried_item_waits_a_moment_for_the_next(soon):
         if soon:
             leading.gate.set()
         else:
-            await world.pass_time(RpcConfig().coalesce_s, step=RpcConfig().coalesce_s)
+            await world.pass_time(RpcConfig().unhurried_s, step=RpcConfig().unhurried_s)
         items, *ends = decode_frame(await reading)
         assert (len(items.bodies), ends) == ((2, [End(1)]) if soon else (1, []))
 

@@ -47,7 +47,7 @@ class Cut:
 
     def _kept(self, link):
         self.links.append(link)
-        send = link.send
+        send, send_now = link.send, link.send_now
 
         async def send_or_not(frame):
             if self.pace is not None:
@@ -55,7 +55,12 @@ class Cut:
             if not self.silent:
                 await send(frame)
 
-        link.send = send_or_not
+        def send_now_or_not(frame):
+            if self.pace is not None:
+                return False
+            return self.silent or send_now(frame)
+
+        link.send, link.send_now = send_or_not, send_now_or_not
         return link
 
 

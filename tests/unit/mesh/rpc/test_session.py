@@ -38,6 +38,7 @@ def session(calls=4, request_bytes=10_000, coalesce_s=0.005, window=WINDOW, coal
         window=window,
         coalesce_s=coalesce_s,
         coalesce_bytes=1024,
+        unhurried_s=0.005,
         coalesce_after=coalesce_after,
     )
 

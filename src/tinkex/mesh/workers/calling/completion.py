@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import NamedTuple
@@ -76,7 +77,12 @@ class MeshCompletion:
         self._unfinished = set(range(message.request.n))
         self._asked_at = clock.monotonic()
         self._tokens = 0
-        self._queue: asyncio.Queue[Piece | _End | None] = asyncio.Queue(WAITING_PIECES)
+        self._came: deque[Piece | _End] = deque()
+        self._news = asyncio.Event()
+        """Set while something came that was not read."""
+        self._room = asyncio.Event()
+        self._silent = False
+        """Whether nothing came for a while, of which the reader was not told."""
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._accepted: Accepted | None = None
         self.seen = OutputDigest(message.request.n)
@@ -145,12 +151,29 @@ class MeshCompletion:
         """
         self._timer = self._timers.call_later(STILL_HERE_S, self._still_here)
         try:
-            while not isinstance(found := await self._queue.get(), _End):
+            while True:
+                if not (self._came or self._silent):
+                    self._news.clear()
+                    await self._news.wait()
+                found = self._next()
+                if isinstance(found, _End):
+                    break
                 yield found
             if found.error is not None:
                 raise found.error
         finally:
             self.cancel()
+
+    def _next(self) -> Piece | _End | None:
+        self._silent = False
+        if not self._came:
+            return None
+        self._room.set()
+        return self._came.popleft()
+
+    def _give(self, found: Piece | _End) -> None:
+        self._came.append(found)
+        self._news.set()
 
     async def _read(self) -> None:
         error: TinkerError | None = None
@@ -172,7 +195,7 @@ class MeshCompletion:
             raise
         if self._finished is None:
             self._fail(error)
-            await self._queue.put(_End(error))
+            self._give(_End(error))
         self._log(type(error).__name__ if error is not None else "ok")
 
     def _log(self, outcome: str) -> None:
@@ -205,13 +228,16 @@ class MeshCompletion:
             if self._unfinished:
                 raise PeerProtocolError("a gateway ends a stream before its completions")
             self._finished = event
-            await self._queue.put(_End())
+            self._give(_End())
             return False
         if isinstance(event, Receipt):
             self.receipt = self._on_receipt(contact, event, self)
             return False
         self._check(event)
-        await self._queue.put(piece_of(event))
+        self._give(piece_of(event))
+        while len(self._came) >= WAITING_PIECES:
+            self._room.clear()
+            await self._room.wait()
         return True
 
     def _check(self, piece: PieceMessage) -> None:
@@ -227,8 +253,9 @@ class MeshCompletion:
                 raise PeerProtocolError("a gateway sends a token that is none") from None
 
     def _still_here(self) -> None:
-        if self._queue.empty():
-            self._queue.put_nowait(None)
+        if not self._came:
+            self._silent = True
+            self._news.set()
         self._timer = self._timers.call_later(STILL_HERE_S, self._still_here)
 
 

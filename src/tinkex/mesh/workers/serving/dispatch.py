@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
@@ -224,8 +224,7 @@ class Dispatch:
             changed.set()
 
         def ask(offer: Offer) -> None:
-            running.append(asking := self._ask(job, offer))
-            asking.add_done_callback(lambda _: changed.set())
+            running.append(self._ask(job, offer, changed.set))
 
         running: list[asyncio.Task[_Stream | None]] = []
         timer = self._timers.call_later(self._config.hedge_after_s, hedge)
@@ -282,32 +281,46 @@ class Dispatch:
             retry_after_ms=after,
         )
 
-    def _ask(self, job: Job, offer: Offer) -> asyncio.Task[_Stream | None]:
+    def _ask(
+        self, job: Job, offer: Offer, on_end: Callable[[], None]
+    ) -> asyncio.Task[_Stream | None]:
         job.attempts += 1
         job.tried.add(offer.peer)
         place = self._balancer.take(offer, job.sequences)
-        return asyncio.create_task(self._asked(job, place), name=f"ask {offer.peer.short}")
+        asking = asyncio.create_task(
+            self._asked(job, place, on_end), name=f"ask {offer.peer.short}"
+        )
+        # One that is cancelled before its first step does not release it itself.
+        asking.add_done_callback(lambda ended: place.release() if ended.cancelled() else None)
+        return asking
 
-    async def _asked(self, job: Job, place: Place) -> _Stream | None:
+    async def _asked(self, job: Job, place: Place, on_end: Callable[[], None]) -> _Stream | None:
         """Begin at one processor; None when another is to be tried.
+
+        `on_end` is called within the last step, so that who waits goes on in the next turn.
 
         Raises:
             TinkerError: the request is at fault, or its time is over.
         """
-        offer = place.offer
-        began = False
+        offer, stream = place.offer, None
         try:
-            async with AsyncExitStack() as stack:
-                stack.callback(place.release)
-                events = self._open(job, offer)
-                stack.push_async_callback(events.aclose)
-                begun = await self._begun(job, offer, events)
-                stack.pop_all()
-                began = True
+            stream = await self._stream(job, place)
         except TinkerError as error:
             if not self._note(job, offer, error):
                 raise
-        return _Stream(offer, begun, events, place) if began else None
+        finally:
+            if stream is None:
+                place.release()
+            on_end()
+        return stream
+
+    async def _stream(self, job: Job, place: Place) -> _Stream:
+        events = self._open(job, place.offer)
+        try:
+            return _Stream(place.offer, await self._begun(job, place.offer, events), events, place)
+        except BaseException:
+            await events.aclose()
+            raise
 
     def _open(self, job: Job, offer: Offer) -> AsyncGenerator[WorkEvent, None]:
         contact = self._contact_of(offer.peer)
