@@ -35,7 +35,7 @@ from tinkex.mesh.transport.arrivals import Arrivals
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.transport.dialling import DIAL_S
 from tinkex.mesh.transport.iroh_link import IrohLink, describe
-from tinkex.mesh.transport.iroh_writing import writer_for
+from tinkex.mesh.transport.iroh_streams import streams_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -82,7 +82,7 @@ class IrohTransport:
         clock: Clock,
     ) -> None:
         self._iroh = _import_iroh()
-        self._write_all = writer_for(self._iroh)
+        self._streams = streams_of(self._iroh)
         self._key_pair = key_pair
         self._bind = tuple(bind)
         self._advertise = tuple(advertise)
@@ -307,7 +307,7 @@ class IrohTransport:
         link = IrohLink(
             connection,
             stream,
-            write_all=self._write_all,
+            streams=self._streams,
             failure=self._iroh.IrohError,
             tasks=self._tasks,
             clock=self._clock,

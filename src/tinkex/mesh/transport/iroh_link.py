@@ -15,7 +15,7 @@ from tinkex.errors import LinkClosedError, PeerProtocolError
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.frames import Deframer, enframe
-from tinkex.mesh.transport.iroh_writing import Write
+from tinkex.mesh.transport.iroh_streams import Call, Streams, finished
 from tinkex.mesh.transport.queue import FrameQueue
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class IrohLink:
     Args:
         connection: with a peer whose id iroh has checked.
         stream: open, and greeted on both sides.
-        write_all: see `iroh_writing`.
+        streams: reads and writes.
         failure: iroh's exception; its package is imported where it is needed only.
         tasks: run the reader and the writer.
         clock: measures `LINGER_S`.
@@ -45,7 +45,7 @@ class IrohLink:
         connection: Connection,
         stream: BiStream,
         *,
-        write_all: Write,
+        streams: Streams,
         failure: type[Exception],
         tasks: Tasks,
         clock: Clock,
@@ -54,7 +54,7 @@ class IrohLink:
         self._connection = connection
         self._sending = stream.send()
         self._receiving = stream.recv()
-        self._write_all = write_all
+        self._streams = streams
         self._failure = failure
         self._tasks = tasks
         self._clock = clock
@@ -62,6 +62,10 @@ class IrohLink:
         self._remote = PeerId(connection.remote_id().to_bytes())
         self._inbound = FrameQueue()
         self._outbound = FrameQueue()
+        self._queued = 0
+        """Frames in `outbound`, on their way into it, or taken from it and not written yet."""
+        self._writing: asyncio.Task[None] | None = None
+        """A write that was begun at once, and has not ended."""
         self._lingering: asyncio.Task[None] | None = None
         self._running = [
             tasks.spawn(self._write(), name="iroh-write"),
@@ -80,11 +84,24 @@ class IrohLink:
 
     async def send(self, frame: bytes) -> None:
         """Send one frame; see `Link.send`."""
-        await self._outbound.put(enframe(frame))
+        data = enframe(frame)
+        if not self._written_at_once(data):
+            self._queued += 1
+            try:
+                await self._outbound.put(data)
+            except BaseException:
+                self._queued -= 1
+                raise
 
     def send_now(self, frame: bytes) -> bool:
         """Send one frame if that needs no waiting; see `Link.send_now`."""
-        return self._outbound.offer(enframe(frame))
+        data = enframe(frame)
+        if self._written_at_once(data):
+            return True
+        if not self._outbound.offer(data):
+            return False
+        self._queued += 1
+        return True
 
     async def receive(self) -> bytes:
         """Wait for the next frame; see `Link.receive`."""
@@ -116,7 +133,7 @@ class IrohLink:
         deframer = Deframer()
         reason = "the peer closed the link"
         try:
-            while data := await self._receiving.read(_READ_BYTES):
+            while data := await self._streams.read(self._receiving, _READ_BYTES):
                 for frame in deframer.feed(data):
                     await self._inbound.put(frame)
         except LinkClosedError:
@@ -130,6 +147,8 @@ class IrohLink:
     async def _write(self) -> None:
         try:
             await self._write_frames()
+            if self._writing is not None:
+                await asyncio.wait([self._writing])
             # The stream's end tells the peer; its acknowledgement, that all has arrived.
             await self._sending.finish()
             await self._sending.stopped()
@@ -146,9 +165,41 @@ class IrohLink:
         try:
             while True:
                 frames = [await self._outbound.get(), *self._outbound.take_now(_WRITE_BYTES)]
-                await self._write_all(self._sending, b"".join(frames))
+                if self._writing is not None:
+                    await asyncio.wait([self._writing])
+                await self._streams.write(self._sending, b"".join(frames))
+                self._queued -= len(frames)
         except LinkClosedError:
             return
+
+    def _written_at_once(self, data: bytes) -> bool:
+        """Write where nothing is before it; whether that was so."""
+        if self._queued or self._writing is not None or self._outbound.closed:
+            return False
+        call = self._streams.write_now(self._sending, data)
+        if call is None:
+            return False
+        if call.done:
+            self._check_written(call)
+        else:
+            self._writing = self._tasks.spawn(self._written(call), name="iroh-write-on")
+        return True
+
+    def _check_written(self, call: Call[None]) -> None:
+        try:
+            call.result()
+        except self._failure as error:
+            self._end(f"the connection was lost ({describe(error)})")
+        finally:
+            call.end()
+
+    async def _written(self, call: Call[None]) -> None:
+        try:
+            await finished(call)
+        except self._failure as error:
+            self._end(f"the connection was lost ({describe(error)})")
+        finally:
+            self._writing = None
 
     def _end(self, reason: str, *, discard: bool = False) -> None:
         self._inbound.close(reason, discard=discard)
