@@ -5,6 +5,7 @@ Owns the translation both ways. `tinkex.openai_api.completer` says what each fie
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -131,6 +132,7 @@ def prompt_of(message: PromptMessage) -> Prompt:
 _SHARED = tuple(
     name for name in CompletionMessage.__struct_fields__ if name not in {"prompt", "stop"}
 )
+_shared_of = attrgetter(*_SHARED)
 
 
 def completion_message(request: CompletionRequest) -> CompletionMessage:
@@ -138,7 +140,7 @@ def completion_message(request: CompletionRequest) -> CompletionMessage:
     return CompletionMessage(
         prompt=prompt_message(request.prompt),
         stop=tuple(request.stop),
-        **{name: getattr(request, name) for name in _SHARED},
+        **dict(zip(_SHARED, _shared_of(request), strict=True)),
     )
 
 
@@ -147,7 +149,7 @@ def completion_request(message: CompletionMessage) -> CompletionRequest:
     return CompletionRequest(
         prompt=prompt_of(message.prompt),
         stop=message.stop,
-        **{name: getattr(message, name) for name in _SHARED},
+        **dict(zip(_SHARED, _shared_of(message), strict=True)),
     )
 
 

@@ -39,7 +39,7 @@ class OwnFeed:
         database: where entries lie.
         clock: the time of entries.
         latest: the latest time held of each feed; shared with the store, used while writing only.
-        stored: told of new entries within their transaction.
+        stored: told of new entries within their transaction, and whether peers are told at once.
         check_self: raises LogForkError once this worker was shut out.
         new_epoch: 16 random bytes.
     """
@@ -52,7 +52,7 @@ class OwnFeed:
         *,
         clock: Clock,
         latest: dict[str, int],
-        stored: Callable[[Transaction, Sequence[Entry]], None],
+        stored: Callable[[Transaction, Sequence[Entry], bool], None],
         check_self: Callable[[], None],
         new_epoch: Callable[[], bytes],
     ) -> None:
@@ -72,9 +72,10 @@ class OwnFeed:
 
         Args:
             payload: what it says.
-            flush: whether to wait for the disk. Without, an end of the process loses nothing, and
-                one of the machine may take the entry, unless it reached a peer: no number is signed
-                twice even so, as each start opens an epoch.
+            flush: whether to wait for the disk, and tell peers at once. Without, an end of the
+                process loses nothing, and one of the machine may take the entry, unless it reached
+                a peer: no number is signed twice even so, as each start opens an epoch. Peers are
+                told with the next entry that is flushed, unless they ask before.
 
         Raises:
             InputError: the payload is longer than an entry may be.
@@ -98,7 +99,7 @@ class OwnFeed:
                 f"{MAX_PAYLOAD_BYTES} that one may have: divide it"
             )
         return await self._database.write(
-            lambda transaction: self._append(transaction, payloads), flush=flush
+            lambda transaction: self._append(transaction, payloads, at_once=flush), flush=flush
         )
 
     def opened_here(self, epoch: bytes) -> bool:
@@ -109,7 +110,9 @@ class OwnFeed:
         """Let the next append open a new epoch, which joins whatever is held by then."""
         self._writing = None
 
-    def _append(self, transaction: Transaction, payloads: Sequence[bytes]) -> list[EntryId]:
+    def _append(
+        self, transaction: Transaction, payloads: Sequence[bytes], *, at_once: bool
+    ) -> list[EntryId]:
         self._check_self()
         transaction.after_rollback.append(self.forget)
         entries: list[Entry] = []
@@ -127,7 +130,7 @@ class OwnFeed:
             writing.head = Head.of(entry)
             entries.append(entry)
         tables.add_entries(transaction.connection, writing.chain, entries)
-        self._stored(transaction, entries)
+        self._stored(transaction, entries, at_once)
         return [entry.id for entry in entries if not entry.opens_epoch]
 
     def _current(self, transaction: Transaction, entries: list[Entry]) -> _Writing:

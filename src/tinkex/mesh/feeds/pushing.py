@@ -58,8 +58,8 @@ class Outbox:
         self._ask = False
         self._busy = False
 
-    def add(self, entry: Entry) -> None:
-        """Tell of an entry."""
+    def add(self, entry: Entry, *, at_once: bool = True) -> None:
+        """Tell of an entry; or, not at once, with whatever is told next."""
         encoded = entry.encoded()
         if self._size + len(encoded) > _MAX_WAITING_BYTES:
             self._drop()
@@ -67,7 +67,8 @@ class Outbox:
         elif not self._ask:
             self._entries.append(encoded)
             self._size += len(encoded)
-        self._begin()
+        if at_once:
+            self._begin()
 
     def add_key(self, key: Key) -> None:
         """Tell of a person's key; it goes before entries that are added later."""

@@ -143,7 +143,7 @@ class Replicator:
         self._timers.start()
         policy = self._store.policy
         self._end = [
-            self._store.subscribe(feed, self._stored)
+            self._store.subscribe(feed, self._stored, later=self._stored_unhurried)
             for feed in sorted(policy.names())
             if policy.rule(feed).readers
         ]
@@ -376,7 +376,10 @@ class Replicator:
             else:
                 yield peer_id, follower.role, follower.outbox, follower.feeds
 
-    def _stored(self, entries: Sequence[Entry]) -> None:
+    def _stored_unhurried(self, entries: Sequence[Entry]) -> None:
+        self._stored(entries, at_once=False)
+
+    def _stored(self, entries: Sequence[Entry], *, at_once: bool = True) -> None:
         chain = entries[0].chain
         came_from = self._arriving.get(chain)
         policy = self._store.policy
@@ -385,7 +388,7 @@ class Replicator:
             may = policy.may_have(chain.feed, chain.author.raw, peer_id.raw, role)
             if wanted and may and peer_id not in {came_from, chain.author}:
                 for entry in entries:
-                    outbox.add(entry)
+                    outbox.add(entry, at_once=at_once)
 
     def _keyed(self, keys: Sequence[PersonKey]) -> None:
         for _, role, outbox, _ in self._targets():

@@ -110,7 +110,7 @@ class FeedStore(StoredFeeds):
         self._inline = inline
         self._own: dict[str, OwnFeed] = {}
         self._latest: dict[str, int] = {}
-        self._subscribers: dict[str, list[Callback]] = {}
+        self._subscribers: dict[str, list[tuple[Callback, Callback]]] = {}
         self._snapshot_times: dict[tuple[PeerId, str], int] = {}
         self._views: list[Folded] = []
         self._on_rebase: list[Callable[[str, PeerId], None]] = []
@@ -198,8 +198,15 @@ class FeedStore(StoredFeeds):
             )
         return self._own[feed]
 
-    def subscribe(self, feed: str, callback: Callback) -> Callable[[], None]:
+    def subscribe(
+        self, feed: str, callback: Callback, *, later: Callback | None = None
+    ) -> Callable[[], None]:
         """Have `callback` told of entries as they are stored, own ones and others'.
+
+        Args:
+            feed: of which feed.
+            callback: told.
+            later: told instead of own entries that were appended without `flush`.
 
         It is called in the event loop, once for each author's run, openings of epochs included, and
         before the `append` or `ingest` that stored them returns. It must not raise.
@@ -208,12 +215,13 @@ class FeedStore(StoredFeeds):
             What ends the subscription.
         """
         self.policy.rule(feed)
-        callbacks = self._subscribers.setdefault(feed, [])
-        callbacks.append(callback)
+        subscribers = self._subscribers.setdefault(feed, [])
+        subscriber = (callback, later or callback)
+        subscribers.append(subscriber)
 
         def unsubscribe() -> None:
             with contextlib.suppress(ValueError):
-                callbacks.remove(callback)
+                subscribers.remove(subscriber)
 
         return unsubscribe
 
@@ -465,14 +473,17 @@ class FeedStore(StoredFeeds):
         self._stored(transaction, new)
         return new
 
-    def _stored(self, transaction: Transaction, entries: Sequence[Entry]) -> None:
+    def _stored(
+        self, transaction: Transaction, entries: Sequence[Entry], at_once: bool = True
+    ) -> None:
         feed = entries[0].header.feed
-        transaction.after_commit.append(lambda: self._tell(feed, entries))
+        transaction.after_commit.append(lambda: self._tell(feed, entries, at_once))
 
-    def _tell(self, feed: str, entries: Sequence[Entry]) -> None:
+    def _tell(self, feed: str, entries: Sequence[Entry], at_once: bool) -> None:
         """Queue the callbacks; they run before whoever appended goes on."""
         assert self._loop is not None
-        for callback in tuple(self._subscribers.get(feed, ())):
+        for now, later in tuple(self._subscribers.get(feed, ())):
+            callback = now if at_once else later
             if self._inline:
                 callback(entries)
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from tinkex.errors import LinkClosedError, PeerTimeoutError, TinkerError
@@ -33,7 +33,8 @@ class _Running:
     task: asyncio.Task[None] | None = None
     started: bool = False
     unwanted: bool = False
-    room: asyncio.Event = field(default_factory=asyncio.Event)
+    room: asyncio.Event | None = None
+    """Set when an item may be sent; there once one had to wait."""
     expired: bool = False
     items: int = 0
     reply_bytes: int = 0
@@ -102,8 +103,9 @@ class Handlers:
     def room(self) -> None:
         """Wake those that wait to send and may."""
         for call_id in self._waiting:
-            if self._session.may_send(call_id):
-                self._running[call_id].room.set()
+            room = self._running[call_id].room
+            if room is not None and self._session.may_send(call_id):
+                room.set()
 
     async def _run(self, running: _Running, around: Surroundings) -> None:
         request = running.request
@@ -182,11 +184,12 @@ class Handlers:
     async def _room(self, running: _Running) -> None:
         """Wait until an item may be sent: this is where a slow reader slows its stream."""
         call_id = running.request.id
+        room = running.room = running.room or asyncio.Event()
         while not self._session.may_send(call_id):
-            running.room.clear()
+            room.clear()
             self._waiting.add(call_id)
             try:
-                await running.room.wait()
+                await room.wait()
             finally:
                 self._waiting.discard(call_id)
 

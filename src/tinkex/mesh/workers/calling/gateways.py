@@ -212,6 +212,8 @@ class Gateways:
         now = self._clock.monotonic()
         self._avoided = {peer: until for peer, until in self._avoided.items() if until > now}
         contacts = [record.contact for record in self._records]
+        if len(contacts) == 1:
+            return contacts
         self._rng.shuffle(contacts)
         return sorted(contacts, key=self._order)
 

@@ -18,6 +18,8 @@ from tinkex.mesh.positive import not_positive
 from tinkex.mesh.tasks import Tasks
 
 RETRY_MS = 1000.0
+LOOK_S = 1.0
+"""How long it is not looked again whether enough is known; who counts may change meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Freshness:
         self._config = config
         self._asked_at = -math.inf
         self._failed_at = -math.inf
+        self._fresh_until = -math.inf
         self._next: asyncio.Future[bool] | None = None
 
     @property
@@ -84,7 +87,12 @@ class Freshness:
         Raises:
             APIStatusError: 503, it is, and the auth workers cannot be asked.
         """
-        if self._news.age_s() <= self._config.stale_after_s:
+        now = self._clock.monotonic()
+        if now < self._fresh_until:
+            return
+        left = self._config.stale_after_s - self._news.age_s()
+        if left >= 0:
+            self._fresh_until = now + min(left, LOOK_S)
             return
         if self._clock.monotonic() < self._failed_at + RETRY_MS / 1000:
             raise self._refusal()

@@ -204,7 +204,8 @@ class Ledger:
                 at=self._clock.now(),
                 request_id=body.request_id,
                 signature=message.signature,
-            )
+            ),
+            flush=False,
         )
 
     @property
