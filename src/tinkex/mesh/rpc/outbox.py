@@ -203,7 +203,9 @@ class Outbox:
         self.due = None
         for call_id in list(self._ready):
             reply = self._ready[call_id]
-            if reply.waiting and reply.last_word is None and self._held(reply, now):
+            begun = self._in_parts == call_id  # others wait for the rest of what it is in
+            may_wait = reply.waiting and reply.last_word is None and not begun
+            if may_wait and self._held(reply, now):
                 continue
             if len(batch) > MAX_MESSAGES - 2 or size >= _FRAME_TARGET:
                 self.due = now

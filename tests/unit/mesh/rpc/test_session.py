@@ -23,7 +23,7 @@ from tinkex.mesh.rpc.messages import (
     decode_frame,
     encode_frame,
 )
-from tinkex.mesh.rpc.outbox import ITEM_OVERHEAD
+from tinkex.mesh.rpc.outbox import ITEM_OVERHEAD, PART_BYTES
 from tinkex.mesh.rpc.session import Limits, Session
 from tinkex.mesh.transport.base import MAX_FRAME_BYTES
 
@@ -99,6 +99,20 @@ def test_both_sides_number_their_own_calls():
     one.respond(1, b"from one")
     other.respond(1, b"from other")
     assert pump(one, other) == ([Response(1, b"from other")], [Response(1, b"from one")])
+
+
+def test_rest_of_a_long_item_waits_for_no_company():
+    caller, callee = session(), session()
+    stream, other = begin(caller, streamed=True), begin(caller)
+    pump(caller, callee)
+    callee.item(stream, b"first")
+    taken(callee, 10.0)
+    callee.item(stream, long := b"x" * (PART_BYTES + 100))
+    callee.respond(other, long)
+    *_, items, part, last = taken(callee, 10.0)
+    rest = long[PART_BYTES:]
+    assert (items, last) == (Items(stream, (rest,)), Response(other, rest))
+    assert part.id == other
 
 
 def test_first_item_goes_at_once_and_those_within_five_milliseconds_together():
