@@ -95,6 +95,8 @@ class Channel:
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._sends_soon = self._sent_at_once = self._reads_on = False
+        self._taken_in = 0
+        """Frames; some transports say of each that it came, and many come in one turn."""
         self._blocked: asyncio.Task[None] | None = None
         """Waits until a full link takes a frame."""
         self._hold: Timer | None = None
@@ -307,18 +309,18 @@ class Channel:
         if self._reads_on:
             return
         try:
-            for _ in range(_FRAMES_A_TURN):
-                frame = self._link.receive_now() if self._over is None else None
-                if frame is None:
-                    return
+            while self._over is None and (frame := self._link.receive_now()) is not None:
                 self._heartbeat.heard(self._around.clock.monotonic())
                 for message in self._session.receive(frame):
                     # The link may have ended with a message, and its calls with it.
                     if self._over is None:
                         self._act(message)
                 self._settle()
-            self._reads_on = True
-            self._loop.call_soon(self._read_on)
+                self._taken_in += 1
+                if self._taken_in % _FRAMES_A_TURN == 0:
+                    self._reads_on = True
+                    self._loop.call_soon(self._read_on)
+                    return
         except LinkClosedError as error:
             self._lost(error)
         except PeerProtocolError as error:

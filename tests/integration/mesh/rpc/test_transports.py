@@ -8,7 +8,7 @@ import threading
 
 import mesh_rpc_program
 import pytest
-from mesh_rpc import Answer, Ask, Echo, caught, not_found
+from mesh_rpc import Answer, Ask, Echo, caught, hello_of, not_found
 from mesh_rpc_program import TRANSPORTS, description
 from mesh_trust import TestNetwork
 from patience import until
@@ -23,9 +23,11 @@ from tinkex.errors import (
     TrustError,
 )
 from tinkex.mesh.identity import KeyPair
-from tinkex.mesh.roles import Role
+from tinkex.mesh.roles import CERTIFIED, Role
 from tinkex.mesh.rpc.config import RpcConfig
+from tinkex.mesh.rpc.messages import Request, decode_greeting, encode_frame, encode_greeting
 from tinkex.mesh.rpc.peers import Credentials, Peers
+from tinkex.mesh.rpc.service import Call, callable_by
 from tinkex.mesh.transport.base import Contact
 
 PATIENCE_S = 60.0
@@ -111,6 +113,32 @@ async def test_thousand_calls_at_once_are_answered(net):
         )
     )
     assert [reply.number for reply in replies] == list(range(1000))
+
+
+async def test_others_have_a_turn_between_frames_that_came_together(net):
+    open_then = []
+
+    class Looking(Echo):
+        @callable_by(CERTIFIED)
+        async def rpc_say(self, request: Ask, call: Call) -> Answer:
+            open_then.append(server.links()[0].incoming)
+            return Answer("")
+
+    server = await net.peer(Role.AUTH, Looking())
+    credentials = net.credentials(Role.GATEWAY)
+    transport = TRANSPORTS[net.kind](credentials.key_pair, clock=net.clock)
+    await transport.start()
+    link = await transport.dial(server.contact)
+    await link.send(encode_greeting(hello_of(net, credentials)))
+    decode_greeting(await link.receive())
+    for number in range(1, 202):
+        request = Request(number, "echo.say", 60_000, 0, "", b"\x80")
+        assert link.send_now(encode_frame([request]))
+        if number == 1:
+            await link.receive()
+    await until(lambda: len(open_then) == 201)
+    await transport.stop()
+    assert max(open_then) <= 64
 
 
 async def test_stuck_reader_stops_no_other_stream(net):
