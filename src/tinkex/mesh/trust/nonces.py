@@ -135,7 +135,8 @@ class NonceStore:
         """
         with self._lock, self._telling():
             if self._unkept:
-                self._db.executemany("INSERT INTO used VALUES (?, ?, ?)", self._unkept)
+                # Some may be there already: from an attempt that failed in the middle.
+                self._db.executemany("INSERT OR REPLACE INTO used VALUES (?, ?, ?)", self._unkept)
                 self._unkept.clear()
 
     def __len__(self) -> int:

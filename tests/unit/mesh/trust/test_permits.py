@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import msgspec
 import pytest
 
@@ -141,6 +144,27 @@ def test_machine_that_does_not_tell_its_life_forces_entries_to_the_disk(store, c
     use(PermitCheck(PROCESSOR.peer_id, first, clock=clock), permit(clock))
     check = PermitCheck(PROCESSOR.peer_id, store(boot=None), clock=clock)
     assert use(check, permit(clock)).account == "ada"
+
+
+def test_what_could_not_be_written_is_written_later(store, clock, tmp_path):
+    first = store()
+    check = PermitCheck(PROCESSOR.peer_id, first, clock=clock)
+    made = [permit(clock) for _ in range(2)]
+    for one in made:
+        use(check, one)
+    with closing(sqlite3.connect(tmp_path / "nonces", isolation_level=None)) as disk:
+        disk.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON used WHEN (SELECT count(*) FROM used) > 0 "
+            "BEGIN SELECT RAISE(FAIL, 'it is full'); END"
+        )
+        with pytest.raises(StorageError, match="it is full"):
+            check.keep()
+        disk.execute("DROP TRIGGER full")
+    check.keep()
+    again = PermitCheck(PROCESSOR.peer_id, store(), clock=clock)
+    for one in made:
+        with pytest.raises(TrustError, match="used before"):
+            use(again, one)
 
 
 def test_damaged_file_is_told(clock, tmp_path):
