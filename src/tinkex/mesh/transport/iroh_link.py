@@ -183,6 +183,8 @@ class IrohLink:
             self._check_written(call)
         else:
             self._writing = self._tasks.spawn(self._written(call), name="iroh-write-on")
+            # One that is cancelled before its first step does not end it itself.
+            self._writing.add_done_callback(lambda _: call.end())
         return True
 
     def _check_written(self, call: Call[None]) -> None:

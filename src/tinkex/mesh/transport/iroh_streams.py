@@ -163,9 +163,10 @@ class Call(Generic[T]):
         return self._lift(self._direct.complete(self._kind.complete, self._handle))
 
     def end(self) -> None:
-        """Free what the library holds of it. What it has not done, it does not do any more."""
-        self._ended = True
-        self._kind.free(self._handle)
+        """Free what the library holds of it, and have no more of it done. Harmless twice."""
+        if not self._ended:
+            self._ended = True
+            self._kind.free(self._handle)
 
     def answered(self, code: int) -> None:
         """Take the library's answer: within the question, or later, from one of its threads."""

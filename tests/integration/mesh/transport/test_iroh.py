@@ -233,6 +233,21 @@ def test_without_the_package_the_other_transport_is_named(monkeypatch):
         IrohTransport(ALICE, clock=SystemClock())
 
 
+async def test_a_write_that_stopping_cuts_off_leaves_nothing_in_the_library():
+    alice, bob = IrohTransport(ALICE, clock=SystemClock()), IrohTransport(BOB, clock=SystemClock())
+    await alice.start()
+    await bob.start()
+    link = await alice.dial(bob.contact)
+    await bob.accept()
+    while link._writing is None:
+        assert link.send_now(bytes(1 << 19))
+    call = link._writing.get_coro().cr_frame.f_locals["call"]
+    link._writing.cancel()  # before its first step
+    await alice.stop()
+    await bob.stop()
+    assert call._ended
+
+
 def test_the_installed_bindings_copy_at_once():
     """If this fails after an update of iroh: links work, slowly; see `iroh_streams`."""
     assert is_direct(iroh_ffi)
