@@ -288,6 +288,20 @@ async def test_a_gateway_that_crashed_settles_from_the_reservation(world):
     assert right(await world.answer(again))
 
 
+async def test_a_gateway_that_only_began_something_says_that_it_is_there(world):
+    processor = await world.add_processor()
+    processor.pause_after = 2
+    gateway = await world.add_gateway()
+    events = []
+    for _ in range(3):  # each is written, and none is told by itself
+        events.append(world.complete(gateway))
+        await anext(events[-1])
+        await world.pass_time(12.5, step=2.5)
+    assert any(isinstance(entry, StillHere) for entry in await world.usage(gateway))
+    for one in events:
+        await one.aclose()
+
+
 async def test_an_idle_gateway_says_so_for_leases_that_it_may_have_lost_in_a_crash(world):
     gateway = await world.add_gateway()
     await world.pass_time(340, step=2.5)

@@ -278,7 +278,8 @@ class Ledger:
                 continue  # the feed says the same, and reaches them when they are back
 
     async def _write(self, event: UsageEvent, *, flush: bool = True) -> EntryId:
-        self._wrote_at = self._clock.monotonic()
+        if flush:  # nobody is told of others before
+            self._wrote_at = self._clock.monotonic()
         return await self._feed.append(encode_usage(event), flush=flush)
 
     def _remember(self, settled: Settled, receipt: Receipt) -> None:
