@@ -62,8 +62,8 @@ class IrohLink:
         self._remote = PeerId(connection.remote_id().to_bytes())
         self._inbound = FrameQueue()
         self._outbound = FrameQueue()
-        self._queued = 0
-        """Frames in `outbound`, on their way into it, or taken from it and not written yet."""
+        self._queues = False
+        """Whether frames may be in `outbound`, or taken from it and not written yet."""
         self._writing: asyncio.Task[None] | None = None
         """A write that was begun at once, and has not ended."""
         self._lingering: asyncio.Task[None] | None = None
@@ -86,12 +86,8 @@ class IrohLink:
         """Send one frame; see `Link.send`."""
         data = enframe(frame)
         if not self._written_at_once(data):
-            self._queued += 1
-            try:
-                await self._outbound.put(data)
-            except BaseException:
-                self._queued -= 1
-                raise
+            self._queues = True
+            await self._outbound.put(data)
 
     def send_now(self, frame: bytes) -> bool:
         """Send one frame if that needs no waiting; see `Link.send_now`."""
@@ -100,7 +96,7 @@ class IrohLink:
             return True
         if not self._outbound.offer(data):
             return False
-        self._queued += 1
+        self._queues = True
         return True
 
     async def receive(self) -> bytes:
@@ -168,13 +164,13 @@ class IrohLink:
                 if self._writing is not None:
                     await asyncio.wait([self._writing])
                 await self._streams.write(self._sending, b"".join(frames))
-                self._queued -= len(frames)
+                self._queues = not self._outbound.idle
         except LinkClosedError:
             return
 
     def _written_at_once(self, data: bytes) -> bool:
         """Write where nothing is before it; whether that was so."""
-        if self._queued or self._writing is not None or self._outbound.closed:
+        if self._queues or self._writing is not None or self._outbound.closed:
             return False
         call = self._streams.write_now(self._sending, data)
         if call is None:

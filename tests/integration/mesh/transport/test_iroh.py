@@ -233,6 +233,38 @@ def test_without_the_package_the_other_transport_is_named(monkeypatch):
         IrohTransport(ALICE, clock=SystemClock())
 
 
+async def test_frames_keep_their_order_after_a_sender_was_cancelled_as_it_had_room(pair):
+    alice, bob = pair
+    link = await alice.dial(bob.contact)
+    far = await bob.accept()
+    sending = []
+    while not link._outbound._writers:
+        sending.append(asyncio.create_task(link.send(bytes(1 << 16))))
+        await asyncio.sleep(0)  # noqa: TID251 - no time passes
+    receiving = asyncio.create_task(receive_all(far, len(sending)))
+    await turns_until(lambda: not link._outbound._writers)
+    sending[-1].cancel()
+    await asyncio.gather(*sending[:-1], receiving)
+    assert sending[-1].cancelled()
+    await turns_until(lambda: link._outbound.idle)
+    for frame in (b"1", b"2", b"3"):
+        assert link.send_now(frame)
+    assert await receive_all(far, 3) == [b"1", b"2", b"3"]
+
+
+async def turns_until(condition):
+    """Look in every turn of the event loop."""
+    async with asyncio.timeout(60):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0)  # noqa: TID251 - no time passes
+
+
+async def receive_all(link, count):
+    return [await link.receive() for _ in range(count)]
+
+
 async def test_a_write_that_stopping_cuts_off_leaves_nothing_in_the_library():
     alice, bob = IrohTransport(ALICE, clock=SystemClock()), IrohTransport(BOB, clock=SystemClock())
     await alice.start()
