@@ -54,7 +54,7 @@ after them: the disk's thread would take turns with this one at the interpreter'
 OWES_S = 300.0
 """For so long after a start, or after a lease was asked for, there may be one that is not known
 here: lost in a crash, or with an answer. It counts until an entry comes that is later than its end;
-so, where nothing else is written for `TELL_S`, an entry says that."""
+so, where they were told of nothing else for `TELL_S`, an entry says that."""
 
 
 class Feed(Protocol):
