@@ -326,8 +326,7 @@ class Channel:
         except PeerProtocolError as error:
             self.end(PeerProtocolError(f"{self._name}: {error}"), lost=True)
         except Exception as error:  # noqa: BLE001 - told by the transport, whose link goes on
-            self._around.on_error(error)
-            self.end(LinkClosedError(f"the link to {self._name} failed here"), lost=True)
+            self._failed(error)
 
     def _read_on(self) -> None:
         self._reads_on = False
@@ -338,6 +337,10 @@ class Channel:
             self.end(error, lost=False)
         else:
             self.end(LinkClosedError(f"the link to {self._name} was lost: {error}"), lost=True)
+
+    def _failed(self, error: Exception) -> None:
+        self._around.on_error(error)
+        self.end(LinkClosedError(f"the link to {self._name} failed here"), lost=True)
 
     def send_soon(self) -> None:
         """Send what is ready at the end of this turn, with what else becomes so until then."""
@@ -377,6 +380,8 @@ class Channel:
                     )
         except LinkClosedError as error:
             self._lost(error)
+        except Exception as error:  # noqa: BLE001 - no fault of whoever had something to send
+            self._failed(error)
 
     async def _send_when_room(self, frame: bytes) -> None:
         try:
@@ -476,6 +481,8 @@ class Channel:
 
     def _update(self, now: float) -> None:
         """After anything changed: wake who waits for room or for the end, say good-bye."""
+        if self._over is not None:
+            return  # `end` has woken everybody
         outgoing, incoming = self._session.open_calls
         busy = outgoing > 0 or incoming > 0
         if busy:
