@@ -336,7 +336,10 @@ class Member:
             await self.find_auth()
 
     async def find_auth(self) -> None:
-        """Look for auth workers, and follow those that are found."""
+        """Look for auth workers, and follow those that are found, and none that was shut out."""
+        for source in self.replicator.sources():
+            if self.revocations.is_revoked(source.peer_id):
+                self.replicator.unfollow(source.peer_id)
         for record in await self.discovery.lookup(Role.AUTH.value):
             if record.contact.peer_id != self.key_pair.peer_id:
                 self.replicator.follow(record.contact, Role.AUTH)

@@ -14,6 +14,7 @@ from tinkex.errors import APIStatusError, AuthenticationError, TrustError
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi, ListModels
 from tinkex.mesh.feeds.config import ReplicationConfig
+from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.workers import renewal
 from tinkex.mesh.workers.gateway import GatewayConfig
 from tinkex.mesh.workers.serving.freshness import FreshnessConfig
@@ -67,6 +68,11 @@ async def test_new_root_and_revoked_peer_reach_every_worker(network):
         lambda: all(one.member.revocations.is_revoked(shut_out) for one in (gateway, late))
     )
     assert isinstance(await caught(call(GatewayApi.rpc_login, login)), TrustError)
+
+    gateway.member.replicator.follow(Contact(shut_out), Role.AUTH)  # as if it had been one
+    await gateway.member.find_auth()
+    followed = {source.peer_id for source in gateway.member.replicator.sources()}
+    assert followed == {authority.member.key_pair.peer_id}
     await asyncio.gather(*(one.stop() for one in (late, client, gateway, authority)))
 
 
