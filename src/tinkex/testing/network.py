@@ -177,19 +177,23 @@ class SimPipe:
         self._last_arrival = 0.0
         self._arrived = FrameQueue()
         self._unread = 0
-        self._writers: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._writers: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         self._stopped: str | None = None
         self._callback: Callable[[str], None] | None = None
 
     async def put(self, frame: bytes) -> None:
         """Send a frame; see `Pipe.put`."""
-        if self._stopped is None and (self._writers or self._unread >= WINDOW_BYTES):
-            await self._room(len(frame))
-        else:
-            self._unread += len(frame)
-        if self._stopped is not None:
-            raise LinkClosedError(self._stopped)
-        self._launch(frame)
+        if self.offer(frame):
+            return
+        writer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (frame, writer)
+        self._writers.append(entry)
+        try:
+            await writer
+        except asyncio.CancelledError:
+            if entry in self._writers:
+                self._writers.remove(entry)
+            raise
 
     def offer(self, frame: bytes) -> bool:
         """Send a frame if that needs no waiting; see `Pipe.offer`."""
@@ -230,7 +234,7 @@ class SimPipe:
             self._stopped = reason
             for _, writer in self._writers:
                 if not writer.done():
-                    writer.set_result(None)
+                    writer.set_exception(LinkClosedError(reason))
             self._writers.clear()
 
     def refuse(self, reason: str) -> None:
@@ -285,26 +289,13 @@ class SimPipe:
         if callback is not None:
             callback(reason)
 
-    async def _room(self, size: int) -> None:
-        """Wait until `size` bytes more may be on their way, and take their room."""
-        writer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (size, writer)
-        self._writers.append(entry)
-        try:
-            await writer
-        except asyncio.CancelledError:
-            if entry in self._writers:
-                self._writers.remove(entry)
-            elif self._stopped is None and not writer.cancelled():
-                self._free(size)
-            raise
-
     def _free(self, size: int) -> None:
         self._unread -= size
         while self._writers and self._unread < WINDOW_BYTES:
-            waiting, writer = self._writers.popleft()
+            frame, writer = self._writers.popleft()
             if not writer.done():
-                self._unread += waiting
+                self._unread += len(frame)
+                self._launch(frame)  # here: whoever sends next is not to overtake it
                 writer.set_result(None)
 
 

@@ -1,6 +1,7 @@
 """What every transport does alike."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -266,3 +267,166 @@ async def test_cancelled_waits_lose_no_frame(backend):
     received = [frame for frame in received if isinstance(frame, bytes)]
     received += [await far.receive() for _ in range(20 - len(received))]
     assert received == [b"%d" % i for i in range(20)]
+
+
+class Heard:
+    """What came over a link, taken where the link tells of it."""
+
+    def __init__(self, link) -> None:
+        self.frames: list[bytes] = []
+        self.ended = asyncio.Event()
+        self._link = link
+        self._came = asyncio.Event()
+        link.listen(self._take)
+        self._take()  # what came before
+
+    def _take(self) -> None:
+        try:
+            while (frame := self._link.receive_now()) is not None:
+                self.frames.append(frame)
+        except LinkClosedError:
+            self.ended.set()
+        self._came.set()
+
+    async def has(self, count: int) -> None:
+        while len(self.frames) < count:
+            self._came.clear()
+            await self._came.wait()
+
+
+async def test_frames_sent_at_once_and_waited_for_are_told_of_whole_and_in_order(backend):
+    near, far = await backend.linked()
+    sent = [b"%d" % i * (1 + i * i % 977) for i in range(1, 600)]
+    heard = Heard(far)
+    at_once = 0
+    for i, frame in enumerate(sent):
+        if i % 3 and near.send_now(frame):
+            at_once += 1
+        else:
+            await near.send(frame)
+    await heard.has(len(sent))
+    assert heard.frames == sent
+    assert at_once > 100  # while the other end keeps up, nothing has to wait
+
+
+async def test_frames_that_are_told_of_go_both_ways(backend):
+    near, far = await backend.linked()
+    there, back = Heard(far), Heard(near)
+    for i in range(50):
+        assert near.send_now(b"there %d" % i)
+        await there.has(i + 1)
+        assert far.send_now(b"back %d" % i)
+        await back.has(i + 1)
+    assert there.frames == [b"there %d" % i for i in range(50)]
+    assert back.frames == [b"back %d" % i for i in range(50)]
+
+
+async def test_nothing_is_there_before_it_comes(backend):
+    near, far = await backend.linked()
+    assert far.receive_now() is None
+    heard = Heard(far)
+    assert near.send_now(b"it")
+    await heard.has(1)
+    assert far.receive_now() is None
+
+
+@pytest.mark.parametrize("frame", [b"", bytes(MAX_FRAME_BYTES + 1)], ids=["empty", "long"])
+async def test_what_is_no_frame_is_not_sent_at_once_either(backend, frame):
+    near, far = await backend.linked()
+    with pytest.raises(InputError):
+        near.send_now(frame)
+    assert near.send_now(b"next")
+    assert await far.receive() == b"next"
+
+
+@pytest.mark.parametrize("listens", ["before", "after"])
+async def test_the_end_is_told_after_all_that_came_before_it(backend, listens):
+    near, far = await backend.linked()
+    heard = Heard(far) if listens == "before" else None
+    sent = [b"%d" % i for i in range(20)]
+    for frame in sent:
+        assert near.send_now(frame)
+    await near.close()
+    if heard is None:
+        told = asyncio.Event()
+        far.listen(told.set)
+        while not far.closed:
+            told.clear()
+            await told.wait()
+        heard = Heard(far)
+    await heard.ended.wait()
+    assert heard.frames == sent
+    for _ in range(2):
+        with pytest.raises(LinkClosedError):
+            far.receive_now()
+
+
+async def test_a_link_that_is_closed_here_tells_so_and_sends_nothing_at_once(backend):
+    near, far = await backend.linked()
+    near_heard, far_heard = Heard(near), Heard(far)
+    await near.close()
+    await asyncio.gather(near_heard.ended.wait(), far_heard.ended.wait())
+    for link in (near, far):
+        with pytest.raises(LinkClosedError):
+            link.send_now(b"late")
+    assert (near_heard.frames, far_heard.frames) == ([], [])
+
+
+async def test_nothing_of_a_frame_is_sent_at_once_that_has_no_room(backend):
+    near, far = await backend.linked()
+    sent = []
+    while near.send_now(frame := b"%04d" % len(sent) * (1 << 14)):
+        sent.append(frame)
+        assert len(sent) * len(frame) < 32 << 20
+    refused = b"never sent" * 1000
+    assert not near.send_now(refused)
+    assert [await far.receive() for _ in sent] == sent
+    while not near.send_now(b"there is room again"):
+        await asyncio.sleep(0.01)  # noqa: TID251 - sockets empty in real time
+    assert await far.receive() == b"there is room again"
+
+
+async def test_what_waits_for_room_is_not_overtaken(backend):
+    near, far = await backend.linked()
+    count = 0
+    while near.send_now(bytes(1 << 16)):
+        count += 1
+    waiting = asyncio.create_task(near.send(b"first"))
+    await asyncio.sleep(0)  # noqa: TID251 - lets it wait
+    received = []
+    while len(received) < count:
+        received.append(await far.receive())
+    while not near.send_now(b"second"):
+        await asyncio.sleep(0.01)  # noqa: TID251 - sockets empty in real time
+    assert [await far.receive(), await far.receive()] == [b"first", b"second"]
+    await waiting
+
+
+async def test_who_closes_the_link_when_told_of_a_frame_harms_nobody(backend):
+    problems = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    near, far = await backend.linked()
+    closed = asyncio.Event()
+    taken = []
+
+    def take_and_close() -> None:
+        with contextlib.suppress(LinkClosedError):
+            if (frame := far.receive_now()) is None:
+                return
+            taken.append(frame)
+            with contextlib.suppress(StopIteration):
+                far.close().send(None)  # here and now: it has nothing to wait for
+        closed.set()
+
+    far.listen(take_and_close)
+    heard = Heard(near)
+    for i in range(50):
+        if near.closed:
+            break
+        await near.send(b"%d" % i)
+    await asyncio.gather(closed.wait(), heard.ended.wait())
+    assert taken == [b"0"]
+    with pytest.raises(LinkClosedError):
+        far.receive_now()
+    assert far.closed
+    assert problems == []

@@ -85,3 +85,111 @@ async def test_discarding_leaves_nothing_to_read():
     queue.close("second reason")
     with pytest.raises(LinkClosedError, match="first reason"):
         await queue.get()
+
+
+async def test_offer_adds_only_where_there_is_room_at_once():
+    queue = FrameQueue(window_bytes=2)
+    assert [queue.offer(b"%d" % i) for i in range(3)] == [True, True, False]
+    assert queue.waiting_bytes == 2
+    assert await queue.get() == b"0"
+    assert queue.offer(b"3")
+    assert [await queue.get(), await queue.get(), queue.poll()] == [b"1", b"3", None]
+
+
+async def test_offer_does_not_overtake_who_waits_for_room():
+    queue = FrameQueue(window_bytes=2)
+    await queue.put(b"12")
+    writer = asyncio.create_task(queue.put(b"34"))
+    await settle()
+    assert queue.poll() == b"12"
+    assert not queue.offer(b"56")
+    assert queue.poll() == b"34"
+    await writer
+    assert queue.offer(b"56")
+    assert queue.poll() == b"56"
+
+
+async def test_offer_gives_a_frame_to_who_waits_for_one():
+    queue = FrameQueue()
+    reader = asyncio.create_task(queue.get())
+    await settle()
+    assert queue.offer(b"frame")
+    assert queue.waiting_bytes == 0
+    assert await reader == b"frame"
+
+
+async def test_offer_and_poll_say_that_it_is_closed():
+    queue = FrameQueue(window_bytes=1)
+    assert queue.offer(b"full")
+    queue.close("over")
+    with pytest.raises(LinkClosedError, match="over"):
+        queue.offer(b"late")
+    assert queue.poll() == b"full"
+    for _ in range(2):
+        with pytest.raises(LinkClosedError, match="over"):
+            queue.poll()
+
+
+async def test_poll_makes_room_for_who_waits():
+    queue = FrameQueue(window_bytes=1)
+    assert queue.poll() is None
+    writers = [asyncio.create_task(queue.put(b"%d" % i)) for i in range(3)]
+    await settle()
+    assert [queue.poll() for _ in range(4)] == [b"0", b"1", b"2", None]
+    await asyncio.gather(*writers)
+
+
+async def test_it_is_idle_while_nothing_waits_in_it_or_for_it_and_it_is_open():
+    queue = FrameQueue(window_bytes=1)
+    assert queue.idle
+    await queue.put(b"1")
+    assert not queue.idle
+    writer = asyncio.create_task(queue.put(b"2"))
+    await settle()
+    queue.take_now(1)
+    assert not queue.idle  # the second has come in
+    queue.take_now(1)
+    assert queue.idle
+    await writer
+    queue.close("over")
+    assert not queue.idle
+
+
+async def test_listener_is_told_within_the_call_that_brings_a_frame():
+    queue = FrameQueue()
+    taken = []
+    queue.listen(lambda: taken.append(queue.poll()))
+    queue.put_now(b"1")
+    assert taken == [b"1"]
+    await queue.put(b"2")
+    assert queue.offer(b"3")
+    assert taken == [b"1", b"2", b"3"]
+    assert queue.idle
+
+
+async def test_listener_is_not_told_of_a_frame_that_somebody_waits_for():
+    queue = FrameQueue()
+    told = []
+    queue.listen(lambda: told.append(queue.waiting_bytes))
+    reader = asyncio.create_task(queue.get())
+    await settle()
+    queue.put_now(b"waited for")
+    queue.put_now(b"2")
+    assert told == [1]
+    assert await reader == b"waited for"
+
+
+@pytest.mark.parametrize("discard", [False, True])
+async def test_listener_is_told_of_the_end_in_a_turn_of_its_own(discard):
+    queue = FrameQueue()
+    queue.put_now(b"frame")
+    told = []
+    queue.listen(lambda: told.append(queue.closed))
+    queue.close("over", discard=discard)
+    assert told == []  # who closes is not interrupted
+    await settle()
+    assert told == [True]
+    if not discard:
+        assert queue.poll() == b"frame"
+    with pytest.raises(LinkClosedError, match="over"):
+        queue.poll()
