@@ -50,6 +50,7 @@ LISTED: dict[str, tuple[str, ...]] = {
     "permit used before": ("permits.permit_used_before", PERMITS),
     "permit used before, after a restart": (
         "permits.permit_used_before_a_restart",
+        "permits.permit_used_before_a_crash",
         "permits.permit_used_before_the_machine_went_down",
         PERMITS,
     ),

@@ -136,6 +136,19 @@ def permit_used_before_a_restart(folder, classes):
     return is_refused(folder, classes, once)
 
 
+def permit_used_before_a_crash(folder, classes):
+    """The process was killed after its first answer: it closed nothing."""
+    once, first = permit(), store(folder, classes)
+    assert not is_refused(folder, classes, once, nonces=first)
+    classes.permits(PROCESSOR.peer_id, first, clock=CLOCK).keep()
+    second = store(folder, classes)
+    try:
+        return is_refused(folder, classes, once, nonces=second)
+    finally:
+        second.close()
+        first.close()
+
+
 def permit_used_before_the_machine_went_down(folder, classes):
     """What the machine had not written to the disk yet is gone."""
     once = permit()
@@ -240,7 +253,8 @@ def unsigned(kind):
 
 
 def forgetful(self, path, **options):
-    path.unlink(missing_ok=True)
+    for file in path.parent.glob(f"{path.name}*"):  # its journal too, which is read again
+        file.unlink()
     NonceStore.__init__(self, path, **options)
 
 
@@ -258,6 +272,7 @@ ON_COMPLETIONS = (
 ON_USED = (
     permit_used_before,
     permit_used_before_a_restart,
+    permit_used_before_a_crash,
     permit_used_before_the_machine_went_down,
 )
 SUITE = Suite(
@@ -278,7 +293,11 @@ SUITE = Suite(
         ),
         Defence("permits", "check_unused", nothing, ON_USED),
         Defence("nonces", "__init__", forgetful, ON_USED[1:]),
-        Defence("nonces", "_begin", lambda *_: 0.0, ON_USED[2:]),
+        Defence(
+            "nonces", "keep", nothing, (permit_used_before_a_restart, permit_used_before_a_crash)
+        ),
+        Defence("permits", "keep", nothing, (permit_used_before_a_crash,)),
+        Defence("nonces", "_begin", lambda *_: 0.0, (permit_used_before_the_machine_went_down,)),
         Defence("files", "check_signature", unsigned(BlobPermit), (forged_permit_to_fetch,)),
         Defence("files", "check_signer", nothing, (client_permits_itself_to_fetch,)),
         Defence("files", "check_fetcher", nothing, (stolen_permit_to_fetch,)),

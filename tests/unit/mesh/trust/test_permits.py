@@ -104,6 +104,77 @@ def test_used_permit_is_refused_after_a_restart_for_as_long_as_it_could_pass(sto
             use(PermitCheck(PROCESSOR.peer_id, store(), clock=clock), made)
 
 
+@pytest.fixture
+def killed(tmp_path, clock):
+    """Open a store on the file of others that are not closed, as after a crash."""
+    opened = []
+
+    def open_():
+        opened.append(
+            NonceStore(tmp_path / "killed", clock=clock, longest_s=REMEMBERED_S, boot="boot-1")
+        )
+        return opened[-1]
+
+    yield open_
+    for one in opened:
+        one._unkept.clear()  # a process that was killed keeps nothing more
+        one.close()
+
+
+def test_what_was_kept_is_known_after_a_crash_and_what_was_not_is_not(killed, clock):
+    kept, unkept = permit(clock), permit(clock)
+    check = PermitCheck(PROCESSOR.peer_id, killed(), clock=clock)
+    use(check, kept)
+    check.keep()
+    check.keep()  # harmless twice
+    use(check, unkept)
+    for one in (kept, unkept):  # in the process that lives, both are
+        with pytest.raises(TrustError, match="used before"):
+            use(check, one)
+    after = PermitCheck(PROCESSOR.peer_id, killed(), clock=clock)
+    with pytest.raises(TrustError, match="used before"):
+        use(after, kept)
+    assert use(after, unkept).account == "ada"
+
+
+def test_closing_keeps_what_was_not_kept(store, clock):
+    made = permit(clock)
+    first = store()
+    use(PermitCheck(PROCESSOR.peer_id, first, clock=clock), made)
+    with pytest.raises(TrustError, match="used before"):
+        use(PermitCheck(PROCESSOR.peer_id, store(), clock=clock), made)
+
+
+def test_what_expires_before_it_is_kept_is_not_written(killed, clock):
+    first = killed()
+    check = PermitCheck(PROCESSOR.peer_id, first, clock=clock)
+    use(check, permit(clock))
+    clock.advance(REMEMBERED_S)
+    use(check, permit(clock))
+    check.keep()
+    assert len(first) == len(killed()) == 1
+
+
+def test_keeping_that_failed_half_way_is_made_up_for(killed, clock):
+    first = killed()
+    check = PermitCheck(PROCESSOR.peer_id, first, clock=clock)
+    made = [permit(clock) for _ in range(3)]
+    for one in made:
+        use(check, one)
+    first._db.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON used WHEN (SELECT COUNT(*) FROM used) = 1 "
+        "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+    )
+    for _ in range(2):
+        with pytest.raises(StorageError, match="the disk is full"):
+            check.keep()
+    with pytest.raises(TrustError, match="used before"):
+        use(check, made[2])
+    first._db.execute("DROP TRIGGER full")
+    check.keep()
+    assert len(killed()) == 3
+
+
 def test_what_has_expired_is_forgotten(store, clock):
     nonces = store()
     check = PermitCheck(PROCESSOR.peer_id, nonces, clock=clock)
