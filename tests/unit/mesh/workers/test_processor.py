@@ -18,6 +18,7 @@ from tinkex.errors import (
     NotFoundError,
     PermissionDeniedError,
     RateLimitError,
+    StorageError,
     TrustError,
 )
 from tinkex.mesh.api.processor import (
@@ -28,6 +29,9 @@ from tinkex.mesh.api.processor import (
 )
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
+from tinkex.mesh.rpc.messages import Items, decode_frame
+from tinkex.mesh.transport.memory import MemoryLink
+from tinkex.mesh.trust.nonces import NonceStore
 from tinkex.mesh.workers.processor import ProcessorConfig
 
 
@@ -96,6 +100,40 @@ async def test_used_permit_is_refused_after_a_restart(tmp_path):
                 continue
             again = await world.peer(credentials=world.credentials(Role.GATEWAY, gateway_key))
             assert "used before" in str(await caught(world.ask(used, again)))
+
+
+async def test_permit_is_kept_before_anything_is_answered(mesh, monkeypatch):
+    happened = []
+    keep, send = NonceStore.keep, MemoryLink.send_now
+
+    def keeps(self):
+        keep(self)
+        happened.append("kept")
+
+    def sends(self, frame):
+        messages = () if self.remote != mesh.gateway_key.peer_id else decode_frame(frame)
+        happened.extend("answered" for message in messages if isinstance(message, Items))
+        return send(self, frame)
+
+    await mesh.describe()  # greeted
+    monkeypatch.setattr(NonceStore, "keep", keeps)
+    monkeypatch.setattr(MemoryLink, "send_now", sends)
+    await mesh.ask(mesh.work())
+    assert happened[:2] == ["kept", "answered"]
+    assert happened.count("kept") == 1
+
+
+async def test_nothing_is_answered_where_the_permit_cannot_be_kept(mesh, monkeypatch):
+    def fails(self):
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NonceStore, "keep", fails)
+        async with mesh.stream(mesh.work()) as events:
+            assert "the disk is full" in str(await caught(anext(events)))
+    description = await mesh.describe()
+    assert description.free_slots == description.slots
+    await mesh.ask(mesh.work())
 
 
 @pytest.mark.parametrize("role", [Role.CLIENT, Role.PROCESSOR, Role.AUTH, Role.BOOTSTRAP])
