@@ -62,6 +62,37 @@ async def test_gateway_gets_what_was_there_and_is_told_of_what_comes_without_a_p
         assert state.age_s <= 2.0
 
 
+async def test_entry_that_is_not_flushed_is_told_of_with_the_next_that_is(tmp_path):
+    async with FeedWorld(tmp_path) as world:
+        auth, gateway = await world.node(), await world.node(Role.GATEWAY)
+        await gateway.write(USAGE, "1")
+        gateway.follow(auth)
+        await world.wait(having(auth, USAGE, "1"))
+        for text in (b"2", b"3"):
+            await gateway.store.own(USAGE).append(text, flush=False)
+        await settled(200)  # no time passes
+        assert await auth.holds(USAGE) == ["1"]
+        assert await gateway.holds(USAGE) == ["1", "2", "3"]
+        await gateway.write(USAGE, "4")
+        await settled(200)
+        assert await auth.holds(USAGE) == ["1", "2", "3", "4"]
+
+
+async def test_entry_that_is_not_flushed_is_found_by_who_asks(tmp_path):
+    async with FeedWorld(tmp_path) as world:
+        auth, gateway = await world.node(), await world.node(Role.GATEWAY)
+        await auth.write(ACCOUNTS_PUBLIC, "1")
+        gateway.follow(auth)
+        await world.wait(having(gateway, ACCOUNTS_PUBLIC, "1"))
+        await auth.store.own(ACCOUNTS_PUBLIC).append(b"2", flush=False)
+        await settled(200)
+        assert await gateway.holds(ACCOUNTS_PUBLIC) == ["1"]
+        await world.wait(having(gateway, ACCOUNTS_PUBLIC, "1", "2"))
+        await auth.write(ACCOUNTS_PUBLIC, "3")
+        await settled(200)
+        assert await gateway.holds(ACCOUNTS_PUBLIC) == ["1", "2", "3"]
+
+
 async def test_private_accounts_reach_auth_workers_alone(tmp_path):
     async with FeedWorld(tmp_path) as world:
         auth, second = await world.node(), await world.node()

@@ -12,7 +12,7 @@ from tinkex.errors import APIStatusError, AuthenticationError, ConfigurationErro
 from tinkex.mesh.accounts.credentials import UnknownCredentialError
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.workers.serving.admission import Admission, AdmissionConfig
-from tinkex.mesh.workers.serving.freshness import Freshness, FreshnessConfig
+from tinkex.mesh.workers.serving.freshness import LOOK_S, Freshness, FreshnessConfig
 from tinkex.testing import VirtualClock
 
 
@@ -133,3 +133,55 @@ async def test_one_that_never_heard_says_so_and_who_waits_may_go(world):
 def test_times_that_are_none_are_refused():
     with pytest.raises(ConfigurationError):
         FreshnessConfig(stale_after_s=0)
+
+
+class AgingNews(ScriptedNews):
+    """Counts who looks how old it is."""
+
+    def __init__(self, clock, age):
+        super().__init__()
+        self.clock, self.heard_at = clock, clock.monotonic() - age
+        self.looked = 0
+
+    def age_s(self):
+        self.looked += 1
+        return self.clock.monotonic() - self.heard_at
+
+
+def aging(age, **settings):
+    """A world whose news were heard so many seconds ago; nobody can be asked for newer ones."""
+    made = World(**settings)
+    made.news = made.freshness._news = AgingNews(made.clock, age)
+    made.news.gives = False
+    return made
+
+
+async def test_age_is_not_looked_at_again_within_a_moment():
+    world = aging(0.0)
+    for _ in range(10):
+        await world.freshness.ensure()
+        world.clock.advance(LOOK_S / 16)
+    assert world.news.looked == 1
+    world.clock.advance(LOOK_S)
+    await world.freshness.ensure()
+    assert world.news.looked == 2
+
+
+async def test_news_are_never_believed_for_longer_than_is_set():
+    world = aging(59.5, stale_after_s=60.0)
+    await world.freshness.ensure()
+    world.clock.advance(0.25)
+    await world.freshness.ensure()
+    world.clock.advance(0.5)  # within the moment, and too old
+    error = await caught(world.freshness.ensure())
+    assert isinstance(error, APIStatusError)
+    assert error.status_code == 503
+    await world.tasks.stop()
+
+
+async def test_what_was_not_enough_is_looked_at_again_at_once():
+    world = aging(61.0, stale_after_s=60.0)
+    await caught(world.freshness.ensure())
+    world.news.heard_at = world.clock.monotonic()
+    await world.freshness.ensure()
+    await world.tasks.stop()
