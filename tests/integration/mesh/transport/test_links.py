@@ -408,6 +408,23 @@ async def test_what_waits_for_room_is_not_overtaken(backend):
     await waiting
 
 
+async def test_what_is_tried_in_every_turn_overtakes_nothing_that_waits(backend):
+    near, far = await backend.linked()
+    sent = [b"%04d" % i * (1 << 13) for i in range(250)]
+    waiting = []
+
+    async def send() -> None:
+        for frame in sent:
+            if not near.send_now(frame):
+                waiting.append(asyncio.create_task(near.send(frame)))
+            await asyncio.sleep(0)  # noqa: TID251 - it takes its place, and others their turn
+
+    sending = asyncio.create_task(send())
+    received = [await far.receive() for _ in sent]
+    assert [frame[:4] for frame in received] == [frame[:4] for frame in sent]
+    await asyncio.gather(sending, *waiting)
+
+
 async def test_who_closes_the_link_when_told_of_a_frame_harms_nobody(backend):
     problems = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))

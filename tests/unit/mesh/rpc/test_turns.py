@@ -163,16 +163,22 @@ async def test_error_after_the_last_item_is_told_to_no_caller_and_the_link_goes_
 
 
 async def test_item_after_the_last_is_an_error_that_leaves_the_link_alive():
-    planned = Planned()
-    async with World() as world, raw_link(world, planned) as (_, link):
-        await link.send(asked("final", "piece"))
-        await settled()
-        assert came(link) == [[Items(1, (FINAL,)), End(1)]]
+    async with World() as world:
+        planned, watch = Planned(), Watch()
+        server = await world.peer(Role.AUTH, planned, observer=watch)
+        client = await world.peer()
         planned.gate.set()
-        await link.send(asked("piece", number=2))
-        await settled()
-        assert [m for frame in came(link) for m in frame] == [Items(2, (PIECE,)), End(2)]
+        for items, replies, ended in (
+            (["final", "piece"], [Final()], ("EngineError", 1)),
+            (["piece"], [Piece()], (None, 1)),
+        ):
+            stream = client.stream(server.contact, Planned.rpc_stream, Plan(items), timeout_s=60)
+            assert [reply async for reply in stream] == replies
+            await until(lambda: watch.calls)
+            assert watch.calls == [ended]
+            watch.calls.clear()
         assert planned.done == 1  # the first was not let on
+        assert len(client.links()) == 1
 
 
 async def test_cancel_that_crosses_the_end_does_not_stop_what_follows_the_last_item():
