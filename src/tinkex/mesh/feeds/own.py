@@ -75,7 +75,7 @@ class OwnFeed:
             flush: whether to wait for the disk, and tell peers at once. Without, an end of the
                 process loses nothing, and one of the machine may take the entry, unless it reached
                 a peer: no number is signed twice even so, as each start opens an epoch. Peers are
-                told with the next entry that is flushed, unless they ask before.
+                told with the next entry that is flushed, or a second later.
 
         Raises:
             InputError: the payload is longer than an entry may be.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from tinkex._timers import Timers
+from tinkex._timers import Timer, Timers
 from tinkex.errors import RateLimitError, TinkerError
 from tinkex.mesh.api.feeds import MAX_KEYS, MAX_PUSHED, FeedApi, Key, Push
 from tinkex.mesh.feeds.config import ReplicationConfig
@@ -21,6 +21,8 @@ from tinkex.mesh.transport.base import Contact
 
 _LOG = logging.getLogger("tinkex.mesh.feeds")
 _MAX_WAITING_BYTES = 512 << 10
+LATER_S = 1.0
+"""How long an entry that is not told at once waits for another."""
 
 
 class Outbox:
@@ -57,9 +59,10 @@ class Outbox:
         self._keys: list[Key] = []
         self._ask = False
         self._busy = False
+        self._later: Timer | None = None
 
     def add(self, entry: Entry, *, at_once: bool = True) -> None:
-        """Tell of an entry; or, not at once, with whatever is told next."""
+        """Tell of an entry; or, not at once, with what is told next, `LATER_S` later at most."""
         encoded = entry.encoded()
         if self._size + len(encoded) > _MAX_WAITING_BYTES:
             self._drop()
@@ -69,6 +72,8 @@ class Outbox:
             self._size += len(encoded)
         if at_once:
             self._begin()
+        elif self._later is None:
+            self._later = self._timers.call_later(LATER_S, self._begin)
 
     def add_key(self, key: Key) -> None:
         """Tell of a person's key; it goes before entries that are added later."""
@@ -86,6 +91,9 @@ class Outbox:
         self._begin()
 
     def _begin(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         if not self._busy:
             self._busy = True
             name = f"tell {self.contact.peer_id.short}"

@@ -94,7 +94,7 @@ class NonceStore:
         return not_before
 
     def use(self, gateway: bytes, nonce: bytes, *, forget_at: float) -> None:
-        """Use a nonce up. Give no answer before `keep`.
+        """Use a nonce up; `keep` it before anything of the work that it permits is told.
 
         Args:
             gateway: whose it is.

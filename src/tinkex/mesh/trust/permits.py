@@ -131,7 +131,7 @@ class PermitCheck:
     def check(
         self, encoded: bytes, *, caller: PeerId, request: bytes, model: str, tokens: int
     ) -> Permit:
-        """Check a permit, and use it up. Give no answer before `keep`.
+        """Check a permit, and use it up; `keep` it before anything of its work is told.
 
         Args:
             encoded: as it came.

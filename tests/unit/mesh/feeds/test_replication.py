@@ -35,6 +35,7 @@ from tinkex.mesh.feeds.policy import (
     USAGE,
 )
 from tinkex.mesh.feeds.pruning import prune
+from tinkex.mesh.feeds.pushing import LATER_S
 from tinkex.mesh.feeds.view import View
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import method_of, methods_of
@@ -62,7 +63,7 @@ async def test_gateway_gets_what_was_there_and_is_told_of_what_comes_without_a_p
         assert state.age_s <= 2.0
 
 
-async def test_entry_that_is_not_flushed_is_told_of_with_the_next_that_is(tmp_path):
+async def test_entry_that_is_not_flushed_is_told_of_with_the_next_that_is_or_later(tmp_path):
     async with FeedWorld(tmp_path) as world:
         auth, gateway = await world.node(), await world.node(Role.GATEWAY)
         await gateway.write(USAGE, "1")
@@ -76,6 +77,10 @@ async def test_entry_that_is_not_flushed_is_told_of_with_the_next_that_is(tmp_pa
         await gateway.write(USAGE, "4")
         await settled(200)
         assert await auth.holds(USAGE) == ["1", "2", "3", "4"]
+        await gateway.store.own(USAGE).append(b"5", flush=False)
+        await world.pass_time(LATER_S - 0.1)
+        assert await auth.holds(USAGE) == ["1", "2", "3", "4"]
+        await world.wait(having(auth, USAGE, "1", "2", "3", "4", "5"))
 
 
 async def test_entry_that_is_not_flushed_is_found_by_who_asks(tmp_path):
