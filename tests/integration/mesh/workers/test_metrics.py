@@ -63,6 +63,7 @@ async def settled(network, workers):
                 and gateway["feed_chains_behind",] == 0
                 and gateway["feed_entries", "usage"] >= 3
                 and (gateway["processors",], seen[Role.CLIENT]["gateways",]) == (1, 1)
+                and seen[Role.AUTH]["gateways",] == 1  # it has heard of what was used
             ):
                 return texts, seen
             await network.clock.sleep(0.05)
