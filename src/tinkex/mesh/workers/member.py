@@ -337,11 +337,14 @@ class Member:
 
     async def find_auth(self) -> None:
         """Look for auth workers, and follow those that are found, and none that was shut out."""
+        found = await self.discovery.lookup(Role.AUTH.value)
+        is_revoked = self.revocations.is_revoked
         for source in self.replicator.sources():
-            if self.revocations.is_revoked(source.peer_id):
+            if is_revoked(source.peer_id):
                 self.replicator.unfollow(source.peer_id)
-        for record in await self.discovery.lookup(Role.AUTH.value):
-            if record.contact.peer_id != self.key_pair.peer_id:
+        for record in found:
+            peer_id = record.contact.peer_id
+            if peer_id != self.key_pair.peer_id and not is_revoked(peer_id):
                 self.replicator.follow(record.contact, Role.AUTH)
 
     async def _checked_heads(self) -> list[Head]:
