@@ -55,10 +55,10 @@ class Witness(User):
         return counted(self.get("/mesh/usage")), self.keys()
 
     def writes(self):
-        """Make a key; whether that was answered, else it was refused for now."""
+        """Make a key, and return it; None where that was refused for now."""
         reply = self.request("POST", "/mesh/keys", {"name": "another"})
         assert reply.status_code in {200, 503}, reply.text
-        return reply.status_code == 200
+        return reply.json()["key"] if reply.status_code == 200 else None
 
     def reads(self):
         """Whether its keys are listed, else it was refused for now."""
