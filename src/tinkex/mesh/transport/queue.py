@@ -90,8 +90,7 @@ class FrameQueue:
         Raises:
             LinkClosedError: the queue was closed before there was room.
         """
-        if self._closed is not None or not (self._writers or self.full):
-            self.put_now(frame)
+        if self.offer(frame):
             return
         writer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (frame, writer)
@@ -127,7 +126,7 @@ class FrameQueue:
         Raises:
             LinkClosedError: the queue was closed.
         """
-        if self._closed is None and (self._writers or self._bytes >= self._window):
+        if self._closed is None and (self._writers or self.full):
             return False
         self.put_now(frame)
         return True
@@ -138,10 +137,9 @@ class FrameQueue:
         Raises:
             LinkClosedError: the queue was closed, and holds nothing.
         """
-        if self._frames:
-            return self._take()
-        if self._closed is not None:
-            raise LinkClosedError(self._closed)
+        frame = self.poll()
+        if frame is not None:
+            return frame
         reader: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
         try:
