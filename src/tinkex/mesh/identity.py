@@ -7,8 +7,7 @@ Owns ids, signatures and how a secret key lies on disk. Does not know what a sig
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -23,15 +22,26 @@ SIGNATURE_BYTES = 64
 _DOMAIN = b"tinkex-mesh-1\x00"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PeerId:
-    """A peer's public key: 32 bytes, shown as 64 hexadecimal digits."""
-
+class _Raw(NamedTuple):
     raw: bytes
 
-    def __post_init__(self) -> None:
-        if len(self.raw) != PEER_ID_BYTES:
-            raise InputError(f"a peer id has {PEER_ID_BYTES} bytes, not {len(self.raw)}")
+
+class PeerId(_Raw):
+    """A peer's public key: 32 bytes, shown as 64 hexadecimal digits.
+
+    A tuple, as it is a key of most of the mesh's dictionaries, and tuples are hashed in C.
+
+    Raises:
+        InputError: it has another length.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, raw: bytes) -> Self:
+        """Check its length."""
+        if len(raw) != PEER_ID_BYTES:
+            raise InputError(f"a peer id has {PEER_ID_BYTES} bytes, not {len(raw)}")
+        return tuple.__new__(cls, (raw,))
 
     @classmethod
     def parse(cls, text: str) -> PeerId:

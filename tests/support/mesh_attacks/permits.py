@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 
 import msgspec
@@ -87,9 +88,12 @@ def no_permit(folder, classes):
 
 
 def forged_permit(folder, classes):
+    """By the gateway itself: another one's is refused before."""
     signed = msgspec.msgpack.decode(permit(), type=Signed)
-    forged = msgspec.structs.replace(signed, signature=bytes(64))
-    return is_refused(folder, classes, msgspec.msgpack.encode(forged))
+    forged = msgspec.msgpack.encode(msgspec.structs.replace(signed, signature=bytes(64)))
+    with closing(store(folder, classes)) as held:
+        check = classes.permits(PROCESSOR.peer_id, held, clock=CLOCK)
+        return refused(TrustError, check.prove, forged)
 
 
 def permit_of_another_gateway(folder, classes):
@@ -260,7 +264,6 @@ def forgetful(self, path, **options):
 
 ON_COMPLETIONS = (
     no_permit,
-    forged_permit,
     permit_of_another_gateway,
     permit_for_another_processor,
     permit_for_another_request,
@@ -280,7 +283,7 @@ SUITE = Suite(
     Classes(),
     (
         Defence("permits", "check", whatever, (*ON_COMPLETIONS, *ON_USED)),
-        Defence("permits", "check_signature", unsigned(Permit), (forged_permit,)),
+        Defence("permits", "prove", nothing, (forged_permit,)),
         Defence("permits", "check_caller", nothing, (permit_of_another_gateway,)),
         Defence("permits", "check_processor", nothing, (permit_for_another_processor,)),
         Defence("permits", "check_request", nothing, (permit_for_another_request,)),

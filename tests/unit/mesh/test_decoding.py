@@ -83,6 +83,10 @@ def permit(data):
     check.check(data, caller=GATEWAY.peer_id, request=b"", model="m", tokens=1)
 
 
+def proven_permit(data):
+    PermitCheck(GATEWAY.peer_id, Unspent(), clock=VirtualClock()).prove(data)
+
+
 def blob_permit(data):
     check = BlobPermitCheck(
         TRUST.network, lambda: TRUST.roots, is_revoked=TRUST.is_revoked, clock=VirtualClock()
@@ -204,6 +208,18 @@ def an_opening():
     return open_epoch(AUTHOR, feed="network", epoch=bytes(16), time=1, builds_on=[]).payload
 
 
+def a_permit():
+    return make_permit(
+        GATEWAY.key_pair,
+        processor=GATEWAY.peer_id,
+        account="a",
+        model="m",
+        request=b"",
+        max_tokens=1,
+        expires_at=CLOCK.now() + 9,
+    )
+
+
 CHAIN = msgspec.msgpack.decode(GATEWAY.encoded, type=Chain)
 CLOCK = VirtualClock()
 READERS = {
@@ -221,19 +237,8 @@ READERS = {
         invite(TRUST.root, NETWORK, Role.CLIENT, contacts=(), now=NOW).text.encode(),
         (InputError, TrustError),
     ),
-    "permit": (
-        permit,
-        make_permit(
-            GATEWAY.key_pair,
-            processor=GATEWAY.peer_id,
-            account="a",
-            model="m",
-            request=b"",
-            max_tokens=1,
-            expires_at=CLOCK.now() + 9,
-        ),
-        TrustError,
-    ),
+    "permit": (permit, a_permit(), TrustError),
+    "permit's signature": (proven_permit, a_permit(), TrustError),
     "blob permit": (
         blob_permit,
         make_blob_permit(

@@ -89,7 +89,7 @@ class Channel:
         )
         self._heartbeat = Heartbeat(config, now)
         self._calls: dict[int, OutgoingCall] = {}
-        self._handlers = Handlers(self._session, peer, around.tasks, self)
+        self._handlers = Handlers(self._session, peer, around, self)
         self._pings: dict[int, asyncio.Future[None]] = {}
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
@@ -101,6 +101,7 @@ class Channel:
         """Waits until a full link takes a frame."""
         self._hold: Timer | None = None
         self._busy = False
+        self._open_calls = (0, 0)
         self._beat_timer: Timer | None = None
         self._planned = now
         self._retiring = False
@@ -164,7 +165,7 @@ class Channel:
                     await self._room.wait()
                 return self._begin(method, body, streamed, deadline, trace)
         finally:
-            self._settle()
+            self._settle(self._around.clock.monotonic())
 
     def open_now(
         self, method: str, body: bytes, *, streamed: bool, deadline: float, trace: str
@@ -194,8 +195,8 @@ class Channel:
         )
         call = OutgoingCall(call_id, method, len(body), now, self)
         self._calls[call_id] = call
-        self._update(now)
         self.send_at_once()
+        self._update(now)
         return call
 
     def consumed(self, call_id: int, body: bytes) -> None:
@@ -249,7 +250,7 @@ class Channel:
             self._session.leave(stopping=False)
             self._room.set()
             self._on_change(self, None, False)
-            self._settle()
+            self._settle(self._around.clock.monotonic())
             self._around.timers.call_later(self._around.config.lost_after_s, self._give_up)
 
     def _give_up(self) -> None:
@@ -310,12 +311,13 @@ class Channel:
             return
         try:
             while self._over is None and (frame := self._link.receive_now()) is not None:
-                self._heartbeat.heard(self._around.clock.monotonic())
+                now = self._around.clock.monotonic()
+                self._heartbeat.heard(now)
                 for message in self._session.receive(frame):
                     # The link may have ended with a message, and its calls with it.
                     if self._over is None:
-                        self._act(message)
-                self._settle()
+                        self._act(message, now)
+                self._settle(now)
                 self._taken_in += 1
                 if self._taken_in % _FRAMES_A_TURN == 0:
                     self._reads_on = True
@@ -355,10 +357,6 @@ class Channel:
             self._send()
         self.send_soon()
 
-    def send_when_due(self, call_id: int) -> None:
-        """Send a stream's items, which wait for company, when they have waited long enough."""
-        self._hold_until(self._session.due_of(call_id))
-
     def _end_of_turn(self) -> None:
         self._sends_soon = self._sent_at_once = False
         self._send()
@@ -390,7 +388,7 @@ class Channel:
             self._lost(error)
         finally:
             self._blocked = None
-        self._settle()
+        self._settle(self._around.clock.monotonic())
         self._send()
 
     def _all_is_sent(self) -> None:
@@ -417,7 +415,7 @@ class Channel:
     def _name(self) -> str:
         return self.peer.peer_id.short
 
-    def _act(self, message: Message) -> None:
+    def _act(self, message: Message, now: float) -> None:
         match message:
             case Items(call_id, bodies):
                 self._calls[call_id].came(bodies)
@@ -429,7 +427,7 @@ class Channel:
             case Failed(call_id, failure):
                 self._finish(call_id, error_of(failure))
             case Request():
-                self._answer(message)
+                self._answer(message, now)
             case Cancel(call_id):
                 self._handlers.cancel(call_id)
             case Credit():
@@ -445,8 +443,8 @@ class Channel:
         call.end(None if error is None else lambda: error)
         self._report(call, None if error is None else type(error).__name__)
 
-    def _answer(self, request: Request) -> None:
-        around, now = self._around, self._around.clock.monotonic()
+    def _answer(self, request: Request, now: float) -> None:
+        around = self._around
         self.last_used = now
         try:
             self._check_still()
@@ -471,11 +469,11 @@ class Channel:
                 )
             )
             return
-        self._handlers.begin(request, offered, around)
+        self._handlers.begin(request, offered, now)
 
-    def _settle(self) -> None:
+    def _settle(self, now: float) -> None:
         """After anything changed: `_update`, and have what is ready sent."""
-        self._update(self._around.clock.monotonic())
+        self._update(now)
         if self._session.to_send or self._session.finished:
             self.send_soon()
 
@@ -483,23 +481,29 @@ class Channel:
         """After anything changed: wake who waits for room or for the end, say good-bye."""
         if self._over is not None:
             return  # `end` has woken everybody
-        outgoing, incoming = self._session.open_calls
-        busy = outgoing > 0 or incoming > 0
-        if busy:
+        outgoing, incoming = open_calls = self._session.open_calls
+        if outgoing or incoming:
             self.last_used = now
+        if open_calls != self._open_calls:
+            self._open_calls = open_calls
+            self._count(outgoing, incoming, now)
+        if self._turn.locked():
+            self._room.set()
+        elif (self._retiring or self._session.closing) and not outgoing:
+            self._session.bye()
+
+    def _count(self, outgoing: int, incoming: int, now: float) -> None:
+        """After calls began or ended."""
         if incoming:
             self.answered.clear()
         else:
             self.answered.set()
+        busy = outgoing > 0 or incoming > 0
         if busy is not self._busy:
             self._busy = busy
             self._heartbeat.busy(busy, now)
             if busy and self._heartbeat.due() < self._planned:
                 self._plan_beat()
-        if self._turn.locked():
-            self._room.set()
-        elif (self._retiring or self._session.closing) and not outgoing:
-            self._session.bye()
 
     def _report(self, call: OutgoingCall, error: str | None) -> None:
         self._around.report(

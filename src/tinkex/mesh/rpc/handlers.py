@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
+from tinkex._timers import Timer
 from tinkex.errors import LinkClosedError, PeerTimeoutError, TinkerError
 from tinkex.mesh.rpc.credentials import RemotePeer
 from tinkex.mesh.rpc.dispatch import Offered, handler_error
@@ -19,11 +21,9 @@ from tinkex.mesh.rpc.observer import CallReport
 from tinkex.mesh.rpc.service import Call, Hurried, Last, Unhurried, is_trace
 from tinkex.mesh.rpc.session import Session
 from tinkex.mesh.rpc.surroundings import Surroundings
-from tinkex.mesh.tasks import Tasks
 
 
-@dataclass(slots=True)
-class _Running:
+class _Running(msgspec.Struct, eq=False):
     """A call that is being answered."""
 
     request: Request
@@ -51,9 +51,6 @@ class Sending(Protocol):
     def send_at_once(self) -> None:
         """Have it sent now."""
 
-    def send_when_due(self, call_id: int) -> None:
-        """Have a stream's items sent when they have waited long enough for others."""
-
 
 class Handlers:
     """Answers the calls of one link's peer.
@@ -61,26 +58,29 @@ class Handlers:
     Args:
         session: the link's.
         peer: who calls.
-        tasks: own the tasks.
+        around: what all links share.
         link: sends what the session has.
     """
 
-    def __init__(self, session: Session, peer: RemotePeer, tasks: Tasks, link: Sending) -> None:
+    def __init__(
+        self, session: Session, peer: RemotePeer, around: Surroundings, link: Sending
+    ) -> None:
         self._session = session
         self._peer = peer
-        self._tasks = tasks
+        self._around = around
         self._link = link
+        self._look: Timer | None = None
+        """Not later than the first deadline: one timer for all calls, of which few expire."""
         self._running: dict[int, _Running] = {}
         self._waiting: set[int] = set()
 
-    def begin(self, request: Request, offered: Offered, around: Surroundings) -> None:
+    def begin(self, request: Request, offered: Offered, now: float) -> None:
         """Answer a request that was admitted."""
-        now = around.clock.monotonic()
         running = _Running(request, offered, now, now + request.timeout_ms / 1000)
         self._running[request.id] = running
-        running.task = self._tasks.spawn(
-            self._run(running, around), name=f"answer {request.method}"
-        )
+        running.task = self._around.tasks.spawn(self._run(running), name=f"answer {request.method}")
+        if self._look is None or running.deadline < self._look.deadline:
+            self._look_at(running.deadline, now)
 
     def cancel(self, call_id: int) -> None:
         """Nobody waits for a call's answer any more."""
@@ -97,8 +97,10 @@ class Handlers:
 
     def cancel_all(self) -> None:
         """Nobody waits for any."""
-        for call_id in self._running:
-            self.cancel(call_id)
+        for running in self._running.values():
+            self._cancel(running)
+        if self._look is not None:
+            self._look.cancel()
 
     def room(self) -> None:
         """Wake those that wait to send and may."""
@@ -107,16 +109,13 @@ class Handlers:
             if room is not None and self._session.may_send(call_id):
                 room.set()
 
-    async def _run(self, running: _Running, around: Surroundings) -> None:
+    async def _run(self, running: _Running) -> None:
         request = running.request
-        timer = around.timers.call_later(
-            running.deadline - running.began, lambda: self._expire(running)
-        )
         failure: TinkerError | None = None
         running.started = True
         try:
             if not running.unwanted:
-                await self._answer(running, around)
+                await self._answer(running)
             else:
                 failure = _why_cancelled(running)
         except asyncio.CancelledError:
@@ -125,20 +124,19 @@ class Handlers:
         except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes an answer
             failure = handler_error(request.method, error)
         finally:
-            timer.cancel()
             del self._running[request.id]
             if failure is not None and not running.ended:
                 self._session.fail(request.id, wire_error(failure))
             self._link.send_at_once()
-            self._report(running, failure, around)
+            self._report(running, failure)
 
-    async def _answer(self, running: _Running, around: Surroundings) -> None:
-        request, offered, dispatcher = running.request, running.offered, around.dispatcher
+    async def _answer(self, running: _Running) -> None:
+        request, offered, dispatcher = running.request, running.offered, self._around.dispatcher
         message = dispatcher.decode(offered, request.body)
-        trace = request.trace if is_trace(request.trace) else ""
+        trace = request.trace if request.trace and is_trace(request.trace) else ""
         call = Call(self._peer.peer_id, self._peer.certificate, running.deadline, trace)
         if offered.method.streamed:
-            await self._stream(running, offered.handler(message, call), around)
+            await self._stream(running, offered.handler(message, call))
             if not running.ended:
                 self._session.end(request.id)
             return
@@ -146,31 +144,27 @@ class Handlers:
         running.items, running.reply_bytes = 1, len(body)
         self._session.respond(request.id, body)
 
-    async def _stream(
-        self, running: _Running, replies: AsyncIterator[object], around: Surroundings
-    ) -> None:
-        call_id = running.request.id
+    async def _stream(self, running: _Running, replies: AsyncIterator[object]) -> None:
+        call_id, encode = running.request.id, self._around.dispatcher.encode
         try:
             async for reply in replies:
                 if running.ended:
                     raise TypeError(f"`{running.request.method}` gives an item after its last")
-                body = around.dispatcher.encode(running.offered, reply)
+                body = encode(running.offered, reply)
                 if not self._session.may_send(call_id):
                     await self._room(running)
                 running.items += 1
                 running.reply_bytes += len(body)
-                self._give(call_id, running, reply, body, around)
+                self._give(call_id, running, reply, body)
         finally:
             close = getattr(replies, "aclose", None)
             if close is not None:
                 await close()
 
-    def _give(
-        self, call_id: int, running: _Running, reply: object, body: bytes, around: Surroundings
-    ) -> None:
+    def _give(self, call_id: int, running: _Running, reply: object, body: bytes) -> None:
         if isinstance(reply, Unhurried):
-            self._session.item(call_id, body, unhurried_at=around.clock.monotonic())
-            self._link.send_when_due(call_id)
+            self._session.item(call_id, body, unhurried_at=self._around.clock.monotonic())
+            self._link.send_soon()
             return
         self._session.item(call_id, body)
         if isinstance(reply, Last):
@@ -193,19 +187,32 @@ class Handlers:
             finally:
                 self._waiting.discard(call_id)
 
-    @staticmethod
-    def _expire(running: _Running) -> None:
-        running.expired = True
-        Handlers._cancel(running)
+    def _look_at(self, deadline: float, now: float) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        self._look = self._around.timers.call_later(max(0.0, deadline - now), self._expire)
 
-    def _report(self, running: _Running, failure: TinkerError | None, around: Surroundings) -> None:
-        around.report(
+    def _expire(self) -> None:
+        """End what was not done within its caller's time."""
+        self._look, now = None, self._around.clock.monotonic()
+        going_on = []
+        for running in self._running.values():
+            if now < running.deadline:
+                going_on.append(running.deadline)
+            elif not running.expired:
+                running.expired = True
+                self._cancel(running)
+        if going_on:
+            self._look_at(min(going_on), now)
+
+    def _report(self, running: _Running, failure: TinkerError | None) -> None:
+        self._around.report(
             CallReport(
                 self._peer.peer_id,
                 running.request.method,
                 True,
                 None if failure is None else type(failure).__name__,
-                around.clock.monotonic() - running.began,
+                self._around.clock.monotonic() - running.began,
                 running.items,
                 len(running.request.body),
                 running.reply_bytes,

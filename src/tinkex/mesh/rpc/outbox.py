@@ -267,11 +267,6 @@ class Outbox:
             self._over(call_id)
         return taken
 
-    @staticmethod
-    def due_of(reply: Reply) -> float | None:
-        """Until when a stream's items wait for others; None if there are none."""
-        return max(reply.held_until, reply.company_until) if reply.waiting else None
-
     def _held(self, reply: Reply, now: float) -> bool:
         """Whether a stream's items wait for more to go with them."""
         until = max(reply.held_until, reply.company_until)

@@ -8,7 +8,7 @@ protocol, and the link is closed. Who may call what, and how long anything takes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -43,8 +43,7 @@ class Limits:
     request_bytes: int
 
 
-@dataclass(slots=True)
-class _Outgoing:
+class _Outgoing(msgspec.Struct, eq=False):
     """A call of this side, until its last word."""
 
     size: int
@@ -56,14 +55,13 @@ class _Outgoing:
     cancelled: bool = False
 
 
-@dataclass(slots=True)
-class _Incoming:
+class _Incoming(msgspec.Struct, eq=False):
     """A call of the peer's, until its last word was taken to be sent."""
 
     size: int
     credit: int
     streamed: bool
-    reply: Reply = field(default_factory=Reply)
+    reply: Reply = msgspec.field(default_factory=Reply)
     cancelled: bool = False
 
 
@@ -109,8 +107,11 @@ class Session:
         self._incoming_bytes = 0
         self._last_in = 0
         self._last_ping = 0
-        self._leave_received = False
         self._bye_sent = self._bye_received = False
+        self.closing = False
+        """Whether this side may begin no call any more."""
+        self.finished = False
+        """Whether neither side needs the link any more."""
 
     # --- what is open ---------------------------------------------------------
 
@@ -128,16 +129,6 @@ class Session:
     def open_calls(self) -> tuple[int, int]:
         """`outgoing` and `incoming`."""
         return len(self._outgoing), len(self._incoming)
-
-    @property
-    def closing(self) -> bool:
-        """Whether this side may begin no call any more."""
-        return self._leave_received or self._bye_sent
-
-    @property
-    def finished(self) -> bool:
-        """Whether neither side needs the link any more."""
-        return self._bye_sent and self._bye_received
 
     # --- calls of this side ---------------------------------------------------
 
@@ -201,11 +192,6 @@ class Session:
         call.credit -= len(body) + ITEM_OVERHEAD
         self._outbox.item(call_id, call.reply, body, unhurried_at=unhurried_at)
 
-    def due_of(self, call_id: int) -> float | None:
-        """Until when a stream's items wait for others; None: nothing waits, or nothing any more."""
-        call = self._incoming.get(call_id)
-        return None if call is None else self._outbox.due_of(call.reply)
-
     def respond(self, call_id: int, body: bytes) -> None:
         """Give the reply of a call."""
         self._last_word(call_id, Response(call_id, body))
@@ -239,7 +225,8 @@ class Session:
     def bye(self) -> None:
         """Promise to begin no call here. To be said when none is open."""
         if not self._bye_sent:
-            self._bye_sent = True
+            self._bye_sent = self.closing = True
+            self.finished = self._bye_received
             self._outbox.urgent(Bye())
 
     # --- what came ------------------------------------------------------------
@@ -304,9 +291,10 @@ class Session:
                 if nonce > self._last_ping:
                     raise PeerProtocolError("the peer answered a ping that was never sent")
             case Leave():
-                self._leave_received = True
+                self.closing = True
             case Bye():
                 self._bye_received = True
+                self.finished = self._bye_sent
         return True
 
     def _request_came(self, request: Request) -> bool:

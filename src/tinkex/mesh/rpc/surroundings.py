@@ -31,7 +31,11 @@ class Surroundings:
 
     def report(self, report: CallReport) -> None:
         """Tell the observer of a call that ended."""
-        self.watch(lambda observer: observer.call_ended(report))
+        if self.observer is not None:
+            try:
+                self.observer.call_ended(report)
+            except Exception as error:  # noqa: BLE001 - whatever it is, calls go on
+                self.on_error(error)
 
     def watch(self, tell: Callable[[Observer], None]) -> None:
         """Tell the observer something, if there is one; what it raises harms nobody."""

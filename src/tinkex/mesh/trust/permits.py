@@ -131,7 +131,10 @@ class PermitCheck:
     def check(
         self, encoded: bytes, *, caller: PeerId, request: bytes, model: str, tokens: int
     ) -> Permit:
-        """Check a permit, and use it up; `keep` it before anything of its work is told.
+        """Check a permit but for its signature, and use it up.
+
+        `prove` and `keep` it before anything of its work is told. Both may wait until the work has
+        begun: only the gateway that a permit names may bring it, and that one could sign it.
 
         Args:
             encoded: as it came.
@@ -141,11 +144,11 @@ class PermitCheck:
             tokens: most tokens that the request may make.
 
         Raises:
-            TrustError: it does not hold, was used, or does not cover the request.
+            TrustError: it was used, or does not cover the request.
             RateLimitError: too many permits are remembered; see `nonces`.
         """
         signed = _envelope(encoded, "permit")
-        permit = self.check_signature(signed)
+        permit = _read(signed)
         self.check_caller(permit, signed, caller)
         self.check_processor(permit)
         self.check_request(permit, request)
@@ -154,15 +157,19 @@ class PermitCheck:
         self.check_unused(permit)
         return permit
 
-    def check_signature(self, signed: Signed) -> Permit:
-        """Demand that who is said to have signed it did."""
+    def prove(self, encoded: bytes) -> None:
+        """Demand that who is said to have signed a permit that was checked did.
+
+        Raises:
+            TrustError: the signature does not hold.
+        """
+        signed = _envelope(encoded, "permit")
         verifier = self._verifiers.get(signed.signer)
-        permit = opened(signed, PERMIT, Permit, verifier=verifier)
+        opened(signed, PERMIT, Permit, verifier=verifier)
         if verifier is None:
             if len(self._verifiers) >= _KEPT_VERIFIERS:
                 self._verifiers.clear()
             self._verifiers[signed.signer] = Verifier(PeerId(signed.signer))
-        return permit
 
     def check_caller(self, permit: Permit, signed: Signed, caller: PeerId) -> None:
         """Demand that it was made by the gateway that brings it."""
@@ -291,6 +298,13 @@ def _envelope(encoded: bytes, what: str) -> Signed:
         return msgspec.msgpack.decode(encoded, type=Signed)
     except ValueError as error:
         raise TrustError(f"this is no {what} ({error})") from error
+
+
+def _read(signed: Signed) -> Permit:
+    try:
+        return msgspec.msgpack.decode(signed.body, type=Permit)
+    except (ValueError, RecursionError) as error:
+        raise TrustError(f"a {PERMIT} cannot be read ({error})") from error
 
 
 def _check_time(expires_at: float, now: float) -> None:

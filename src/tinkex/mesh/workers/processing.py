@@ -116,7 +116,8 @@ class Processor(ProcessorApi):
             began, made, outcome = self._clock.monotonic(), 0, "left"
             run = await self._begin(job)
             try:
-                self._permits.keep()  # not earlier: the engine works meanwhile
+                self._permits.prove(request.permit)  # not earlier: the engine works meanwhile
+                self._permits.keep()
                 known = run.prompt_tokens
                 yield Begun(
                     prompt_tokens=known,

@@ -67,7 +67,9 @@ def permit(clock, key=GATEWAY, **changes):
 
 
 def use(check, encoded, *, caller=GATEWAY, request=REQUEST, model="m", tokens=10):
-    return check.check(encoded, caller=caller.peer_id, request=request, model=model, tokens=tokens)
+    found = check.check(encoded, caller=caller.peer_id, request=request, model=model, tokens=tokens)
+    check.prove(encoded)
+    return found
 
 
 def test_good_permit_passes_and_tells_what_it_is_for(store, clock):

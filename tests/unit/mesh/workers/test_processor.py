@@ -31,6 +31,7 @@ from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.messages import Items, decode_frame
 from tinkex.mesh.transport.memory import MemoryLink
+from tinkex.mesh.trust.certificates import Signed
 from tinkex.mesh.trust.nonces import NonceStore
 from tinkex.mesh.workers.processor import ProcessorConfig
 
@@ -85,6 +86,20 @@ async def test_no_work_without_a_permit_that_fits(mesh):
 
 def replace_(work, **fields):
     return msgspec.structs.replace(work, **fields)
+
+
+async def test_nothing_is_told_of_work_whose_permit_its_gateway_did_not_sign(mesh):
+    good = mesh.work()
+    signed = msgspec.msgpack.decode(good.permit, type=Signed)
+    forged = msgspec.msgpack.encode(msgspec.structs.replace(signed, signature=bytes(64)))
+    async with mesh.stream(replace_(good, permit=forged)) as events:
+        problem = await caught(anext(events))
+    assert isinstance(problem, TrustError)
+    assert "signature" in str(problem)
+    description = await mesh.describe()
+    assert description.free_slots == description.slots
+    assert isinstance(await caught(mesh.ask(good)), TrustError), "its number is used up"
+    await mesh.ask(mesh.work())
 
 
 async def test_used_permit_is_refused_after_a_restart(tmp_path):
