@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tinkex.errors import ConfigurationError
 from tinkex.mesh.positive import not_positive
 
@@ -47,8 +49,7 @@ class Offer:
     """Base models beside which it can load more of them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What a request needs of a processor."""
 
     model: str

@@ -25,6 +25,7 @@ class OutgoingCall:
         "_bodies",
         "_error",
         "_link",
+        "_listener",
         "_waiter",
         "began",
         "call_id",
@@ -49,6 +50,7 @@ class OutgoingCall:
         self._bodies: deque[bytes] = deque()
         self._error: Callable[[], BaseException] | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._listener: Callable[[], None] | None = None
 
     def came(self, bodies: tuple[bytes, ...]) -> None:
         """Take replies that arrived."""
@@ -71,6 +73,16 @@ class OutgoingCall:
         self._link.consumed(self.call_id, body)
         return body
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, and every reply was taken."""
+        return self.ended and not self._bodies
+
+    def check(self) -> None:
+        """Raise the error with which it ended, if it did, and every reply was taken."""
+        if self._error is not None and not self._bodies:
+            raise self._error()
+
     async def next(self) -> bytes | None:
         """Wait for the next reply; None at the end.
 
@@ -78,9 +90,8 @@ class OutgoingCall:
             TinkerError: the call failed.
         """
         while (body := self.take()) is None:
+            self.check()
             if self.ended:
-                if self._error is not None:
-                    raise self._error()
                 return None
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -89,18 +100,26 @@ class OutgoingCall:
                 self._waiter = None
         return body
 
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called whenever something comes, and at the end."""
+        self._listener = callback
+
     def give_up(self, error: Callable[[], BaseException]) -> None:
-        """Have who waits in `next` raise an error."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error())
+        """Have the reader get an error, unless something is here for it."""
+        if not (self.ended or self._bodies):
+            self._error = error
+            self._notify()
 
     def drop(self) -> None:
         """Read no more: the call is cancelled at the other end, if it has not ended."""
         self._bodies.clear()
+        self._listener = None
         if not self.ended:
             self.ended = True
             self._link.dropped(self)
 
     def _notify(self) -> None:
+        if self._listener is not None:
+            self._listener()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -28,11 +28,12 @@ from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.calls import OutgoingCall
 from tinkex.mesh.rpc.config import RpcConfig
 from tinkex.mesh.rpc.credentials import Credentials, RemotePeer
-from tinkex.mesh.rpc.deadline import Deadline, Patience
+from tinkex.mesh.rpc.deadline import Deadline
 from tinkex.mesh.rpc.dispatch import Dispatcher
 from tinkex.mesh.rpc.links import Links
 from tinkex.mesh.rpc.messages import MAX_BODY_BYTES, MAX_TIMEOUT_MS
 from tinkex.mesh.rpc.observer import Observer
+from tinkex.mesh.rpc.replies import Replies
 from tinkex.mesh.rpc.service import Call, Method, Service, is_trace, method_of
 from tinkex.mesh.rpc.surroundings import Surroundings
 from tinkex.mesh.tasks import Tasks
@@ -67,6 +68,7 @@ class _Called:
     """What is needed to call a method."""
 
     method: Method
+    path: str
     decoder: msgspec.msgpack.Decoder[Any]
 
 
@@ -275,35 +277,59 @@ class Peers:
         Raises:
             TinkerError: as `call`; replies that came before the error are given first.
         """
+        replies = self.ask(
+            contact,
+            method,
+            request,
+            timeout_s=timeout_s,
+            idle_timeout_s=idle_timeout_s,
+            trace=trace,
+        )
+        try:
+            while (reply := await replies.next()) is not None:
+                yield reply
+        finally:
+            replies.close()
+
+    def ask(
+        self,
+        contact: Contact,
+        method: Callable[[Any, Q, Call], AsyncIterator[R]],
+        request: Q,
+        *,
+        timeout_s: float,
+        idle_timeout_s: float | None = None,
+        trace: str = "",
+    ) -> Replies[R]:
+        """Ask for a stream as `stream` does, but wait for nothing.
+
+        Where a link is there that takes it, the request has left when this returns. `close` what
+        it returns.
+
+        Raises:
+            TinkerError: nothing can be sent; see `call`.
+        """
         called = self._lookup(method, streamed=True)
         body = self._prepare(called, request, trace)
         timeout_s = min(timeout_s, _MAX_TIMEOUT_S)
-        clock, timers = self._around.clock, self._around.timers
+        clock = self._around.clock
         deadline = clock.monotonic() + timeout_s
-
         each_s = timeout_s if idle_timeout_s is None else min(idle_timeout_s, timeout_s)
 
         def late() -> PeerTimeoutError:
             whole = clock.monotonic() >= deadline
             return _late(called, contact, timeout_s if whole else each_s)
 
-        call = self._open_now(contact, called, body, deadline, trace)
-        if call is None:
-            with Deadline(timers, each_s, late):
-                call = await self._open(contact, called, body, deadline, trace)
-        patience = Patience(timers, clock, lambda: call.give_up(late))
-        try:
-            while True:
-                reply = call.take()
-                if reply is None:
-                    patience.until(min(deadline, clock.monotonic() + each_s))
-                    reply = await call.next()
-                if reply is None:
-                    return
-                yield self._decode(called, reply, contact)
-        finally:
-            patience.end()
-            call.drop()
+        return Replies(
+            self._open_now(contact, called, body, deadline, trace),
+            lambda: self._open(contact, called, body, deadline, trace),
+            lambda reply: self._decode(called, reply, contact),
+            deadline=deadline,
+            each_s=each_s,
+            late=late,
+            timers=self._around.timers,
+            clock=clock,
+        )
 
     async def ping(self, contact: Contact, *, timeout_s: float = 5.0) -> float:
         """Measure a round trip in seconds; dials where there is no link.
@@ -356,11 +382,11 @@ class Peers:
         called = self._called.get(function)
         if called is None:
             method = method_of(function)
-            called = _Called(method, msgspec.msgpack.Decoder(method.response))
+            called = _Called(method, method.path, msgspec.msgpack.Decoder(method.response))
             self._called[function] = called
         if called.method.streamed is not streamed:
             raise TypeError(
-                f"`{called.method.path}` is called by `{'stream' if not streamed else 'call'}`"
+                f"`{called.path}` is called by `{'stream' if not streamed else 'call'}`"
             )
         return called
 
@@ -375,7 +401,7 @@ class Peers:
         body = self._encoder.encode(request)
         if len(body) > MAX_BODY_BYTES:
             raise InputError(
-                f"a request of `{called.method.path}` has {len(body)} bytes, of which "
+                f"a request of `{called.path}` has {len(body)} bytes, of which "
                 f"{MAX_BODY_BYTES} are allowed"
             )
         return body
@@ -386,7 +412,7 @@ class Peers:
             return called.decoder.decode(reply)
         except (ValueError, RecursionError) as error:
             raise PeerProtocolError(
-                f"{contact.peer_id.short} answered `{called.method.path}` with what is no answer "
+                f"{contact.peer_id.short} answered `{called.path}` with what is no answer "
                 f"to it ({error!s:.200}): update the older peer"
             ) from None
 
@@ -399,7 +425,7 @@ class Peers:
             return None
         self._check_offers(called.method, channel.peer)
         return channel.open_now(
-            called.method.path,
+            called.path,
             body,
             streamed=called.method.streamed,
             deadline=deadline,
@@ -413,7 +439,7 @@ class Peers:
             channel = await self._links.to(contact)
             self._check_offers(called.method, channel.peer)
             call = await channel.open(
-                called.method.path,
+                called.path,
                 body,
                 streamed=called.method.streamed,
                 deadline=deadline,
@@ -439,7 +465,7 @@ class Peers:
 
 def _late(called: _Called, contact: Contact, seconds: float) -> PeerTimeoutError:
     return PeerTimeoutError(
-        f"{contact.peer_id.short} did not answer `{called.method.path}` within {seconds:.3g} s"
+        f"{contact.peer_id.short} did not answer `{called.path}` within {seconds:.3g} s"
     )
 
 

@@ -7,14 +7,13 @@ worker and nowhere else.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
 
 from tinkex._clock import Clock
 from tinkex.errors import ConflictError, NotFoundError, RateLimitError, TinkerError, status_error
-from tinkex.mesh.accounts.scopes import INFER, PUBLISH, READ
+from tinkex.mesh.accounts.scopes import PUBLISH, READ
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.auth import AuthApi
 from tinkex.mesh.api.completion import Counted
@@ -107,14 +106,11 @@ class Gateway(GatewayApi):
         self.leaving = False
         """Whether new completions are refused, because the worker stops."""
 
-    async def rpc_complete(self, request: Complete, call: Call) -> AsyncIterator[CompletionEvent]:
+    def rpc_complete(self, request: Complete, call: Call) -> AsyncIterator[CompletionEvent]:
         """Complete a prompt."""
         if self.leaving:
             raise status_error(503, "This gateway is stopping: ask another.", retry_after_ms=0)
-        caller = await self._admission.caller(request.credential, INFER)
-        async with aclosing(self._completions.serve(caller, request.request, call)) as events:
-            async for event in events:
-                yield event
+        return self._completions.serve(request, call)
 
     async def rpc_countersign(self, request: Countersign, call: Call) -> auth.Done:
         """Take the client's signature of a receipt into the usage log."""

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from random import Random
 
 import msgspec
@@ -21,8 +20,9 @@ import msgspec
 from tinkex._clock import Clock
 from tinkex.errors import TinkerError
 from tinkex.mesh.accounts.public import Caller
+from tinkex.mesh.accounts.scopes import INFER
 from tinkex.mesh.api.completion import CompletionMessage, PieceMessage
-from tinkex.mesh.api.gateway import CompletionEvent, Finished, Receipt
+from tinkex.mesh.api.gateway import Complete, CompletionEvent, Finished, Receipt
 from tinkex.mesh.api.processor import Work
 from tinkex.mesh.balancer import Offer, Wanted
 from tinkex.mesh.catalog import AdapterCatalog, NamedModel
@@ -46,8 +46,7 @@ SEED_BITS = 62
 REQUEST_ID_BYTES = REQUEST_ID_CHARS // 2
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Served:
+class _Served(msgspec.Struct, eq=False, kw_only=True):
     """A request that is served."""
 
     caller: Caller
@@ -128,22 +127,23 @@ class CompletionService:
         self._rng = rng
         self._random = random
 
-    async def serve(
-        self, caller: Caller, message: CompletionMessage, call: Call
-    ) -> AsyncGenerator[CompletionEvent, None]:
+    async def serve(self, request: Complete, call: Call) -> AsyncGenerator[CompletionEvent, None]:
         """Give what the client gets: `Accepted`, pieces, `Finished`, `Receipt`.
 
         Raises:
             TinkerError: it is refused, or cannot be done.
         """
+        caller = await self._admission.caller(request.credential, INFER)
+        message = request.request
         check_request(message)
         ticket = self._admission.enter(caller)
         try:
             served = await self._let_in(caller, message, call)
             try:
+                entry: EntryId | None = None
                 async with aclosing(self._dispatch.events(served.job)) as events:
                     async for event in events:
-                        await served.reserved()
+                        entry = entry or await served.reserved()
                         if isinstance(event, PieceMessage):
                             self._note_first(served)
                         yield event
@@ -190,13 +190,15 @@ class CompletionService:
         cost = cost_of(message, context)
         self._admission.take_tokens(caller, cost.tokens)
         request_id = self._random(REQUEST_ID_BYTES).hex()
+        tried: set[PeerId] = set()
         seed = self._rng.getrandbits(SEED_BITS) if message.seed is None else message.seed
         reservation = await self._ledger.reserve(request_id, caller, message.model, cost.tokens)
         given = msgspec.structs.replace(message, model=named.base_model, seed=seed)
         relay = Relay(given, cost, context)
         job = Job(
             request_id=request_id,
-            wanted=Wanted(model=named.base_model, adapter=named.content),
+            wanted=Wanted(model=named.base_model, adapter=named.content, excluded=tried),
+            tried=tried,
             relay=relay,
             sequences=message.n,
             work=lambda offer: self._work(served, encoded, offer),

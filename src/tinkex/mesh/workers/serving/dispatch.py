@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from http import HTTPStatus
+from typing import NamedTuple
+
+import msgspec
 
 from tinkex._clock import Clock
 from tinkex._timers import Timers
@@ -35,6 +37,7 @@ from tinkex.mesh.identity import PeerId
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.rpc.deadline import Deadline
 from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.rpc.replies import Replies
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.workers.request_log import trace_of
@@ -67,8 +70,7 @@ class DispatchConfig:
             raise ConfigurationError(problems)
 
 
-@dataclass(slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, kw_only=True, eq=False):
     """A request that was let in."""
 
     request_id: str
@@ -79,26 +81,74 @@ class Job:
     """Makes the message for a processor, with a permit of its own."""
     deadline: float
     """Monotonic seconds."""
+    tried: set[PeerId]
+    """Processors that were asked; what `wanted` excludes."""
     accepted: bool = False
     reproducible: bool = True
     attempts: int = 0
     last_error: TinkerError | None = None
-    tried: set[PeerId] = field(default_factory=set)
 
 
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """A processor that has begun."""
+class _Attempt(msgspec.Struct, eq=False):
+    """A processor that was asked."""
 
     offer: Offer
-    begun: Begun
-    events: AsyncGenerator[WorkEvent, None]
     place: Place
+    asked_at: float
+    replies: Replies[WorkEvent] | None = None
+    """None where it could not be asked."""
+    opening: asyncio.Task[None] | None = None
+    """While there is no link."""
+    error: Exception | None = None
+    """Why it could not be asked, or did not begin."""
+    ended: bool = False
+    """Whether its last word has come."""
 
-    async def close(self) -> None:
-        """End it at the other end too; waits for nothing."""
+    def take(self) -> WorkEvent | None:
+        """Take what it says, if that is here.
+
+        Raises:
+            TinkerError: it failed.
+            PeerProtocolError: its stream stopped.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.replies is None or not self.replies.sent:
+            return None
+        event = self.replies.take()
+        if event is None and self.replies.ended:
+            raise PeerProtocolError("a processor's stream stopped without its end")
+        return event
+
+    async def next(self) -> WorkEvent:
+        """Wait for what it says.
+
+        Raises:
+            TinkerError: it failed.
+            PeerProtocolError: its stream stopped.
+        """
+        event = self.take()
+        if event is None:
+            assert self.replies is not None, "it has begun"
+            event = await self.replies.next()
+        if event is None:
+            raise PeerProtocolError("a processor's stream stopped without its end")
+        return event
+
+    def close(self) -> None:
+        """End it at the other end too. Harmless twice."""
         self.place.release()
-        await self.events.aclose()
+        if self.opening is not None:
+            self.opening.cancel()
+        if self.replies is not None:
+            self.replies.close()
+
+
+class _Stream(NamedTuple):
+    """A processor that has begun."""
+
+    attempt: _Attempt
+    begun: Begun
 
 
 class Dispatch:
@@ -108,7 +158,7 @@ class Dispatch:
         peers: calls them.
         balancer: chooses them.
         contact_of: says where a processor is; None once it is forgotten.
-        tasks: owns hedges that nobody waits for any more.
+        tasks: owns the making of links.
         timers: of the event loop.
         clock: tells the time.
         config: how patient to be.
@@ -139,23 +189,27 @@ class Dispatch:
         Raises:
             TinkerError: it cannot be done, or not be gone on with.
         """
+        relay = job.relay
         while True:
             stream = await self._begin(job)
-            job.relay.begin(stream.begun)
+            attempt = stream.attempt
+            relay.begin(stream.begun)
             try:
                 yield self._opening(job, stream)
-                async with aclosing(self._pieces(job.relay, stream)) as pieces:
-                    async for piece in pieces:
+                while not (relay.complete or attempt.ended):
+                    for piece in self._given(relay, attempt, await attempt.next()):
                         yield piece
+                if not attempt.ended:
+                    await self._ending(relay, attempt)
             except TinkerError as error:
-                another = self._note(job, stream.offer, error)
-                if not job.relay.complete:
+                another = self._note(job, attempt.offer, error)
+                if not relay.complete:
                     if not another:
                         raise
                     self._check_resumable(job, stream, error)
                     continue
             finally:
-                await stream.close()
+                attempt.close()
             return
 
     def _opening(self, job: Job, stream: _Stream) -> Accepted | Resumed:
@@ -166,9 +220,9 @@ class Dispatch:
         if not first:
             return Resumed(reproducible=job.reproducible)
         job.accepted = True
-        job.wanted = replace(
+        job.wanted = msgspec.structs.replace(
             job.wanted,
-            revision=stream.offer.models[job.wanted.model],
+            revision=stream.attempt.offer.models[job.wanted.model],
             fingerprint=begun.fingerprint,
             waits=True,
         )
@@ -178,30 +232,23 @@ class Dispatch:
             reproducible=job.reproducible,
         )
 
-    async def _pieces(self, relay: Relay, stream: _Stream) -> AsyncGenerator[PieceMessage, None]:
-        while not relay.complete:
-            try:
-                event = await anext(stream.events)
-            except StopAsyncIteration:
-                raise PeerProtocolError("a processor's stream stopped without its end") from None
-            if isinstance(event, PieceMessage):
-                given = relay.take(event)
-            elif isinstance(event, Ended):
-                given = relay.end(event)
-                for piece in given:
-                    yield piece
-                return
-            else:
-                raise PeerProtocolError("a processor began twice")
-            for piece in given:
-                yield piece
-        await self._ending(relay, stream)
+    @staticmethod
+    def _given(relay: Relay, attempt: _Attempt, event: WorkEvent) -> tuple[PieceMessage, ...]:
+        """Take what a processor says; returns what the client gets now."""
+        if isinstance(event, PieceMessage):
+            return relay.take(event)
+        if isinstance(event, Ended):
+            attempt.ended = True
+            return relay.end(event)
+        raise PeerProtocolError("a processor began twice")
 
-    async def _ending(self, relay: Relay, stream: _Stream) -> None:
+    async def _ending(self, relay: Relay, attempt: _Attempt) -> None:
         """Hear what the processor claims, though the client has everything."""
-        late = LinkClosedError("a processor did not end its stream")
-        with Deadline(self._timers, ENDING_S, lambda: late):
-            event = await anext(stream.events, None)
+        event = attempt.take()
+        if event is None:
+            late = LinkClosedError("a processor did not end its stream")
+            with Deadline(self._timers, ENDING_S, lambda: late):
+                event = await attempt.next()
         if not isinstance(event, Ended):
             raise PeerProtocolError("a processor sent something after the end")
         relay.end(event)
@@ -217,41 +264,40 @@ class Dispatch:
 
     async def _begin(self, job: Job) -> _Stream:
         """Find a processor that begins; a second one is asked when the first takes long."""
-        changed, late = asyncio.Event(), asyncio.Event()
+        changed = asyncio.Event()
+        late = False
 
         def hedge() -> None:
-            late.set()
+            nonlocal late
+            late = True
             changed.set()
 
-        def ask(offer: Offer) -> None:
-            running.append(self._ask(job, offer, changed.set))
-
-        running: list[asyncio.Task[_Stream | None]] = []
+        running = [self._ask(job, self._choose(job), changed)]
         timer = self._timers.call_later(self._config.hedge_after_s, hedge)
         try:
-            ask(self._choose(job))
             while True:
                 await changed.wait()
                 changed.clear()
-                for done in [one for one in running if one.done()]:
-                    running.remove(done)
-                    if (stream := done.result()) is not None:
-                        return stream
+                for attempt in list(running):
+                    begun = self._begun(job, attempt)
+                    if begun is not None:
+                        running.remove(attempt)
+                        return _Stream(attempt, begun)
+                    if attempt.error is not None:
+                        running.remove(attempt)
                 if not running:
-                    ask(self._choose(job))
-                elif late.is_set() and (second := self._choose_second(job)) is not None:
-                    late.clear()
-                    ask(second)
+                    running.append(self._ask(job, self._choose(job), changed))
+                elif late and (second := self._choose_second(job)) is not None:
+                    late = False
+                    running.append(self._ask(job, second, changed))
         finally:
             timer.cancel()
-            for one in running:
-                self._tasks.spawn(_abandon(one), name="abandon a hedge")
+            for attempt in running:
+                attempt.close()
 
     def _choose(self, job: Job) -> Offer:
         if job.attempts < self._config.attempts:
-            choice = self._balancer.choose(
-                replace(job.wanted, excluded=job.tried), self._clock.monotonic()
-            )
+            choice = self._balancer.choose(job.wanted, self._clock.monotonic())
             if isinstance(choice, Offer):
                 return choice
         else:
@@ -281,52 +327,42 @@ class Dispatch:
             retry_after_ms=after,
         )
 
-    def _ask(
-        self, job: Job, offer: Offer, on_end: Callable[[], None]
-    ) -> asyncio.Task[_Stream | None]:
+    def _ask(self, job: Job, offer: Offer, changed: asyncio.Event) -> _Attempt:
+        """Ask a processor: at once where there is a link to it, else as soon as there is."""
         job.attempts += 1
         job.tried.add(offer.peer)
         place = self._balancer.take(offer, job.sequences)
-        asking = asyncio.create_task(
-            self._asked(job, place, on_end), name=f"ask {offer.peer.short}"
-        )
-        # One that is cancelled before its first step does not release it itself.
-        asking.add_done_callback(lambda ended: place.release() if ended.cancelled() else None)
-        return asking
-
-    async def _asked(self, job: Job, place: Place, on_end: Callable[[], None]) -> _Stream | None:
-        """Begin at one processor; None when another is to be tried.
-
-        `on_end` is called within the last step, so that who waits goes on in the next turn.
-
-        Raises:
-            TinkerError: the request is at fault, or its time is over.
-        """
-        offer, stream = place.offer, None
+        attempt = _Attempt(offer, place, self._clock.monotonic())
         try:
-            stream = await self._stream(job, place)
+            attempt.replies = replies = self._open(job, offer)
+            if replies.sent:
+                replies.listen(changed.set)
+            else:
+                attempt.opening = self._tasks.spawn(
+                    self._link(attempt, replies, changed), name=f"link to {offer.peer.short}"
+                )
         except TinkerError as error:
-            if not self._note(job, offer, error):
-                raise
-        finally:
-            if stream is None:
-                place.release()
-            on_end()
-        return stream
-
-    async def _stream(self, job: Job, place: Place) -> _Stream:
-        events = self._open(job, place.offer)
-        try:
-            return _Stream(place.offer, await self._begun(job, place.offer, events), events, place)
+            attempt.error = error
+            changed.set()
         except BaseException:
-            await events.aclose()
+            attempt.close()
             raise
+        return attempt
 
-    def _open(self, job: Job, offer: Offer) -> AsyncGenerator[WorkEvent, None]:
+    @staticmethod
+    async def _link(attempt: _Attempt, replies: Replies[WorkEvent], changed: asyncio.Event) -> None:
+        try:
+            await replies.open()
+            replies.listen(changed.set)
+        except Exception as error:  # noqa: BLE001 - raised where the attempt is looked at
+            attempt.error = error
+            changed.set()
+
+    def _open(self, job: Job, offer: Offer) -> Replies[WorkEvent]:
         contact = self._contact_of(offer.peer)
         if contact is None:
             raise PeerUnreachableError(f"processor {offer.peer.short} has left")
-        return self._peers.stream(
+        return self._peers.ask(
             contact,
             ProcessorApi.rpc_complete,
             job.work(offer),
@@ -335,15 +371,26 @@ class Dispatch:
             trace=trace_of(job.request_id),
         )
 
-    async def _begun(
-        self, job: Job, offer: Offer, events: AsyncGenerator[WorkEvent, None]
-    ) -> Begun:
-        asked_at = self._clock.monotonic()
-        begun = await anext(events, None)
-        if not isinstance(begun, Begun):
-            raise PeerProtocolError("a processor's stream does not begin with its beginning")
-        job.relay.check_begun(begun)
-        self._balancer.answered(offer.peer, self._clock.monotonic() - asked_at)
+    def _begun(self, job: Job, attempt: _Attempt) -> Begun | None:
+        """Look whether a processor has begun; one that failed is closed, and has its error.
+
+        Raises:
+            TinkerError: the request is at fault, or its time is over.
+        """
+        try:
+            begun = attempt.take()
+            if begun is None:
+                return None
+            if not isinstance(begun, Begun):
+                raise PeerProtocolError("a processor's stream does not begin with its beginning")
+            job.relay.check_begun(begun)
+        except TinkerError as error:
+            attempt.error = error
+            attempt.close()
+            if not self._note(job, attempt.offer, error):
+                raise
+            return None
+        self._balancer.answered(attempt.offer.peer, self._clock.monotonic() - attempt.asked_at)
         return begun
 
     def _note(self, job: Job, offer: Offer, error: TinkerError) -> bool:
@@ -379,14 +426,3 @@ def _is_of_the_request(error: TinkerError) -> bool:
     if isinstance(error, APIStatusError):
         return error.status_code < 500 and error.status_code != HTTPStatus.NOT_FOUND
     return isinstance(error, InputError | UnsupportedError)
-
-
-async def _abandon(ask: asyncio.Task[_Stream | None]) -> None:
-    """End what nobody waits for any more, whether it has begun or not."""
-    ask.cancel()
-    try:
-        stream = await ask
-    except (asyncio.CancelledError, TinkerError):
-        return
-    if stream is not None:
-        await stream.close()

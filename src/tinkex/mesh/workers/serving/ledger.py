@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -32,7 +31,7 @@ from tinkex.mesh.api.gateway import Countersign, Receipt
 from tinkex.mesh.feeds.entry import EntryId
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.purse import Purse, closing_entries
-from tinkex.mesh.tasks import Tasks, let_others_run
+from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.trust.receipts import ReceiptBody, is_countersigned
 from tinkex.mesh.usage import (
     Countersigned,
@@ -48,9 +47,6 @@ from tinkex.mesh.workers.serving.auth_calls import AuthCalls
 REMEMBERED_RECEIPTS = 10_000
 LEASE_TIMEOUT_S = 5.0
 TELL_S = 30.0
-TURNS = 4
-"""Turns of the event loop in which a request leaves for its processor. Its reservation is written
-after them: the disk's thread would take turns with this one at the interpreter's lock."""
 OWES_S = 300.0
 """For so long after a start, or after a lease was asked for, there may be one that is not known
 here: lost in a crash, or with an answer. It counts until an entry comes that is later than its end;
@@ -64,8 +60,7 @@ class Feed(Protocol):
         """Write an entry; when this returns it is on the disk, or outlives this process alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True, eq=False):
     """Tokens set aside for a request."""
 
     request_id: str
@@ -142,6 +137,7 @@ class Ledger:
                 503, "The auth worker gave a lease that is over already: check the clocks."
             )
         written: asyncio.Future[EntryId] = asyncio.get_running_loop().create_future()
+        # Not here: until its first step, in the next turn, the request leaves for its processor.
         writing = self._tasks.spawn(self._write_down(reserved, written), name="write a reservation")
         # However it ends, and were it before its first step: nobody waits for ever.
         writing.add_done_callback(lambda _: written.cancel())
@@ -149,8 +145,6 @@ class Ledger:
 
     async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
         try:
-            for _ in range(TURNS):
-                await let_others_run()
             entry = await self._write(reserved, flush=False)
         except Exception as error:
             written.set_exception(error)

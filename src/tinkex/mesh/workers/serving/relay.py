@@ -34,8 +34,6 @@ class _Sequence:
     echoed_now: int = 0
     """Tokens of the echo that this attempt sent."""
     finished: bool = False
-    has_some: bool = False
-    """Whether the client has anything that was sampled."""
 
 
 class Relay:
@@ -53,6 +51,9 @@ class Relay:
         self._context = context
         self._has_tools = isinstance(request.prompt, ChatMessage) and bool(request.prompt.tools)
         self._sequences = [_Sequence() for _ in range(request.n)]
+        self._unfinished = request.n
+        self.sent = False
+        """Whether the client has anything that was sampled."""
         self._held: list[PieceMessage] = []
         self._held_tokens = 0
         self._sampled_now = 0
@@ -63,11 +64,6 @@ class Relay:
         self.digest = OutputDigest(request.n)
 
     @property
-    def sent(self) -> bool:
-        """Whether the client has anything that was sampled."""
-        return any(one.has_some for one in self._sequences)
-
-    @property
     def tokens(self) -> int:
         """Sampled tokens that the client has."""
         return self.digest.tokens
@@ -75,7 +71,7 @@ class Relay:
     @property
     def complete(self) -> bool:
         """Whether the client has the last piece of every completion."""
-        return all(one.finished for one in self._sequences)
+        return not self._unfinished
 
     @property
     def resume(self) -> tuple[tuple[int, ...], ...]:
@@ -85,6 +81,8 @@ class Relay:
     @property
     def finished(self) -> tuple[int, ...]:
         """The completions whose last piece the client has."""
+        if self._unfinished == len(self._sequences):
+            return ()
         return tuple(index for index, one in enumerate(self._sequences) if one.finished)
 
     def check_begun(self, begun: Begun) -> None:
@@ -180,6 +178,7 @@ class Relay:
         """Take back what was accepted of a held reply, of which the client has nothing."""
         if self._request.prompt_logprobs:
             self._sequences = [_Sequence() for _ in self._sequences]
+            self._unfinished, self.sent = len(self._sequences), False
             self.digest = OutputDigest(len(self._sequences))
 
     def _hold(self, piece: PieceMessage) -> tuple[PieceMessage, ...]:
@@ -207,8 +206,8 @@ class Relay:
             return False  # a sign of life
         ids = [token.token for token in piece.tokens]
         one.tokens += ids
-        one.has_some = True
-        one.finished = piece.finish_reason is not None
+        self.sent = True
+        self._note_finish(piece, one)
         self.digest.add(piece.index, ids, piece.text)
         return True
 
@@ -229,8 +228,13 @@ class Relay:
         if before < one.echoed:
             raise PeerProtocolError("an echo that is cut otherwise than the one before it")
         one.echoed = one.echoed_now
-        one.finished = piece.finish_reason is not None
+        self._note_finish(piece, one)
         return True
+
+    def _note_finish(self, piece: PieceMessage, one: _Sequence) -> None:
+        if piece.finish_reason is not None and not one.finished:
+            one.finished = True
+            self._unfinished -= 1
 
     def _check_goes_on(self, one: _Sequence) -> None:
         if one.finished:

@@ -1,5 +1,6 @@
 """A gateway's books, beside what whole gateways show."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -32,10 +33,15 @@ async def test_reservation_that_cannot_be_written_is_told_to_whoever_waits(error
     assert bool(unforeseen) == isinstance(error, KeyError)
 
 
+class StuckFeed:
+    async def append(self, payload, *, flush=True):
+        await asyncio.get_running_loop().create_future()
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2])
 async def test_nobody_waits_for_a_reservation_that_stopping_cut_off(turns):
     tasks = Tasks(on_error=print)
-    ledger = Ledger(BrokenFeed(KeyError("not reached")), None, tasks, clock=VirtualClock())
+    ledger = Ledger(StuckFeed(), None, tasks, clock=VirtualClock())
     ledger._purse.put_in("lease", "account", "key", 100, ledger._clock.now() + 60)
     account = SimpleNamespace(account_id="account", key_id="key")
     reservation = await ledger.reserve("request", account, "model", 50)
