@@ -29,6 +29,8 @@ class FeedRule:
     """Roles whose entries count."""
     readers: frozenset[Role]
     """Roles that may be given entries, besides an author its own. Empty: it never leaves."""
+    gather_s: float = 0.0
+    """How long an entry may wait for others before readers are told of it, in seconds."""
 
 
 _AUTH = frozenset({Role.AUTH})
@@ -40,7 +42,8 @@ MESH_FEEDS: Mapping[str, FeedRule] = {
     ACCOUNTS_PRIVATE: FeedRule(_AUTH, _AUTH),
     ACCOUNTS_PUBLIC: FeedRule(_AUTH, _AUTH_AND_GATEWAYS),
     NETWORK: FeedRule(_AUTH, frozenset(Role)),
-    USAGE: FeedRule(_GATEWAYS, _AUTH),
+    # Nobody waits for it, and each telling costs an auth worker as much as a request a gateway.
+    USAGE: FeedRule(_GATEWAYS, _AUTH, gather_s=0.1),
     ADAPTERS: FeedRule(_GATEWAYS, _AUTH_AND_GATEWAYS),  # auth workers, whom gateways follow, relay
     PERMITS: FeedRule(_SERVING, frozenset()),
     ERASURES: FeedRule(_AUTH, _AUTH),

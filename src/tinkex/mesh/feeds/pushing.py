@@ -60,9 +60,11 @@ class Outbox:
         self._ask = False
         self._busy = False
         self._later: Timer | None = None
+        self._later_s = 0.0
+        """How long `_later` waits in all."""
 
-    def add(self, entry: Entry, *, at_once: bool = True) -> None:
-        """Tell of an entry; or, not at once, with what is told next, `LATER_S` later at most."""
+    def add(self, entry: Entry, *, within_s: float = 0.0) -> None:
+        """Tell of an entry with what is told next, after so many seconds at most."""
         encoded = entry.encoded()
         if self._size + len(encoded) > _MAX_WAITING_BYTES:
             self._drop()
@@ -70,10 +72,12 @@ class Outbox:
         elif not self._ask:
             self._entries.append(encoded)
             self._size += len(encoded)
-        if at_once:
+        if within_s <= 0:
             self._begin()
-        elif self._later is None:
-            self._later = self._timers.call_later(LATER_S, self._begin)
+        elif self._later is None or within_s < self._later_s:
+            if self._later is not None:
+                self._later.cancel()
+            self._later, self._later_s = self._timers.call_later(within_s, self._begin), within_s
 
     def add_key(self, key: Key) -> None:
         """Tell of a person's key; it goes before entries that are added later."""

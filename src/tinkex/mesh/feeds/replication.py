@@ -22,7 +22,7 @@ from tinkex.mesh.api.feeds import Key
 from tinkex.mesh.feeds.config import ReplicationConfig
 from tinkex.mesh.feeds.entry import ChainId, Entry
 from tinkex.mesh.feeds.pulling import Puller
-from tinkex.mesh.feeds.pushing import Outbox
+from tinkex.mesh.feeds.pushing import LATER_S, Outbox
 from tinkex.mesh.feeds.service import FeedService
 from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.feeds.vault import PersonKey, Vault
@@ -383,12 +383,13 @@ class Replicator:
         chain = entries[0].chain
         came_from = self._arriving.get(chain)
         policy = self._store.policy
+        within_s = policy.rule(chain.feed).gather_s if at_once else LATER_S
         for peer_id, role, outbox, feeds in self._targets():
             wanted = feeds is None or chain.feed in feeds
             may = policy.may_have(chain.feed, chain.author.raw, peer_id.raw, role)
             if wanted and may and peer_id not in {came_from, chain.author}:
                 for entry in entries:
-                    outbox.add(entry, at_once=at_once)
+                    outbox.add(entry, within_s=within_s)
 
     def _keyed(self, keys: Sequence[PersonKey]) -> None:
         for _, role, outbox, _ in self._targets():

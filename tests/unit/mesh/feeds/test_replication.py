@@ -31,6 +31,7 @@ from tinkex.mesh.feeds.policy import (
     ACCOUNTS_PRIVATE,
     ACCOUNTS_PUBLIC,
     ERASURES,
+    MESH_FEEDS,
     PERMITS,
     USAGE,
 )
@@ -39,6 +40,8 @@ from tinkex.mesh.feeds.pushing import LATER_S
 from tinkex.mesh.feeds.view import View
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import method_of, methods_of
+
+GATHER_S = MESH_FEEDS[USAGE].gather_s
 
 
 async def has(node, feed, *texts):
@@ -75,12 +78,17 @@ async def test_entry_that_is_not_flushed_is_told_of_with_the_next_that_is_or_lat
         assert await auth.holds(USAGE) == ["1"]
         assert await gateway.holds(USAGE) == ["1", "2", "3"]
         await gateway.write(USAGE, "4")
+        await world.pass_time(0.6 * GATHER_S, 0.6 * GATHER_S)
         await settled(200)
-        assert await auth.holds(USAGE) == ["1", "2", "3", "4"]
-        await gateway.store.own(USAGE).append(b"5", flush=False)
+        assert await auth.holds(USAGE) == ["1"]
+        await gateway.write(USAGE, "5")  # does not put it off
+        await world.pass_time(0.6 * GATHER_S, 0.6 * GATHER_S)
+        await settled(200)
+        assert await auth.holds(USAGE) == ["1", "2", "3", "4", "5"]
+        await gateway.store.own(USAGE).append(b"6", flush=False)
         await world.pass_time(LATER_S - 0.1)
-        assert await auth.holds(USAGE) == ["1", "2", "3", "4"]
-        await world.wait(having(auth, USAGE, "1", "2", "3", "4", "5"))
+        assert await auth.holds(USAGE) == ["1", "2", "3", "4", "5"]
+        await world.wait(having(auth, USAGE, "1", "2", "3", "4", "5", "6"))
 
 
 async def test_entry_that_is_not_flushed_is_found_by_who_asks(tmp_path):
@@ -133,6 +141,7 @@ async def test_usage_reaches_the_auth_worker_that_its_gateway_follows_and_no_oth
         two.follow(auth)
         await world.wait(having(auth, USAGE, "10 tokens, before it met the auth worker"))
         await one.write(USAGE, "20 tokens")
+        await world.pass_time(GATHER_S, GATHER_S)
         await settled(200)
         assert (await auth.holds(USAGE))[1:] == ["20 tokens"]
         await world.pass_time(3)
