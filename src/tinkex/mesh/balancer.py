@@ -188,21 +188,21 @@ class Balancer:
 
     def offers(self, now: float) -> list[Offer]:
         """List what counts at `now`; forgets who has been silent and has nothing to do."""
-        self._forget(now)
-        return [one.offer for one in self._processors.values() if now < one.offer.expires_at]
+        offers = [one.offer for one in self._processors.values() if now < one.offer.expires_at]
+        if len(offers) < len(self._processors):
+            self._forget(now)
+        return offers
 
     def choose(self, wanted: Wanted, now: float) -> Offer | Shortage:
         """Choose a processor, or say why there is none."""
-        running = [one for one in self._live(now) if _runs(one.offer, wanted)]
-        if not running:
-            return Shortage.UNKNOWN
-        allowed = [
-            one
-            for one in running
-            if one.offer.peer not in wanted.excluded and now >= one.misbehaved_until
-        ]
+        allowed, running = [], False
+        for one in self._processors.values():
+            if now < one.offer.expires_at and _runs(one.offer, wanted):
+                running = True
+                if one.offer.peer not in wanted.excluded and now >= one.misbehaved_until:
+                    allowed.append(one)
         if not allowed:
-            return Shortage.AWAY
+            return Shortage.AWAY if running else Shortage.UNKNOWN
         # One that only was lost a moment ago is better than nobody: perhaps it is back.
         fit = [one for one in allowed if now >= one.ejected_until] or allowed
         with_room = [one for one in fit if one.rounds < 1 + self._config.queue_rounds]
@@ -210,6 +210,8 @@ class Balancer:
             return Shortage.FULL
         fit = with_room or fit
         fit = _preferred(fit, wanted)
+        if len(fit) == 1:
+            return fit[0].offer
         drawn = fit if len(fit) < 3 else self._rng.sample(fit, 2)
         return min(drawn, key=lambda one: self._cost(one, wanted)).offer
 
@@ -254,9 +256,6 @@ class Balancer:
         known = self._processors.get(peer)
         if known is not None:
             known.misbehaved_until = now + self._config.misbehaved_ejection_s
-
-    def _live(self, now: float) -> list[_Processor]:
-        return [one for one in self._processors.values() if now < one.offer.expires_at]
 
     def _forget(self, now: float) -> None:
         gone = [

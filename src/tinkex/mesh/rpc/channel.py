@@ -369,7 +369,8 @@ class Channel:
                 if frame is None:
                     self._all_is_sent()
                     return
-                self._handlers.room()
+                if self._handlers.waiting:
+                    self._handlers.room()
                 if self._link.send_now(frame):
                     self._update(now)
                 else:

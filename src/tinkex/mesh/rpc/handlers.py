@@ -72,7 +72,8 @@ class Handlers:
         self._look: Timer | None = None
         """Not later than the first deadline: one timer for all calls, of which few expire."""
         self._running: dict[int, _Running] = {}
-        self._waiting: set[int] = set()
+        self.waiting: set[int] = set()
+        """Calls that wait to send an item; `room` wakes those that may."""
 
     def begin(self, request: Request, offered: Offered, now: float) -> None:
         """Answer a request that was admitted."""
@@ -104,7 +105,7 @@ class Handlers:
 
     def room(self) -> None:
         """Wake those that wait to send and may."""
-        for call_id in self._waiting:
+        for call_id in self.waiting:
             room = self._running[call_id].room
             if room is not None and self._session.may_send(call_id):
                 room.set()
@@ -181,11 +182,11 @@ class Handlers:
         room = running.room = running.room or asyncio.Event()
         while not self._session.may_send(call_id):
             room.clear()
-            self._waiting.add(call_id)
+            self.waiting.add(call_id)
             try:
                 await room.wait()
             finally:
-                self._waiting.discard(call_id)
+                self.waiting.discard(call_id)
 
     def _look_at(self, deadline: float, now: float) -> None:
         if self._look is not None:

@@ -287,22 +287,23 @@ class Joiner:
     """Joins the parts of what comes: one request and one reply at a time, so one body each."""
 
     def __init__(self) -> None:
-        self._parts: dict[bool, tuple[int, bytearray]] = {}
+        self.parts: dict[bool, tuple[int, bytearray]] = {}
+        """Of requests (true) and replies: whose they are, and what has come."""
 
     def add(self, part: Part) -> int:
         """Keep a part, and forget another call's; returns the bytes of the body so far."""
-        call_id, body = self._parts.get(part.request, (0, bytearray()))
+        call_id, body = self.parts.get(part.request, (0, bytearray()))
         if call_id != part.id:
             body = bytearray()
-            self._parts[part.request] = (part.id, body)
+            self.parts[part.request] = (part.id, body)
         body += part.body
         return len(body)
 
     def joined(self, call_id: int, rest: bytes, *, request: bool) -> bytes:
         """Return a body with the parts that came before it."""
-        if self._parts.get(request, (0, b""))[0] != call_id:
+        if self.parts.get(request, (0, b""))[0] != call_id:
             return rest
-        return bytes(self._parts.pop(request)[1]) + rest
+        return bytes(self.parts.pop(request)[1]) + rest
 
 
 def _word_size(word: Response | End | Failed) -> int:

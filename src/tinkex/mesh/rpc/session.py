@@ -240,8 +240,12 @@ class Session:
         Raises:
             PeerProtocolError: the peer broke the protocol. The session is of no more use.
         """
-        messages = map(self._whole, self._read(frame))
-        return [message for message in messages if self._take_in(message)]
+        found = []
+        for message in self._read(frame):
+            whole = self._whole(message) if self._joiner.parts else message
+            if self._take_in(whole):
+                found.append(whole)
+        return found
 
     def _read(self, frame: bytes) -> list[Message]:
         return decode_frame(frame)

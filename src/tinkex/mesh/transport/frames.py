@@ -17,8 +17,10 @@ def enframe(frame: bytes) -> bytes:
     Raises:
         InputError: it is empty, or longer than `MAX_FRAME_BYTES`.
     """
-    check_length(frame)
-    return len(frame).to_bytes(HEADER_BYTES, "big") + frame
+    size = len(frame)
+    if not 0 < size <= MAX_FRAME_BYTES:
+        check_length(frame)
+    return size.to_bytes(HEADER_BYTES, "big") + frame
 
 
 def check_length(frame: bytes) -> None:
@@ -57,6 +59,9 @@ class Deframer:
         if self._refused is not None:
             raise PeerProtocolError(self._refused)
         if not self._rest:
+            size = int.from_bytes(data[:HEADER_BYTES], "big")
+            if size == len(data) - HEADER_BYTES and 0 < size <= MAX_FRAME_BYTES:
+                return [data[HEADER_BYTES:]]  # one frame, as is usual
             frames, used = self._cut(data)
             self._rest += memoryview(data)[used:]
             return frames

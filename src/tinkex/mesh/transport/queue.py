@@ -32,6 +32,8 @@ class FrameQueue:
         self._readers: deque[asyncio.Future[bytes]] = deque()
         self._writers: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         self._closed: str | None = None
+        self.closed = False
+        """Whether nothing goes in any more."""
         self._listener: Callable[[], None] | None = None
 
     @property
@@ -49,11 +51,6 @@ class FrameQueue:
         """Whether it is open, and nothing waits in it or for it."""
         return not (self._frames or self._writers) and self._closed is None
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing goes in any more."""
-        return self._closed is not None
-
     def listen(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when a frame is there that no `get` waits for, and at the end.
 
@@ -70,6 +67,7 @@ class FrameQueue:
         """
         if self._closed is None:
             self._closed = reason
+            self.closed = True
         if discard:
             self._frames.clear()
             self._bytes = 0

@@ -37,6 +37,7 @@ HELLO_BYTES = PEER_ID_BYTES + SIGNATURE_BYTES
 WELCOME = b"\x01"
 _PURPOSE = "tls-hello"
 _READ_BYTES = 1 << 16
+"""More than a record has, so that each reading takes all that is left of one."""
 
 
 class _State(Enum):
@@ -66,21 +67,15 @@ class TlsChannel:
         context = keys.listening if expected is None else keys.dialling
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=expected is None)
         self._state = _State.TLS
+        self.open = False
+        """Whether frames go both ways."""
+        self.ended = False
+        """Whether the peer has said in TLS's own way that nothing follows."""
         self._greeting = bytearray()
         self._greeting_bytes = 0
         self._deframer = Deframer()
         self.remote: PeerId | None = None
         """Who is at the other end; None until it is proven and welcome."""
-
-    @property
-    def open(self) -> bool:
-        """Whether frames go both ways."""
-        return self._state is _State.OPEN
-
-    @property
-    def ended(self) -> bool:
-        """Whether the peer has said in TLS's own way that nothing follows."""
-        return self._state is _State.ENDED
 
     @property
     def dialler(self) -> bool:
@@ -148,15 +143,19 @@ class TlsChannel:
         try:
             while part := self._tls.read(_READ_BYTES):
                 parts.append(part)
-                if not (self._incoming.pending or self._tls.pending()):
+                if not self._incoming.pending:  # nor a part of a record, which is shorter
                     break  # to be told so would take an exception
             else:
-                self._state = _State.ENDED
+                self._end_reading()
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            self._state = _State.ENDED
+            self._end_reading()
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _end_reading(self) -> None:
+        self._state = _State.ENDED
+        self.open, self.ended = False, True
 
     def _greet(self, plain: bytes) -> bytes:
         """Go on with the greeting; return what follows it."""
@@ -223,3 +222,4 @@ class TlsChannel:
         self.remote = remote
         if self._state is _State.GREETING:
             self._state = _State.OPEN
+            self.open = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import cast
 
 from tinkex.errors import LinkClosedError, MeshError
@@ -107,8 +108,7 @@ class TlsLink(asyncio.Protocol):
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when something is here; see `Link.listen`."""
-        context = copy_context()
-        self._inbound.listen(lambda: context.run(callback))
+        self._inbound.listen(partial(copy_context().run, callback))
 
     async def close(self) -> None:
         """End the link; what was sent before still leaves, if the peer takes it."""

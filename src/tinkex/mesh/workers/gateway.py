@@ -7,7 +7,7 @@ announcement, looking for processors, giving leases back. Each part is in `worke
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -95,7 +95,7 @@ class GatewayWorker(Worker):
         is_revoked: Callable[[PeerId], bool],
         config: GatewayConfig | None = None,
         rng: Random | None = None,
-        random: Callable[[int], bytes] = secrets.token_bytes,
+        random: Callable[[int], bytes] = os.urandom,
         first_token: Callable[[float], None] = lambda _: None,
     ) -> None:
         super().__init__("gateway")

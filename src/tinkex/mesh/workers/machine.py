@@ -6,7 +6,7 @@ past this for anything that could make two runs differ.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
@@ -51,7 +51,7 @@ class Machine:
     """Tells and waits for time."""
     rng: Random = field(default_factory=SystemRandom)
     """Draws jitter, candidates and seeds."""
-    random: Callable[[int], bytes] = secrets.token_bytes
+    random: Callable[[int], bytes] = os.urandom
     """Gives so many random bytes: keys, ids, nonces."""
     transport: MakeTransport = make_transport
     """Makes links to others."""

@@ -135,8 +135,11 @@ class Directory:
 
     def context(self, model: str) -> int | None:
         """Return the longest context of a base model here, in tokens; None: nobody runs it."""
-        lengths = (one.max_context_length for one in self._served() if one.name == model)
-        return max(lengths, default=None)
+        longest = None
+        for one in self._served():
+            if one.name == model and (longest is None or one.max_context_length > longest):
+                longest = one.max_context_length
+        return longest
 
     def _served(self) -> Iterator[ServedModel]:
         for offer in self._balancer.offers(self._clock.monotonic()):
