@@ -74,6 +74,11 @@ class OutgoingCall:
         return body
 
     @property
+    def waiting(self) -> int:
+        """How many replies are here."""
+        return len(self._bodies)
+
+    @property
     def over(self) -> bool:
         """Whether it has ended, and every reply was taken."""
         return self.ended and not self._bodies

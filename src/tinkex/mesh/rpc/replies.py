@@ -6,6 +6,7 @@ want `Peers.stream`, which is an iterator around it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -54,6 +55,7 @@ class Replies(Generic[R]):
         self._patience = Patience(timers, clock, self._give_up)
         self._waits = False
         """Whether the reader does: a reply that it does not want yet is not late."""
+        self._listened = False
 
     @property
     def sent(self) -> bool:
@@ -73,8 +75,11 @@ class Replies(Generic[R]):
     def listen(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when there may be something to `take`; for what was sent."""
         assert self._call is not None, "it was sent"
+        self._listened = True
         self._be_patient()
         self._call.listen(callback)
+        if self._call.ended or self._call.waiting:
+            asyncio.get_running_loop().call_soon(callback)  # it came before
 
     def take(self) -> R | None:
         """Take the next reply if it is here; for what was sent.
@@ -88,6 +93,8 @@ class Replies(Generic[R]):
             self._waits = False
             return self._decode(body)
         self._call.check()
+        if self._listened and not self._call.ended:
+            self._be_patient()
         return None
 
     @property

@@ -112,7 +112,7 @@ class MeshCompleter:
         completion = MeshCompletion(
             message, self._gateways, self._judge, self._tasks, self._timers, clock=self._clock
         )
-        await completion.begun()
+        await completion.begin()
         return completion
 
     async def count_tokens(self, caller: str, model: str, prompt: Prompt) -> int:

@@ -1,7 +1,8 @@
 """A completion on its way through the mesh, as its reader sees it.
 
-Owns reading a gateway's stream ahead of a slow reader, signs of life, and the digest of all that
-came. Which gateway it is, and going to another, is `gateways`'; what becomes of a receipt, the
+Owns reading a gateway's stream ahead of a slow reader, going to another gateway as long as nothing
+was read, signs of life, and the digest of all that came. No task reads: what comes is taken where
+it comes. Which gateways there are is `gateways`' business; what becomes of a receipt, the
 completer's.
 """
 
@@ -10,13 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
 from tinkex._clock import Clock
 from tinkex._timers import Timer, Timers
-from tinkex.errors import MeshError, PeerProtocolError, PeerTimeoutError, TinkerError, status_error
+from tinkex.errors import (
+    LinkClosedError,
+    MeshError,
+    PeerProtocolError,
+    PeerTimeoutError,
+    TinkerError,
+    status_error,
+)
 from tinkex.mesh.api.completion import PieceMessage, piece_of
 from tinkex.mesh.api.gateway import (
     Accepted,
@@ -27,10 +34,11 @@ from tinkex.mesh.api.gateway import (
     Receipt,
     Resumed,
 )
+from tinkex.mesh.rpc.replies import Replies
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.receipts import OutputDigest, ReceiptBody
-from tinkex.mesh.workers.calling.gateways import Gateways
+from tinkex.mesh.workers.calling.gateways import Gateways, nobody
 from tinkex.mesh.workers.request_log import log_ended
 from tinkex.openai_api.completer import Piece
 
@@ -44,7 +52,7 @@ WAITING_PIECES = 64
 class _End(NamedTuple):
     """Nothing more comes."""
 
-    error: TinkerError | None = None
+    error: Exception | None = None
 
 
 class MeshCompletion:
@@ -54,7 +62,7 @@ class MeshCompletion:
         message: what is asked.
         gateways: do it.
         on_receipt: given the receipt and who signed it; returns it if it says what came.
-        tasks: owns what reads ahead.
+        tasks: owns the making of links.
         timers: of the event loop.
         clock: tells the time.
     """
@@ -80,7 +88,6 @@ class MeshCompletion:
         self._came: deque[Piece | _End] = deque()
         self._news = asyncio.Event()
         """Set while something came that was not read."""
-        self._room = asyncio.Event()
         self._silent = False
         """Whether nothing came for a while, of which the reader was not told."""
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,17 +99,28 @@ class MeshCompletion:
         self.receipt: ReceiptBody | None = None
         """A moment after all has come, if it says what came; `settled` waits for it."""
         self._finished: Finished | None = None
-        self._reading = tasks.spawn(self._read(), name="read a completion")
+        self._tasks = tasks
+        self._contacts: Iterator[Contact] = iter(())
+        """Gateways that were not asked yet."""
+        self._contact: Contact | None = None
+        """Who was asked last."""
+        self._replies: Replies[CompletionEvent] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._used = False
+        """Whether the reader may have something: from then on there is no other gateway."""
+        self._over: asyncio.Future[None] = self._begun.get_loop().create_future()
         self._timer: Timer | None = None
         """Says that nothing came; there while somebody reads."""
 
-    async def begun(self) -> None:
-        """Wait until a processor has taken the request.
+    async def begin(self) -> None:
+        """Ask; returns when a processor has taken the request.
 
         Raises:
             TinkerError: it failed before.
         """
         try:
+            self._contacts = iter(await self._gateways.tried())
+            self._ask_next(None)
             await self._begun
         except BaseException:
             self.cancel()
@@ -133,15 +151,17 @@ class MeshCompletion:
 
     async def settled(self) -> ReceiptBody | None:
         """Wait for the receipt; None where none came that says what came."""
-        await asyncio.gather(self._reading, return_exceptions=True)
+        await asyncio.shield(self._over)
         return self.receipt
 
     def cancel(self) -> None:
         """End the sampling: nobody wants what is still to come. Harmless after the end."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._finished is None:  # else nothing but the receipt is still to come
-            self._reading.cancel()
+        # Once it has finished, nothing but the receipt is still to come.
+        if self._finished is None and not self._over.done():
+            self._close()
+            self._log("left")
 
     async def pieces(self) -> AsyncIterator[Piece | None]:
         """Give the completions piece by piece; None every few seconds in which nothing comes.
@@ -168,35 +188,95 @@ class MeshCompletion:
         self._silent = False
         if not self._came:
             return None
-        self._room.set()
-        return self._came.popleft()
+        found = self._came.popleft()
+        if len(self._came) == WAITING_PIECES - 1:
+            self._take_all()
+        return found
 
     def _give(self, found: Piece | _End) -> None:
         self._came.append(found)
         self._news.set()
 
-    async def _read(self) -> None:
-        error: TinkerError | None = None
-        stream = self._gateways.stream(GatewayApi.rpc_complete, self._message)
+    def _ask_next(self, problem: TinkerError | None) -> None:
+        """Ask a gateway that was not asked yet, because of what the one before said."""
+        for contact in self._contacts:
+            self._contact = contact
+            try:
+                replies = self._gateways.stream(contact, GatewayApi.rpc_complete, self._message)
+            except TinkerError as error:
+                if not self._gateways.elsewhere(contact, error):
+                    self._end(error)
+                    return
+                problem = error
+                continue
+            self._replies = replies
+            if replies.sent:
+                replies.listen(self._take_all)
+            else:
+                name = f"link to {contact.peer_id.short}"
+                self._opening = self._tasks.spawn(self._open(replies), name=name)
+            return
+        self._end(nobody(problem))
+
+    async def _open(self, replies: Replies[CompletionEvent]) -> None:
         try:
-            async with aclosing(stream) as events:
-                used: bool | None = None
-                while True:
-                    contact, event = await events.asend(used)  # type: ignore[arg-type]
-                    used = await self._take(contact, event)
-        except StopAsyncIteration:
-            if self._unfinished:
-                error = status_error(502, "The gateway's stream stopped before its end.")
-        except TinkerError as found:
-            if self._unfinished:  # else nothing but the receipt is missing
-                error = _told(found)
+            await replies.open()
+            replies.listen(self._take_all)
+        except TinkerError as error:
+            self._failed(error)
         except asyncio.CancelledError:
-            self._log("left")
+            self._end(LinkClosedError("this worker stops"))
             raise
+
+    def _take_all(self) -> None:
+        """Take what came, as long as there is room for it."""
+        assert self._replies is not None, "a gateway was asked"
+        try:
+            while len(self._came) < WAITING_PIECES and not self._over.done():
+                try:
+                    event = self._replies.take()
+                except TinkerError as error:
+                    self._failed(error)
+                    return
+                if event is None:
+                    if self._replies.ended:
+                        self._end(None)
+                    return
+                self._take(event)
+        except Exception as error:  # noqa: BLE001 - told by a link, which serves others too
+            self._end(error)
+
+    def _failed(self, error: TinkerError) -> None:
+        """Go on at another gateway, if that is possible."""
+        assert self._contact is not None, "a gateway was asked"
+        if self._used or not self._gateways.elsewhere(self._contact, error):
+            self._end(error)
+            return
+        if self._replies is not None:
+            self._replies.close()
+        self._ask_next(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._over.done():
+            return
+        self._close()
+        if not self._unfinished:
+            error = None  # nothing but the receipt is missing
+        elif error is None:
+            error = status_error(502, "The gateway's stream stopped before its end.")
+        elif isinstance(error, TinkerError):
+            error = _told(error)
         if self._finished is None:
             self._fail(error)
             self._give(_End(error))
         self._log(type(error).__name__ if error is not None else "ok")
+
+    def _close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._replies is not None:
+            self._replies.close()
+        self._over.set_result(None)
 
     def _log(self, outcome: str) -> None:
         log_ended(
@@ -208,37 +288,34 @@ class MeshCompletion:
             seconds=round(self._clock.monotonic() - self._asked_at, 4),
         )
 
-    def _fail(self, error: TinkerError | None) -> None:
+    def _fail(self, error: Exception | None) -> None:
         if not self._begun.done():
             self._begun.set_exception(error or status_error(502, "The gateway said nothing."))
             self._begun.exception()  # it may be that nobody waits any more
 
-    async def _take(self, contact: Contact, event: CompletionEvent) -> bool:
-        """Take an event; whether a reader has seen something of it."""
+    def _take(self, event: CompletionEvent) -> None:
         if isinstance(event, Accepted):
             self._accepted = event
             self.reproducible = event.reproducible
             if not self._begun.done():
                 self._begun.set_result(None)
-            return False
+            return
         if isinstance(event, Resumed):
             self.reproducible = event.reproducible
-            return False
+            return
         if isinstance(event, Finished):
             if self._unfinished:
                 raise PeerProtocolError("a gateway ends a stream before its completions")
             self._finished = event
             self._give(_End())
-            return False
+            return
         if isinstance(event, Receipt):
-            self.receipt = self._on_receipt(contact, event, self)
-            return False
+            assert self._contact is not None, "a gateway was asked"
+            self.receipt = self._on_receipt(self._contact, event, self)
+            return
         self._check(event)
+        self._used = True
         self._give(piece_of(event))
-        while len(self._came) >= WAITING_PIECES:
-            self._room.clear()
-            await self._room.wait()
-        return True
 
     def _check(self, piece: PieceMessage) -> None:
         if piece.index not in self._unfinished or self._accepted is None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from tinkex.mesh.identity import PeerId
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.peers import Peers
+from tinkex.mesh.rpc.replies import Replies
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.workers.discovery import Discovery
@@ -137,7 +137,7 @@ class Gateways:
             APIStatusError: 503, none can be reached.
         """
         problem: TinkerError | None = None
-        for contact in await self._tried():
+        for contact in await self.tried():
             try:
                 return await self._peers.call(
                     contact, method, request, timeout_s=timeout_s or self._config.answer_s
@@ -152,41 +152,27 @@ class Gateways:
                         "again.",
                     ) from error
                 problem = error
-        raise _nobody(problem) from problem
+        raise nobody(problem) from problem
 
-    async def stream(
-        self, method: Callable[[Any, Q, Call], AsyncIterator[A]], request: Q
-    ) -> AsyncGenerator[tuple[Contact, A], bool]:
-        """Give what a gateway streams, and which gateway it is.
+    async def tried(self) -> list[Contact]:
+        """Return those that a request is sent to, one after the other until one answers."""
+        return (await self._ordered())[: self._config.attempts]
 
-        Whoever reads it sends True once it has used something: from then on there is no going to
-        another gateway.
-
-        Raises:
-            TinkerError: the request failed.
-            APIStatusError: 503, no gateway can be reached.
-        """
-        config, used = self._config, False
-        problem: TinkerError | None = None
-        for contact in await self._tried():
-            events = self._peers.stream(
-                contact,
-                method,
-                request,
-                timeout_s=config.stream_s,
-                idle_timeout_s=config.idle_s,
-            )
-            try:
-                async with aclosing(events):
-                    async for event in events:
-                        used = bool((yield contact, event)) or used
-            except TinkerError as error:
-                if used or not self.elsewhere(contact, error):
-                    raise
-                problem = error
-            else:
-                return
-        raise _nobody(problem) from problem
+    def stream(
+        self,
+        contact: Contact,
+        method: Callable[[Any, Q, Call], AsyncIterator[A]],
+        request: Q,
+    ) -> Replies[A]:
+        """Ask one of them for a stream; see `Peers.ask`."""
+        config = self._config
+        return self._peers.ask(
+            contact,
+            method,
+            request,
+            timeout_s=config.stream_s,
+            idle_timeout_s=config.idle_s,
+        )
 
     def elsewhere(self, contact: Contact, error: TinkerError) -> bool:
         """Take note of a failure; whether another gateway may do better."""
@@ -200,9 +186,6 @@ class Gateways:
     def avoid(self, peer: PeerId) -> None:
         """Try a gateway last for a while."""
         self._avoided[peer] = self._clock.monotonic() + self._config.avoid_s
-
-    async def _tried(self) -> list[Contact]:
-        return (await self._ordered())[: self._config.attempts]
 
     async def _ordered(self) -> list[Contact]:
         """Those that did not fail lately first, then by round trip; unknown ones shuffled."""
@@ -228,7 +211,8 @@ class Gateways:
             self.avoid(contact.peer_id)
 
 
-def _nobody(problem: TinkerError | None) -> APIStatusError:
+def nobody(problem: TinkerError | None) -> APIStatusError:
+    """Say that no gateway can be reached, or what the last one said."""
     if isinstance(problem, APIStatusError):
         return problem
     why = "none is announced" if problem is None else str(problem)

@@ -1,12 +1,13 @@
 """A completion that is read slowly, by nobody, or while nothing comes; gateways are scripted."""
 
 import asyncio
+from collections import deque
 
 import pytest
 from mesh_rpc import caught, settled, until
 
 from tinkex._timers import Timers
-from tinkex.errors import APIStatusError, LinkClosedError
+from tinkex.errors import APIStatusError, LinkClosedError, MeshError, PeerUnreachableError
 from tinkex.mesh.api.completion import CompletionMessage, PieceMessage, TextMessage
 from tinkex.mesh.api.gateway import Accepted, Complete, Finished
 from tinkex.mesh.identity import KeyPair
@@ -21,7 +22,7 @@ from tinkex.testing import VirtualClock
 
 ACCEPTED = Accepted(request_id="r-1", prompt_tokens=3, reproducible=True)
 FINISHED = Finished(prompt_tokens=3, cached_tokens=0)
-CONTACT = Contact(KeyPair(b"g" * 32).peer_id)
+CONTACT, OTHER = (Contact(KeyPair(key * 32).peer_id) for key in (b"g", b"h"))
 
 
 class Script:
@@ -33,25 +34,64 @@ class Script:
         self.tasks = Tasks(on_error=self.errors.append)
         self.timers = Timers(self.clock, on_error=self.errors.append)
         self.timers.start()
-        self.events = asyncio.Queue()
+        self.events = deque()
         self.taken = 0
+        self.asked = []
+        self.contacts = [CONTACT]
+        self.sent = True
+        self.ended = False
         self.left = False
+        self.told = None
 
-    async def stream(self, _method, _request):
-        try:
-            while (event := await self.events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                yield CONTACT, event
-                self.taken += 1
-        finally:
-            self.left = True
+    # as gateways
+
+    async def tried(self):
+        return self.contacts
+
+    def stream(self, contact, _method, _request):
+        self.asked.append(contact)
+        self.ended = False
+        return self
+
+    def elsewhere(self, _contact, error):
+        return isinstance(error, MeshError)
+
+    # as their replies
+
+    async def open(self):
+        self.sent = True
+        event = self.events.popleft()
+        if isinstance(event, Exception):
+            raise event
+
+    def listen(self, callback):
+        self.told = callback
+        asyncio.get_running_loop().call_soon(callback)
+
+    def take(self):
+        if not self.events:
+            return None
+        event = self.events.popleft()
+        if isinstance(event, Exception):
+            raise event
+        self.taken += 1
+        self.ended = event is None
+        return event
+
+    def close(self):
+        self.left = True
 
     def say(self, *events):
-        for event in events:
-            self.events.put_nowait(event)
+        self.events.extend(events)
+        if self.told is not None:
+            self.told()
 
-    def begin(self):
+    async def begin(self):
+        completion = self.completion()
+        await completion.begin()
+        return completion
+
+    def completion(self):
         request = CompletionMessage(model="m", prompt=TextMessage("x"))
         return MeshCompletion(
             Complete(credential="c", request=request),
@@ -80,8 +120,8 @@ LAST = PieceMessage(0, "end", finish_reason="stop")
 
 
 async def test_slow_reader_makes_the_gateway_wait_and_misses_nothing(script):
-    completion = script.begin()
     script.say(ACCEPTED, *texts(1000), LAST, FINISHED, None)
+    completion = await script.begin()
     await settled(2000)
     assert WAITING_PIECES - 1 <= script.taken <= WAITING_PIECES + 1
     pieces = completion.pieces()
@@ -94,17 +134,16 @@ async def test_slow_reader_makes_the_gateway_wait_and_misses_nothing(script):
 
 
 async def test_reader_gets_what_came_before_the_error(script):
-    completion = script.begin()
     script.say(ACCEPTED, *texts(3), LinkClosedError("the link was lost"))
-    await completion.begun()
+    completion = await script.begin()
     pieces = completion.pieces()
     assert [(await anext(pieces)).text for _ in range(3)] == ["0", "1", "2"]
     assert isinstance(await caught(anext(pieces)), APIStatusError)
 
 
 async def test_stream_that_stops_before_its_end_is_an_error(script):
-    completion = script.begin()
     script.say(ACCEPTED, *texts(1), None)
+    completion = await script.begin()
     pieces = completion.pieces()
     assert (await anext(pieces)).text == "0"
     error = await caught(anext(pieces))
@@ -113,8 +152,8 @@ async def test_stream_that_stops_before_its_end_is_an_error(script):
 
 
 async def test_waiting_reader_is_told_of_silence_and_not_while_something_waits(script):
-    completion = script.begin()
     script.say(ACCEPTED)
+    completion = await script.begin()
     pieces = completion.pieces()
     for _ in range(2):
         reading = asyncio.ensure_future(anext(pieces))
@@ -131,11 +170,74 @@ async def test_waiting_reader_is_told_of_silence_and_not_while_something_waits(s
 
 
 async def test_reader_that_leaves_ends_the_stream_though_the_gateway_waits_for_it(script):
-    completion = script.begin()
     script.say(ACCEPTED, *texts(1000))
+    completion = await script.begin()
     pieces = completion.pieces()
     await anext(pieces)
     await settled(500)
     await pieces.aclose()
     await until(lambda: script.left)
     assert script.taken <= WAITING_PIECES + 2
+
+
+async def test_another_gateway_is_asked_as_long_as_nothing_was_read(script):
+    script.contacts = [CONTACT, OTHER]
+    script.say(ACCEPTED, LinkClosedError("the link was lost"), ACCEPTED, *texts(1), LAST, FINISHED)
+    completion = await script.begin()
+    assert [piece.text async for piece in completion.pieces()] == ["0", "end"]
+    assert script.asked == [CONTACT, OTHER]
+
+
+@pytest.mark.parametrize("lost_after", [1, 2])
+async def test_no_gateway_is_asked_after_the_last_nor_after_a_piece(script, lost_after):
+    script.contacts = [CONTACT, OTHER]
+    lost = LinkClosedError("the link was lost")
+    script.say(*(([ACCEPTED, lost] * 2) if lost_after == 1 else [ACCEPTED, *texts(1), lost]))
+    completion = await script.begin()
+    error = await caught(read(completion))
+    assert isinstance(error, APIStatusError)
+    assert error.status_code == (503 if lost_after == 1 else 502)
+    assert len(script.asked) == (2 if lost_after == 1 else 1)
+
+
+async def test_gateway_without_a_link_is_asked_when_there_is_one_and_else_another(script):
+    script.contacts = [CONTACT, OTHER]
+    script.sent = False
+    script.say(PeerUnreachableError("nobody answers"), ACCEPTED, *texts(1), LAST, FINISHED)
+    completion = await script.begin()
+    assert [piece.text async for piece in completion.pieces()] == ["0", "end"]
+    assert script.asked == [CONTACT, OTHER]
+
+
+@pytest.mark.parametrize("wrong", [PieceMessage(7, "x"), FINISHED])
+async def test_what_makes_no_sense_ends_it_and_is_asked_of_nobody_else(script, wrong):
+    script.contacts = [CONTACT, OTHER]
+    script.say(ACCEPTED, wrong)
+    completion = await script.begin()
+    error = await caught(read(completion))
+    assert error.status_code == 502
+    await completion.settled()
+    assert script.left
+    assert script.asked == [CONTACT]
+
+
+async def test_mistake_in_taking_is_told_to_the_reader_and_not_to_the_link(script):
+    script.say(ACCEPTED, object())
+    completion = await script.begin()
+    assert isinstance(await caught(read(completion)), AttributeError)
+    await completion.settled()
+
+
+async def test_stopping_while_a_link_is_made_ends_it(script):
+    script.sent = False
+    script.open = asyncio.get_running_loop().create_future
+    completion = script.completion()
+    begin = asyncio.ensure_future(completion.begin())
+    await settled()
+    await script.tasks.stop()
+    assert isinstance(await caught(begin), APIStatusError)
+    await completion.settled()
+
+
+async def read(completion):
+    return [piece async for piece in completion.pieces()]
