@@ -419,9 +419,9 @@ class Channel:
     def _act(self, message: Message, now: float) -> None:
         match message:
             case Items(call_id, bodies):
-                self._calls[call_id].came(bodies)
+                self._came(call_id, bodies)
             case Response(call_id, body):
-                self._calls[call_id].came((body,))
+                self._came(call_id, (body,))
                 self._finish(call_id, None)
             case End(call_id):
                 self._finish(call_id, None)
@@ -439,8 +439,15 @@ class Channel:
                 self._room.set()
                 self._on_change(self, None, False)
 
+    def _came(self, call_id: int, bodies: tuple[bytes, ...]) -> None:
+        call = self._calls.get(call_id)
+        if call is not None:  # else its reader left, at the message before of this frame
+            call.came(bodies)
+
     def _finish(self, call_id: int, error: TinkerError | None) -> None:
-        call = self._calls.pop(call_id)
+        call = self._calls.pop(call_id, None)
+        if call is None:
+            return  # as above
         call.end(None if error is None else lambda: error)
         self._report(call, None if error is None else type(error).__name__)
 

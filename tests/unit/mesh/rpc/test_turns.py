@@ -295,3 +295,34 @@ async def test_failure_of_this_side_ends_the_link_and_is_reported(monkeypatch, c
         assert (
             await client.call(server.contact, Echo.rpc_say, Ask("on"), timeout_s=5)
         ).text == "on"
+
+
+@pytest.mark.parametrize("items", [["piece", "final"], ["piece"]])
+async def test_reader_that_leaves_where_it_hears_of_an_item_harms_no_other_call(items):
+    """The item's frame has the stream's end too, or an error."""
+    async with World() as world:
+        planned = Planned()
+        planned.gate.set()
+        planned.error = LinkClosedError("the handler failed") if len(items) == 1 else None
+        watch = Watch()
+        server, client = (
+            await world.peer(Role.AUTH, planned, Echo()),
+            await world.peer(observer=watch),
+        )
+        await client.call(server.contact, Echo.rpc_say, Ask("x"), timeout_s=5)  # there is a link
+        replies = client.ask(server.contact, Planned.rpc_stream, Plan(items), timeout_s=5)
+        assert replies.sent
+        heard = []
+
+        def leave():
+            heard.append(replies.take())
+            replies.close()
+
+        replies.listen(leave)
+        await until(lambda: heard)
+        await settled()
+        assert [type(one) for one in heard] == [Piece]
+        said = await client.call(server.contact, Echo.rpc_say, Ask("y"), timeout_s=5)
+        assert said.text == "y"
+        assert "link ended" not in watch.calls
+        assert [link.outgoing for link in client.links()] == [0]
