@@ -55,6 +55,7 @@ class OutgoingCall:
     def came(self, bodies: tuple[bytes, ...]) -> None:
         """Take replies that arrived."""
         self._bodies.extend(bodies)
+        self._error = None  # given up a moment too early: nobody has looked yet
         self.items += len(bodies)
         self.reply_bytes += sum(map(len, bodies))
         self._notify()

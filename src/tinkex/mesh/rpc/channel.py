@@ -276,10 +276,10 @@ class Channel:
         if self._over is not None:
             return
         self._over = error
-        for call in self._calls.values():
+        calls, self._calls = self._calls, {}  # a reader may close others as it is told
+        for call in calls.values():
             self._report(call, type(error).__name__)
             call.end(lambda: _again(error))
-        self._calls.clear()
         self._handlers.cancel_all()
         for waiter in self._pings.values():
             if not waiter.done():

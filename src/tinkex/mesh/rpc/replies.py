@@ -113,7 +113,7 @@ class Replies(Generic[R]):
         if body is None:
             self._be_patient()
             body = await call.next()
-            self._waits = False
+        self._waits = False
         return None if body is None else self._decode(body)
 
     def close(self) -> None:
