@@ -52,7 +52,7 @@ WAITING_PIECES = 64
 class _End(NamedTuple):
     """Nothing more comes."""
 
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class MeshCompletion:
@@ -215,6 +215,7 @@ class MeshCompletion:
             else:
                 name = f"link to {contact.peer_id.short}"
                 self._opening = self._tasks.spawn(self._open(replies), name=name)
+                self._opening.add_done_callback(self._opened)
             return
         self._end(nobody(problem))
 
@@ -224,15 +225,21 @@ class MeshCompletion:
             replies.listen(self._take_all)
         except TinkerError as error:
             self._failed(error)
-        except asyncio.CancelledError:
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        """However it ended, and were it before its first step: nobody waits for ever."""
+        if opening.cancelled():
             self._end(LinkClosedError("this worker stops"))
-            raise
+        elif (error := opening.exception()) is not None:
+            self._end(error)
 
     def _take_all(self) -> None:
-        """Take what came, as long as there is room for it."""
+        """Take what came, as long as there is room for it; the receipt needs none."""
         assert self._replies is not None, "a gateway was asked"
         try:
-            while len(self._came) < WAITING_PIECES and not self._over.done():
+            while not self._over.done():
+                if len(self._came) >= WAITING_PIECES and self._finished is None:
+                    return
                 try:
                     event = self._replies.take()
                 except TinkerError as error:
@@ -256,7 +263,7 @@ class MeshCompletion:
             self._replies.close()
         self._ask_next(error)
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if self._over.done():
             return
         self._close()
@@ -288,7 +295,7 @@ class MeshCompletion:
             seconds=round(self._clock.monotonic() - self._asked_at, 4),
         )
 
-    def _fail(self, error: Exception | None) -> None:
+    def _fail(self, error: BaseException | None) -> None:
         if not self._begun.done():
             self._begun.set_exception(error or status_error(502, "The gateway said nothing."))
             self._begun.exception()  # it may be that nobody waits any more
@@ -304,8 +311,8 @@ class MeshCompletion:
             self.reproducible = event.reproducible
             return
         if isinstance(event, Finished):
-            if self._unfinished:
-                raise PeerProtocolError("a gateway ends a stream before its completions")
+            if self._unfinished or self._finished is not None:
+                raise PeerProtocolError("a gateway ends a stream before its completions, or twice")
             self._finished = event
             self._give(_End())
             return

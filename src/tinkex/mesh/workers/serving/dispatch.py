@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -341,6 +342,7 @@ class Dispatch:
                 attempt.opening = self._tasks.spawn(
                     self._link(attempt, replies, changed), name=f"link to {offer.peer.short}"
                 )
+                attempt.opening.add_done_callback(partial(self._linked, attempt, changed))
         except TinkerError as error:
             attempt.error = error
             changed.set()
@@ -356,6 +358,13 @@ class Dispatch:
             replies.listen(changed.set)
         except Exception as error:  # noqa: BLE001 - raised where the attempt is looked at
             attempt.error = error
+            changed.set()
+
+    @staticmethod
+    def _linked(attempt: _Attempt, changed: asyncio.Event, opening: asyncio.Task[None]) -> None:
+        """Were it cancelled, and before its first step: nobody waits for ever."""
+        if opening.cancelled() and attempt.error is None:
+            attempt.error = LinkClosedError("this gateway stops")
             changed.set()
 
     def _open(self, job: Job, offer: Offer) -> Replies[WorkEvent]:

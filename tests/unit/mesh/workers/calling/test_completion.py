@@ -9,7 +9,7 @@ from mesh_rpc import caught, settled, until
 from tinkex._timers import Timers
 from tinkex.errors import APIStatusError, LinkClosedError, MeshError, PeerUnreachableError
 from tinkex.mesh.api.completion import CompletionMessage, PieceMessage, TextMessage
-from tinkex.mesh.api.gateway import Accepted, Complete, Finished
+from tinkex.mesh.api.gateway import Accepted, Complete, Finished, Receipt
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
@@ -22,6 +22,7 @@ from tinkex.testing import VirtualClock
 
 ACCEPTED = Accepted(request_id="r-1", prompt_tokens=3, reproducible=True)
 FINISHED = Finished(prompt_tokens=3, cached_tokens=0)
+RECEIPT = Receipt(body=b"what came", signature=b"signed")
 CONTACT, OTHER = (Contact(KeyPair(key * 32).peer_id) for key in (b"g", b"h"))
 
 
@@ -42,6 +43,7 @@ class Script:
         self.ended = False
         self.left = False
         self.told = None
+        self.judged = None
 
     # as gateways
 
@@ -96,7 +98,7 @@ class Script:
         return MeshCompletion(
             Complete(credential="c", request=request),
             self,
-            lambda *_: None,
+            lambda *_: self.judged,
             self.tasks,
             self.timers,
             clock=self.clock,
@@ -237,6 +239,55 @@ async def test_stopping_while_a_link_is_made_ends_it(script):
     await script.tasks.stop()
     assert isinstance(await caught(begin), APIStatusError)
     await completion.settled()
+
+
+@pytest.mark.parametrize("turns", [1, 20])
+async def test_stopping_before_a_link_is_begun_to_be_made_ends_it_too(script, turns):
+    script.sent = False
+    script.open = asyncio.get_running_loop().create_future
+    completion = script.completion()
+    begin = asyncio.ensure_future(completion.begin())
+    await settled(turns)
+    await script.tasks.stop()
+    await until(begin.done)
+    assert isinstance(begin.exception(), APIStatusError)
+    assert await completion.settled() is None
+
+
+async def test_mistake_in_making_a_link_is_told_to_who_asked(script):
+    script.sent = False
+    script.say(ValueError("a mistake"))
+    completion = script.completion()
+    assert isinstance(await caught(completion.begin()), ValueError)
+    assert await completion.settled() is None
+    assert [type(error) for error in script.errors] == [ValueError]  # and noted
+    script.errors.clear()
+
+
+@pytest.mark.parametrize("pieces", [WAITING_PIECES - 2, WAITING_PIECES - 1, WAITING_PIECES])
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_receipt_is_taken_though_as_much_waits_as_may(script, pieces, leaves):
+    script.judged = "the receipt"
+    script.say(ACCEPTED, *texts(pieces - 1), LAST, FINISHED, RECEIPT, None)
+    completion = await script.begin()
+    await settled()
+    if leaves:
+        completion.cancel()
+    else:
+        assert len(await read(completion)) == pieces
+    await until(lambda: script.left)
+    finished = pieces < WAITING_PIECES or not leaves
+    assert await completion.settled() == ("the receipt" if finished else None)
+
+
+async def test_gateway_that_ends_twice_makes_no_sense_and_fills_nothing(script):
+    script.say(ACCEPTED, LAST, *[FINISHED] * 1000)
+    completion = await script.begin()
+    await settled()
+    assert script.taken == 4
+    assert script.left
+    assert [piece.text for piece in await read(completion)] == ["end"]
+    assert await completion.settled() is None
 
 
 async def read(completion):
