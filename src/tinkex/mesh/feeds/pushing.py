@@ -6,6 +6,7 @@ push left out, the peer asks for.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -59,6 +60,7 @@ class Outbox:
         self._keys: list[Key] = []
         self._ask = False
         self._busy = False
+        self._telling: asyncio.Task[None] | None = None
         self._later: Timer | None = None
         self._later_s = 0.0
         """How long `_later` waits in all."""
@@ -94,6 +96,13 @@ class Outbox:
         self._ask = True
         self._begin()
 
+    def part(self) -> asyncio.Task[None] | None:
+        """Tell now what waits for others; returns what does, None where nothing waits so."""
+        if self._later is None:
+            return None
+        self._begin()
+        return self._telling
+
     def _begin(self) -> None:
         if self._later is not None:
             self._later.cancel()
@@ -101,7 +110,7 @@ class Outbox:
         if not self._busy:
             self._busy = True
             name = f"tell {self.contact.peer_id.short}"
-            self._tasks.spawn(self._tell(), name=name)
+            self._telling = self._tasks.spawn(self._tell(), name=name)
 
     async def _tell(self) -> None:
         try:

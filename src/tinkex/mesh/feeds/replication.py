@@ -17,7 +17,7 @@ from random import Random
 from tinkex._backoff import Backoff
 from tinkex._clock import Clock
 from tinkex._timers import Timers
-from tinkex.errors import TinkerError
+from tinkex.errors import PeerTimeoutError, TinkerError
 from tinkex.mesh.api.feeds import Key
 from tinkex.mesh.feeds.config import ReplicationConfig
 from tinkex.mesh.feeds.entry import ChainId, Entry
@@ -35,6 +35,8 @@ from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 
 _MAX_VISITORS = 256
+PARTING_S = 1.0
+"""How long the end waits for peers that are told what waited."""
 
 
 @dataclass(slots=True)
@@ -155,13 +157,24 @@ class Replicator:
             self._run(source)
 
     async def stop(self) -> None:
-        """End all background work. Harmless twice, and before `start`."""
+        """Tell what waits for others, `PARTING_S` at most, and end all background work.
+
+        Harmless twice, and before `start`.
+        """
         while self._end:
             self._end.pop()()
+        await self._part()
         await self._tasks.stop()
         await self._timers.stop()
         for source in self._sources.values():
             source.task = None
+
+    async def _part(self) -> None:
+        telling = [task for _, _, outbox, _ in self._targets() if (task := outbox.part())]
+        if telling:
+            late = PeerTimeoutError
+            with contextlib.suppress(late), Deadline(self._timers, PARTING_S, late):
+                await asyncio.wait(telling)
 
     def follow(self, contact: Contact, role: Role) -> None:
         """Ask a peer from now on; again with another contact when its addresses changed."""

@@ -1,5 +1,6 @@
 """Copies of feeds at other workers: who gets what, when, and from whom after a loss."""
 
+import asyncio
 import shutil
 
 import pytest
@@ -37,6 +38,7 @@ from tinkex.mesh.feeds.policy import (
 )
 from tinkex.mesh.feeds.pruning import prune
 from tinkex.mesh.feeds.pushing import LATER_S
+from tinkex.mesh.feeds.replication import PARTING_S
 from tinkex.mesh.feeds.view import View
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import method_of, methods_of
@@ -89,6 +91,38 @@ async def test_entry_that_is_not_flushed_is_told_of_with_the_next_that_is_or_lat
         await world.pass_time(LATER_S - 0.1)
         assert await auth.holds(USAGE) == ["1", "2", "3", "4", "5"]
         await world.wait(having(auth, USAGE, "1", "2", "3", "4", "5", "6"))
+
+
+async def test_what_waits_to_be_told_is_told_before_the_end(tmp_path):
+    async with FeedWorld(tmp_path) as world:
+        auth, gateway = await world.node(), await world.node(Role.GATEWAY)
+        await gateway.write(USAGE, "1")
+        gateway.follow(auth)
+        await world.wait(having(auth, USAGE, "1"))
+        await gateway.write(USAGE, "2")
+        await gateway.store.own(USAGE).append(b"3", flush=False)
+        await gateway.replicator.stop()  # no time passes
+        assert await auth.holds(USAGE) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_end_does_not_wait_for_who_cannot_be_told(tmp_path, gone, monkeypatch):
+    async with FeedWorld(tmp_path) as world:
+        auth, gateway = await world.node(), await world.node(Role.GATEWAY)
+        await gateway.write(USAGE, "1")
+        gateway.follow(auth)
+        await world.wait(having(auth, USAGE, "1"))
+        if gone:
+            await auth.peers.stop()
+        else:
+            never = asyncio.Event()
+            monkeypatch.setattr(auth.store, "ingest", lambda *_, **__: never.wait())
+        await gateway.write(USAGE, "2")
+        stopping = asyncio.ensure_future(gateway.replicator.stop())
+        await settled(200)
+        assert stopping.done() is gone
+        await world.pass_time(PARTING_S + 0.1)
+        assert stopping.done()
 
 
 async def test_entry_that_is_not_flushed_is_found_by_who_asks(tmp_path):
