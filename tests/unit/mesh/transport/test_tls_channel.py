@@ -84,6 +84,32 @@ def test_bytes_changed_on_the_way_are_noticed():
         bob.feed(bytes(data))
 
 
+RECORD = 1 << 14
+"""Bytes that a record of TLS takes."""
+
+
+@given(
+    st.lists(st.integers(-6, 6).map(lambda near: RECORD - 4 + near) | st.integers(1, 3 * RECORD))
+    .filter(bool)
+    .map(lambda sizes: sizes[:8]),
+    st.lists(st.floats(0, 1), max_size=8),
+)
+def test_each_frame_is_there_with_its_last_byte_wherever_the_stream_is_cut(sizes, cuts):
+    alice, bob = dial(ALICE, BOB), listen(BOB)
+    exchange(alice, bob)
+    frames = [bytes([number]) * size for number, size in enumerate(sizes)]
+    wire, ends = b"", []
+    for frame in frames:
+        alice.write(enframe(frame))
+        wire += alice.outgoing()
+        ends.append(len(wire))
+    got, start = [], 0
+    for end in [*sorted(int(cut * len(wire)) for cut in cuts), len(wire)]:
+        got += bob.feed(wire[start:end])
+        assert got == frames[: sum(whole <= end for whole in ends)]
+        start = end
+
+
 def test_a_frame_too_long_is_refused():
     alice, bob = dial(ALICE, BOB), listen(BOB)
     exchange(alice, bob)
