@@ -114,7 +114,7 @@ class Processor(ProcessorApi):
             await self._fetch(job, request, call)
         async with self._slots.take(permit.account, message.n - len(request.finished)):
             began, made, outcome = self._clock.monotonic(), 0, "left"
-            run = await self._begin(job)
+            run = await self._begin(job, request.permit)
             try:
                 self._permits.prove(request.permit)  # not earlier: the engine works meanwhile
                 self._permits.keep()
@@ -196,6 +196,7 @@ class Processor(ProcessorApi):
     async def _fetch(self, job: Job, work: Work, call: Call) -> None:
         if job.adapter in self._backend.adapters:
             return
+        self._permits.prove(work.permit)  # before anybody else is asked
         if self._files is None:
             raise UnsupportedError("This processor has no store for adapters.")
         assert call.certificate is not None, "gateways alone may call"
@@ -204,7 +205,14 @@ class Processor(ProcessorApi):
         )
         await self._backend.load_adapter(job.adapter, folder)
 
-    async def _begin(self, job: Job) -> Run:
+    async def _begin(self, job: Job, permit: bytes) -> Run:
+        try:
+            return await self._run(job)
+        except TinkerError:
+            self._permits.prove(permit)  # what is wrong with the work is told of it too
+            raise
+
+    async def _run(self, job: Job) -> Run:
         try:
             return await self._backend.begin(job)
         except NotFoundError:

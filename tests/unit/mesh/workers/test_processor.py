@@ -90,9 +90,7 @@ def replace_(work, **fields):
 
 async def test_nothing_is_told_of_work_whose_permit_its_gateway_did_not_sign(mesh):
     good = mesh.work()
-    signed = msgspec.msgpack.decode(good.permit, type=Signed)
-    forged = msgspec.msgpack.encode(msgspec.structs.replace(signed, signature=bytes(64)))
-    async with mesh.stream(replace_(good, permit=forged)) as events:
+    async with mesh.stream(forged(good)) as events:
         problem = await caught(anext(events))
     assert isinstance(problem, TrustError)
     assert "signature" in str(problem)
@@ -100,6 +98,27 @@ async def test_nothing_is_told_of_work_whose_permit_its_gateway_did_not_sign(mes
     assert description.free_slots == description.slots
     assert isinstance(await caught(mesh.ask(good)), TrustError), "its number is used up"
     await mesh.ask(mesh.work())
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        (lambda mesh: mesh.work(message_of("many words " * 200)), "has 403"),
+        (lambda mesh: mesh.work(adapter="ab"), "adapter"),
+    ],
+)
+async def test_nor_is_it_told_what_is_wrong_with_such_work(mesh, work, told):
+    assert told in str(await caught(mesh.ask(work(mesh))))
+    problem = await caught(mesh.ask(forged(work(mesh))))
+    assert isinstance(problem, TrustError)
+    assert "signature" in str(problem)
+    assert (await mesh.describe()).free_slots == mesh.backend.slots
+
+
+def forged(work):
+    signed = msgspec.msgpack.decode(work.permit, type=Signed)
+    permit = msgspec.msgpack.encode(msgspec.structs.replace(signed, signature=bytes(64)))
+    return replace_(work, permit=permit)
 
 
 async def test_used_permit_is_refused_after_a_restart(tmp_path):
