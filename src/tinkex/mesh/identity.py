@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
+from nacl.exceptions import BadSignatureError
 
 from tinkex.errors import ConfigurationError, InputError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PEER_ID_BYTES = 32
+SEED_BYTES = 32
 SIGNATURE_BYTES = 64
 _DOMAIN = b"tinkex-mesh-1\x00"
 
@@ -68,25 +69,11 @@ class PeerId(_Raw):
 
         A signature for one purpose never passes for another (RFC 8032 signs bytes, not meanings).
         """
-        return Verifier(self).signed(purpose, message, signature)
-
-
-class Verifier:
-    """A peer's public key made ready: half of the work of checking one signature, done once."""
-
-    def __init__(self, peer_id: PeerId) -> None:
-        try:
-            self._key: Ed25519PublicKey | None = Ed25519PublicKey.from_public_bytes(peer_id.raw)
-        except ValueError:
-            self._key = None  # no point of the curve: nobody can sign for it
-
-    def signed(self, purpose: str, message: bytes, signature: bytes) -> bool:
-        """Whether the peer signed `message` for `purpose`."""
-        if self._key is None:
+        if len(signature) != SIGNATURE_BYTES:  # else the two could be cut elsewhere
             return False
         try:
-            self._key.verify(signature, _to_sign(purpose, message))
-        except (InvalidSignature, ValueError):
+            crypto_sign_open(signature + _to_sign(purpose, message), self.raw)
+        except (BadSignatureError, InputError):
             return False
         return True
 
@@ -96,17 +83,22 @@ class KeyPair:
 
     Args:
         seed: 32 random bytes.
+
+    Raises:
+        InputError: it has another length.
     """
 
     def __init__(self, seed: bytes) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        if len(seed) != SEED_BYTES:
+            raise InputError(f"a secret key has {SEED_BYTES} bytes, not {len(seed)}")
+        public, self._secret = crypto_sign_seed_keypair(seed)
         self.seed = seed
-        self.peer_id = PeerId(self._key.public_key().public_bytes_raw())
+        self.peer_id = PeerId(public)
 
     @classmethod
     def generate(cls) -> KeyPair:
         """Make a new key pair from the operating system's randomness."""
-        return cls(Ed25519PrivateKey.generate().private_bytes_raw())
+        return cls(os.urandom(SEED_BYTES))
 
     @classmethod
     def load_or_create(cls, path: Path) -> KeyPair:
@@ -141,7 +133,7 @@ class KeyPair:
                 "did, delete it and join the network again"
             )
         seed = path.read_bytes()
-        if len(seed) != PEER_ID_BYTES:
+        if len(seed) != SEED_BYTES:
             raise ConfigurationError(
                 f"{path} holds {len(seed)} bytes, which is no secret key: restore it from a "
                 "backup, or delete it and join the network again as a new peer"
@@ -150,7 +142,7 @@ class KeyPair:
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """Sign `message` for `purpose`: 64 bytes."""
-        return self._key.sign(_to_sign(purpose, message))
+        return crypto_sign(_to_sign(purpose, message), self._secret)[:SIGNATURE_BYTES]
 
     def __repr__(self) -> str:
         return f"KeyPair({self.peer_id.short})"

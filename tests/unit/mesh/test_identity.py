@@ -4,6 +4,7 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tinkex.errors import ConfigurationError, InputError
 from tinkex.mesh.identity import KeyPair, PeerId
@@ -21,6 +22,33 @@ def test_signature_holds_for_its_signer_purpose_and_message_alone():
     assert not ALICE.peer_id.signed("grant", b"hellO", signature)
     assert not ALICE.peer_id.signed("grant", b"hello", signature[:-1])
     assert not ALICE.peer_id.signed("grant", b"hello", bytes(64))
+
+
+def test_signatures_are_those_of_another_implementation():
+    other = Ed25519PrivateKey.from_private_bytes(ALICE.seed)
+    assert other.public_key().public_bytes_raw() == ALICE.peer_id.raw
+    for message in (b"", b"hello", bytes(100_000)):
+        signed = b"tinkex-mesh-1\x00grant\x00" + message
+        assert ALICE.sign("grant", message) == other.sign(signed)
+        assert ALICE.peer_id.signed("grant", message, other.sign(signed))
+
+
+def test_signature_cut_elsewhere_does_not_hold():
+    signature = ALICE.sign("grant", b"hello")
+    for cut in (0, 1, 63):
+        assert not ALICE.peer_id.signed("grant", signature[cut:] + b"hello", signature[:cut])
+    assert not ALICE.peer_id.signed("grant", b"hello", signature + b"\x00")
+
+
+def test_key_that_would_have_signed_everything_signed_nothing():
+    # A point of small order: by the bare equation of RFC 8032 (5.1.7) this holds for any message.
+    identity = bytes([1]) + bytes(31)
+    assert not PeerId(identity).signed("grant", b"hello", identity + bytes(32))
+
+
+def test_seed_of_another_length_is_refused():
+    with pytest.raises(InputError, match="32 bytes"):
+        KeyPair(bytes(31))
 
 
 def test_purpose_and_message_cannot_be_shifted_into_one_another():

@@ -24,7 +24,7 @@ from tinkex.mesh.feeds.entry import (
     hash_of,
     read_header,
 )
-from tinkex.mesh.identity import PeerId, Verifier
+from tinkex.mesh.identity import PeerId
 from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
 
 FORK_PROOF_BYTES = 2 * (MAX_HEADER_BYTES + 80)
@@ -97,13 +97,13 @@ class ForkProof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         numbered = [(h.author, h.feed, h.epoch, h.sequence) for h in (one, two)]
         if numbered[0] != numbered[1] or self.header == self.other_header:
             raise TrustError("a proof of a fork shows no two entries with one number")
-        verifier = Verifier(PeerId(one.author))
+        author = PeerId(one.author)
         if not (
-            verifier.signed(ENTRY, self.header, self.signature)
-            and verifier.signed(ENTRY, self.other_header, self.other_signature)
+            author.signed(ENTRY, self.header, self.signature)
+            and author.signed(ENTRY, self.other_header, self.other_signature)
         ):
             raise TrustError("a proof of a fork holds a signature that is not its author's")
-        return EntryId(PeerId(one.author), one.feed, one.epoch, one.sequence)
+        return EntryId(author, one.feed, one.epoch, one.sequence)
 
 
 class SignedHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -142,11 +142,10 @@ class ChainRules:
             PeerProtocolError: they are out of order, or do not chain.
             TrustError: a signature does not hold, or a time lies in the future.
         """
-        verifier = Verifier(run[0].author)
         for entry in run:
             self.check_follows(entry, head)
             self.check_time(entry, head, now)
-            self.check_signature(entry, verifier)
+            self.check_signature(entry)
             head = Head.of(entry)
 
     def check_size(self, encoded: bytes) -> None:
@@ -154,9 +153,9 @@ class ChainRules:
         if len(encoded) > MAX_ENTRY_BYTES:
             raise PeerProtocolError(f"an entry of {len(encoded)} bytes is longer than any may be")
 
-    def check_signature(self, entry: Entry, verifier: Verifier) -> None:
+    def check_signature(self, entry: Entry) -> None:
         """Refuse what its author did not sign."""
-        check_signed(entry, verifier)
+        check_signed(entry)
 
     def check_follows(self, entry: Entry, head: Head | None) -> None:
         """Refuse what does not continue the chain: a gap, another author's, another epoch's."""

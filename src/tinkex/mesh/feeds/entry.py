@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tinkex.errors import PeerProtocolError, TrustError
-from tinkex.mesh.identity import SIGNATURE_BYTES, KeyPair, PeerId, Verifier
+from tinkex.mesh.identity import SIGNATURE_BYTES, KeyPair, PeerId
 
 ENTRY = "feed-entry"
 """The purpose that headers are signed under."""
@@ -227,17 +227,16 @@ def read_entry(raw: Raw) -> Entry:
     return entry
 
 
-def check_signed(entry: Entry, verifier: Verifier) -> None:
+def check_signed(entry: Entry) -> None:
     """Check an entry's signature.
 
     Args:
         entry: decoded.
-        verifier: of its author.
 
     Raises:
         TrustError: it is not what its author signed.
     """
-    if not verifier.signed(ENTRY, entry.raw.header, entry.raw.signature):
+    if not entry.author.signed(ENTRY, entry.raw.header, entry.raw.signature):
         raise TrustError(f"the signature of {entry.id} does not hold")
 
 
@@ -249,5 +248,5 @@ def check_entry(raw: Raw) -> Entry:
         TrustError: it is not what its author signed.
     """
     entry = read_entry(raw)
-    check_signed(entry, Verifier(entry.author))
+    check_signed(entry)
     return entry

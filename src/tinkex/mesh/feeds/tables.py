@@ -15,7 +15,7 @@ from tinkex.errors import MeshError, TrustError
 from tinkex.mesh.feeds.chain import ForkProof, Head
 from tinkex.mesh.feeds.entry import ENTRY, FIRST, ChainId, Entry, Raw, read_entry
 from tinkex.mesh.feeds.epoch import expiry_of
-from tinkex.mesh.identity import PeerId, Verifier
+from tinkex.mesh.identity import PeerId
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS chains (
@@ -225,7 +225,7 @@ def _checked_run(
         before = (entry.hash, header.sequence + 1)
         run.append(entry)
     last = run[-1]
-    if not Verifier(chain.id.author).signed(ENTRY, last.raw.header, last.raw.signature):
+    if not chain.id.author.signed(ENTRY, last.raw.header, last.raw.signature):
         raise RowError(f"the signature of {last.id} does not hold")
     return run
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from tinkex.errors import InputError, TrustError
-from tinkex.mesh.identity import KeyPair, PeerId, Verifier
+from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.roles import Role
 
 T = TypeVar("T")
@@ -281,21 +281,19 @@ def check_grant(signed: Signed, *, network: PeerId, roots: frozenset[PeerId]) ->
     return CertificateRules(network, roots).check_grant(signed)
 
 
-def opened(signed: Signed, purpose: str, kind: type[T], *, verifier: Verifier | None = None) -> T:
+def opened(signed: Signed, purpose: str, kind: type[T]) -> T:
     """Read a signed message, once its signature for `purpose` is proven.
 
     Args:
         signed: the message.
         purpose: what it is to be signed for.
         kind: what it is to be.
-        verifier: the signer's, if it was made before.
 
     Raises:
         TrustError: the signature does not hold, or what was signed is no `kind`.
     """
     try:
-        verifier = verifier or Verifier(PeerId(signed.signer))
-        if verifier.signed(purpose, signed.body, signed.signature):
+        if PeerId(signed.signer).signed(purpose, signed.body, signed.signature):
             return msgspec.msgpack.decode(signed.body, type=kind)
     except (ValueError, RecursionError) as error:
         raise TrustError(f"a {purpose} cannot be read ({error})") from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from tinkex.errors import TrustError
-from tinkex.mesh.identity import PeerId, Verifier
+from tinkex.mesh.identity import PeerId
 from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.certificates import CLOCK_SKEW_S, Signed, check_certificate, opened
 
@@ -34,8 +34,6 @@ BLOB_PERMIT = "blob-permit"
 NONCE_BYTES = 16
 PERMIT_S = 30.0
 """How long a permit is meant to last: it is used as soon as it is made."""
-_KEPT_VERIFIERS = 64
-"""Gateways whose keys are kept ready."""
 MAX_PERMIT_S = 60.0
 """Longest that any permit may last."""
 REMEMBERED_S = MAX_PERMIT_S + 3 * CLOCK_SKEW_S
@@ -126,7 +124,6 @@ class PermitCheck:
         self._processor = processor
         self._nonces = nonces
         self._clock = clock
-        self._verifiers: dict[bytes, Verifier] = {}
 
     def check(
         self, encoded: bytes, *, caller: PeerId, request: bytes, model: str, tokens: int
@@ -163,13 +160,7 @@ class PermitCheck:
         Raises:
             TrustError: the signature does not hold.
         """
-        signed = _envelope(encoded, "permit")
-        verifier = self._verifiers.get(signed.signer)
-        opened(signed, PERMIT, Permit, verifier=verifier)
-        if verifier is None:
-            if len(self._verifiers) >= _KEPT_VERIFIERS:
-                self._verifiers.clear()
-            self._verifiers[signed.signer] = Verifier(PeerId(signed.signer))
+        opened(_envelope(encoded, "permit"), PERMIT, Permit)
 
     def check_caller(self, permit: Permit, signed: Signed, caller: PeerId) -> None:
         """Demand that it was made by the gateway that brings it."""
