@@ -39,7 +39,8 @@ from tinkex.mesh.workers.reading import Reading
 from tinkex.mesh.workers.shelf import give_files
 
 _LOG = logging.getLogger("tinkex.mesh.processor")
-NONCES = "permits.sqlite"
+NONCES = "used-permits"
+"""Folder of the permits that were used; see `trust.nonces`."""
 ADAPTERS = "adapters"
 
 

@@ -1,14 +1,14 @@
-"""Permits: what holds, for how long, what is remembered. `mesh_attacks.permits` attacks them."""
+"""Permits: what holds, for how long, what is remembered. `mesh_attacks.permits` attacks them.
+
+How the used ones lie on disk, and what may go wrong there: `test_nonces.py`.
+"""
 
 from __future__ import annotations
-
-import sqlite3
-from contextlib import closing
 
 import msgspec
 import pytest
 
-from tinkex.errors import RateLimitError, StorageError, TrustError
+from tinkex.errors import RateLimitError, TrustError
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.certificates import (
@@ -108,7 +108,7 @@ def test_used_permit_is_refused_after_a_restart_for_as_long_as_it_could_pass(sto
 
 @pytest.fixture
 def killed(tmp_path, clock):
-    """Open a store on the file of others that are not closed, as after a crash."""
+    """Open a store on the folder of others that are not closed, as after a crash."""
     opened = []
 
     def open_():
@@ -157,26 +157,6 @@ def test_what_expires_before_it_is_kept_is_not_written(killed, clock):
     assert len(first) == len(killed()) == 1
 
 
-def test_keeping_that_failed_half_way_is_made_up_for(killed, clock):
-    first = killed()
-    check = PermitCheck(PROCESSOR.peer_id, first, clock=clock)
-    made = [permit(clock) for _ in range(3)]
-    for one in made:
-        use(check, one)
-    first._db.execute(
-        "CREATE TRIGGER full BEFORE INSERT ON used WHEN (SELECT COUNT(*) FROM used) = 1 "
-        "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
-    )
-    for _ in range(2):
-        with pytest.raises(StorageError, match="the disk is full"):
-            check.keep()
-    with pytest.raises(TrustError, match="used before"):
-        use(check, made[2])
-    first._db.execute("DROP TRIGGER full")
-    check.keep()
-    assert len(killed()) == 3
-
-
 def test_what_has_expired_is_forgotten(store, clock):
     nonces = store()
     check = PermitCheck(PROCESSOR.peer_id, nonces, clock=clock)
@@ -208,42 +188,6 @@ def test_machine_that_went_down_takes_no_permit_that_may_be_an_old_one(store, cl
     clock.advance(error.value.retry_after_ms / 1000 - PERMIT_S - 2 * CLOCK_SKEW_S + 1)
     again = PermitCheck(PROCESSOR.peer_id, store(boot="boot-2"), clock=clock)
     assert use(again, permit(clock)).account == "ada"
-
-
-def test_machine_that_does_not_tell_its_life_forces_entries_to_the_disk(store, clock):
-    first = store(boot=None)
-    (level,) = first._db.execute("PRAGMA synchronous").fetchone()
-    assert level == 2
-    use(PermitCheck(PROCESSOR.peer_id, first, clock=clock), permit(clock))
-    check = PermitCheck(PROCESSOR.peer_id, store(boot=None), clock=clock)
-    assert use(check, permit(clock)).account == "ada"
-
-
-def test_what_could_not_be_written_is_written_later(store, clock, tmp_path):
-    first = store()
-    check = PermitCheck(PROCESSOR.peer_id, first, clock=clock)
-    made = [permit(clock) for _ in range(2)]
-    for one in made:
-        use(check, one)
-    with closing(sqlite3.connect(tmp_path / "nonces", isolation_level=None)) as disk:
-        disk.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON used WHEN (SELECT count(*) FROM used) > 0 "
-            "BEGIN SELECT RAISE(FAIL, 'it is full'); END"
-        )
-        with pytest.raises(StorageError, match="it is full"):
-            check.keep()
-        disk.execute("DROP TRIGGER full")
-    check.keep()
-    again = PermitCheck(PROCESSOR.peer_id, store(), clock=clock)
-    for one in made:
-        with pytest.raises(TrustError, match="used before"):
-            use(again, one)
-
-
-def test_damaged_file_is_told(clock, tmp_path):
-    (tmp_path / "nonces").write_bytes(b"no database " * 100)
-    with pytest.raises(StorageError, match="used permits"):
-        NonceStore(tmp_path / "nonces", clock=clock, longest_s=1, boot="b")
 
 
 # --- permits to fetch ---
