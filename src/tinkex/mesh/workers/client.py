@@ -112,6 +112,7 @@ class ClientWorker(Worker):
         """Completes prompts; its callers are credentials."""
         self.url = ""
         """Base URL of its HTTP, without `/v1`; empty where it has none."""
+        self._server: HttpServer | None = None
 
     async def ask(
         self, method: Callable[[Any, Q, Call], Awaitable[A]], request: Q, *, timeout_s: float = 0
@@ -140,9 +141,14 @@ class ClientWorker(Worker):
         app = http_app(
             self.completer, self.ask, clock=self._clock, shelf=self._shelf, book=self._book
         )
-        server = HttpServer(app, host=self._config.host, port=self._config.port)
-        await stack.enter_async_context(server)
+        server = HttpServer(app, host=self._config.host, port=self._config.port, clock=self._clock)
+        self._server = await stack.enter_async_context(server)
         self.url = server.url
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more requests of programs, and let those in progress end."""
+        if self._server is not None:
+            await self._server.stop(grace_s)
 
 
 def _report(error: BaseException) -> None:

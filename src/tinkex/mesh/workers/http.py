@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Self
@@ -18,7 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tinkex._clock import Clock
 from tinkex.errors import APIStatusError, ConfigurationError, TinkerError, status_error
+from tinkex.mesh.deadline import within
+from tinkex.mesh.tasks import let_others_run
 from tinkex.openai_api.endpoint import error_reply
 from tinkex.openai_api.refusal import error_body
 
@@ -27,6 +31,11 @@ MAX_CONNECTIONS = 1024
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 MAX_CREDENTIAL = 4096
 """Characters of a key or token."""
+_LOG = logging.getLogger("tinkex.mesh.http")
+_ACCEPTED_TURNS = 4
+"""Of the event loop, until each connection that it accepted is in uvicorn's list."""
+_LOOK_S, _LOOK_MAX_S = 0.005, 0.1
+"""Between two looks whether what was answered has left; each wait is twice the one before."""
 
 
 class HttpServer:
@@ -36,12 +45,16 @@ class HttpServer:
         app: an ASGI application.
         host: an address of this machine.
         port: 0 for a free one.
-        grace_s: how long requests in progress may go on at the end, in seconds.
+        clock: measures how long requests in progress may go on at the end.
+        grace_s: how long that is, in seconds, where `stop` is not called before.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, grace_s: float = 1.0) -> None:
+    def __init__(
+        self, app: ASGIApp, *, host: str, port: int, clock: Clock, grace_s: float = 1.0
+    ) -> None:
         self._app = app
         self._host, self._port = host, port
+        self._clock = clock
         self._grace_s = grace_s
         self.url = ""
         """Base URL, once it is entered."""
@@ -65,8 +78,8 @@ class HttpServer:
                 date_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=max(1, round(self._grace_s)),
-            )
+            ),
+            self._clock,
         )
         self._serving = asyncio.create_task(
             self._server.serve(sockets=[self._listener]), name=f"http {self.url}"
@@ -75,7 +88,17 @@ class HttpServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.stop.set()
+        await self.stop(self._grace_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no connection any more, and end once requests in progress have; harmless twice.
+
+        Args:
+            grace_s: after so many seconds they are cut off.
+        """
+        if not self._server.stop.is_set():
+            self._server.grace_s = grace_s
+            self._server.stop.set()
         try:
             await self._serving
         finally:
@@ -99,12 +122,18 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but it says when it is up, wakes for nothing, and leaves signals alone."""
+    """uvicorn, but it says when it is up, wakes for nothing, and leaves signals alone.
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    Nor does it wait for nothing at its end: uvicorn sleeps a tenth of a second there, at least.
+    """
+
+    def __init__(self, config: uvicorn.Config, clock: Clock) -> None:
         super().__init__(config)
+        self._clock = clock
         self.stop = asyncio.Event()
         self.up = asyncio.Event()
+        self.grace_s = 0.0
+        """How long requests in progress may go on once `stop` is set, in seconds."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -114,6 +143,42 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self.stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, and wait for what is in progress, for as long as `grace_s`."""
+        loop = asyncio.get_running_loop()
+        for listening in (one for server in self.servers for one in server.sockets):
+            # Not closed yet: asyncio accepts a connection in one turn and hands it over in the
+            # next, and one that comes to a closed server is in nobody's list, and stays open.
+            loop.remove_reader(listening.fileno())
+        for _ in range(_ACCEPTED_TURNS):
+            await let_others_run()
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
+        try:
+            await within(self._clock, self.grace_s, self._finish())
+        except TimeoutError:
+            running = list(self.server_state.tasks)
+            _LOG.warning("%d requests were cut off after %g s", len(running), self.grace_s)
+            for task in running:
+                task.cancel()
+
+    async def _finish(self) -> None:
+        """Close connections that wait for a request, the others once theirs is answered."""
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        look_s = _LOOK_S
+        while True:
+            for _ in range(_ACCEPTED_TURNS):
+                await let_others_run()
+            if state.tasks:
+                await asyncio.wait(list(state.tasks))
+            elif state.connections:  # somebody reads slowly
+                await self._clock.sleep(look_s)
+                look_s = min(2 * look_s, _LOOK_MAX_S)
+            else:
+                return
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -163,7 +163,7 @@ class Member:
             logs=self._checked_heads,
             operator=lambda: self._operator_page,
         )
-        server = HttpServer(page, host=host, port=self.config.admin_port)
+        server = HttpServer(page, host=host, port=self.config.admin_port, clock=self.clock)
         self.admin_url = (await stack.enter_async_context(server)).url
 
     async def _count_entries(self) -> None:

@@ -62,7 +62,9 @@ class World:
             survey=lambda: survey(discovery, peers),
             registry=metrics.registry,
         )
-        server = await self.stack.enter_async_context(HttpServer(app, host="127.0.0.1", port=0))
+        server = await self.stack.enter_async_context(
+            HttpServer(app, host="127.0.0.1", port=0, clock=self.clock)
+        )
         return await self.stack.enter_async_context(httpx.AsyncClient(base_url=server.url))
 
 

@@ -1,6 +1,7 @@
 """The local HTTP server of a worker, and who may talk to it."""
 
 import asyncio
+import socket
 
 import httpx
 import pytest
@@ -8,8 +9,12 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from tinkex._clock import SystemClock
 from tinkex.errors import ConfigurationError
+from tinkex.mesh.tasks import let_others_run
 from tinkex.mesh.workers.http import HttpServer, LocalOnly
+
+CLOCK = SystemClock()
 
 
 def hello(gate=None):
@@ -24,7 +29,10 @@ def hello(gate=None):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_application_is_served_until_the_end_and_no_longer(host):
-    async with HttpServer(hello(), host=host, port=0) as server, httpx.AsyncClient() as client:
+    async with (
+        HttpServer(hello(), host=host, port=0, clock=CLOCK) as server,
+        httpx.AsyncClient() as client,
+    ):
         assert (await client.get(server.url)).text == "hello"
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
@@ -32,16 +40,16 @@ async def test_application_is_served_until_the_end_and_no_longer(host):
 
 
 async def test_address_in_use_is_told_with_what_to_do():
-    async with HttpServer(hello(), host="127.0.0.1", port=0) as server:
+    async with HttpServer(hello(), host="127.0.0.1", port=0, clock=CLOCK) as server:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(ConfigurationError, match=f"port {port}.*port 0 for a free one"):
-            await HttpServer(hello(), host="127.0.0.1", port=port).__aenter__()
+            await HttpServer(hello(), host="127.0.0.1", port=port, clock=CLOCK).__aenter__()
 
 
 async def test_request_in_progress_is_answered_before_the_end():
     gate = {"came": asyncio.Event(), "go": asyncio.Event()}
     async with httpx.AsyncClient() as client:
-        server = HttpServer(hello(gate), host="127.0.0.1", port=0, grace_s=20)
+        server = HttpServer(hello(gate), host="127.0.0.1", port=0, clock=CLOCK, grace_s=20)
         await server.__aenter__()
         reply = asyncio.create_task(client.get(server.url))
         await gate["came"].wait()
@@ -49,6 +57,46 @@ async def test_request_in_progress_is_answered_before_the_end():
         gate["go"].set()
         assert (await reply).text == "hello"
         await stopping
+
+
+@pytest.mark.parametrize("known", [0, 3])
+async def test_end_waits_for_no_time_where_nothing_is_in_progress(known):
+    server = HttpServer(hello(), host="127.0.0.1", port=0, clock=CLOCK, grace_s=20)
+    await server.__aenter__()
+    async with httpx.AsyncClient() as client:
+        # kept open by the client, each for its next request
+        await asyncio.gather(*(client.get(server.url) for _ in range(known)))
+        stopping = asyncio.create_task(server.__aexit__())
+        for _ in range(100):
+            await let_others_run()
+        assert stopping.done()
+        await stopping
+
+
+async def test_connection_that_was_just_accepted_does_not_hold_up_the_end():
+    server = HttpServer(hello(), host="127.0.0.1", port=0, clock=CLOCK, grace_s=20)
+    await server.__aenter__()
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as program:
+        await let_others_run()  # it is accepted, and handed over in a turn to come
+        stopping = asyncio.create_task(server.__aexit__())
+        for _ in range(100):
+            await let_others_run()
+        assert stopping.done()
+        await stopping
+        program.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(program, 1) == b""
+
+
+async def test_request_is_cut_off_after_its_grace():
+    gate = {"came": asyncio.Event(), "go": asyncio.Event()}
+    async with httpx.AsyncClient() as client:
+        server = HttpServer(hello(gate), host="127.0.0.1", port=0, clock=CLOCK)
+        await server.__aenter__()
+        reply = asyncio.create_task(client.get(server.url))
+        await gate["came"].wait()
+        await server.stop(0.01)
+        assert (await reply).status_code == 500
 
 
 @pytest.mark.parametrize(
@@ -67,5 +115,8 @@ async def test_request_in_progress_is_answered_before_the_end():
     ],
 )
 async def test_pages_of_others_are_refused(headers, status):
-    async with HttpServer(hello(), host="127.0.0.1", port=0) as server, httpx.AsyncClient() as http:
+    async with (
+        HttpServer(hello(), host="127.0.0.1", port=0, clock=CLOCK) as server,
+        httpx.AsyncClient() as http,
+    ):
         assert (await http.get(server.url, headers=headers)).status_code == status

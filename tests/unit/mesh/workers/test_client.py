@@ -247,6 +247,23 @@ async def test_a_client_serves_this_machine_alone():
         ClientConfig(port=70000)
 
 
+async def test_a_client_that_stops_lets_programs_have_their_answers(world):
+    processor = await world.add_processor()
+    processor.pause_after = 2
+    await world.add_gateway()
+    client = await world.add_client(host="127.0.0.1")
+    key = {"authorization": "Bearer right"}
+    async with httpx.AsyncClient(base_url=client.url, headers=key, timeout=None) as program:
+        asking = asyncio.create_task(program.post("/v1/completions", json=BODY))
+        await until(lambda: processor.works)
+        stopping = asyncio.create_task(client.stop(30.0))
+        await world.pass_time(20)
+        processor.resume_sending.set()
+        reply = (await asking).json()
+        assert right(reply["choices"][0]["text"], completion(completion_message(request()), 0, 12))
+        await stopping
+
+
 @pytest.fixture
 async def http(world):
     """A program of a client worker's HTTP, with a right key."""
