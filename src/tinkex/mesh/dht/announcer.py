@@ -50,6 +50,7 @@ class Announcer:
         keep: takes a record into the node's own storage, if it is near.
         addresses: where others reach this worker, also one that serves no DHT.
         sender: the same, empty if it serves none.
+        gone: whether a node did not answer when it was last asked.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Announcer:
         find_nodes: Callable[[int], Awaitable[list[Node]]],
         keep: Callable[[bytes], None],
         sender: Callable[[], tuple[str, ...]],
+        gone: Callable[[Node], bool],
         counts: Counter[str],
     ) -> None:
         self._peers = peers
@@ -71,6 +73,7 @@ class Announcer:
         self._find_nodes = find_nodes
         self._keep = keep
         self._sender = sender
+        self._gone = gone
         self._counts = counts
         self._announcements: dict[str, _Announcement] = {}
         self._sequence = 0
@@ -189,6 +192,8 @@ class Announcer:
                 continue
             self._keep(encoded)
             for node in announcement.holders:
+                if withdrawn and self._gone(node):
+                    continue  # a worker that stops does not wait for who does not answer
                 batches.setdefault(node, []).append((announcement, encoded))
         await asyncio.gather(*(self._store(node, batch) for node, batch in batches.items()))
 

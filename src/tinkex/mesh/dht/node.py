@@ -129,6 +129,7 @@ class DhtNode:
             find_nodes=self._searches.find_nodes,
             keep=self._keep,
             sender=self._addresses,
+            gone=self._is_gone,
             counts=self.counts,
         )
 
@@ -298,6 +299,9 @@ class DhtNode:
 
     def _lost_link(self, peer: PeerId) -> None:
         self._table.failed(node_id(peer), self._clock.monotonic())
+
+    def _is_gone(self, node: Node) -> bool:
+        return self._table.is_lost(node.id) and not self._peers.has_link(node.contact.peer_id)
 
     def _keep(self, encoded: bytes) -> None:
         if self._serves:

@@ -116,6 +116,10 @@ class RoutingTable:
         if len(self._lost) > _LOST:
             self._lost.popitem(last=False)
 
+    def is_lost(self, node_id: int) -> bool:
+        """Whether a node gave no answer when it was last asked."""
+        return node_id in self._lost
+
     def lost(self, count: int, now: float) -> list[Node]:
         """Give some of the nodes that were lost, in turns, to be tried again.
 

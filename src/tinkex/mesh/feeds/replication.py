@@ -170,11 +170,21 @@ class Replicator:
             source.task = None
 
     async def _part(self) -> None:
-        telling = [task for _, _, outbox, _ in self._targets() if (task := outbox.part())]
+        telling = [
+            task
+            for peer_id, _, outbox, _ in self._targets()
+            if not self._is_gone(peer_id) and (task := outbox.part())
+        ]
         if telling:
             late = PeerTimeoutError
             with contextlib.suppress(late), Deadline(self._timers, PARTING_S, late):
                 await asyncio.wait(telling)
+
+    def _is_gone(self, peer_id: PeerId) -> bool:
+        """Whether a peer did not answer when it was last asked, and has not come back since."""
+        source = self._sources.get(peer_id)
+        failed = source is not None and source.failures > 0
+        return failed and not self._peers.has_link(peer_id)
 
     def follow(self, contact: Contact, role: Role) -> None:
         """Ask a peer from now on; again with another contact when its addresses changed."""

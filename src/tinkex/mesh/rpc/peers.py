@@ -350,6 +350,10 @@ class Peers:
         channel = self._links.get(peer_id)
         return None if channel is None else channel.rtt
 
+    def has_link(self, peer_id: PeerId) -> bool:
+        """Whether a link to a peer is open, and takes calls."""
+        return self._links.get(peer_id) is not None
+
     def links(self) -> tuple[LinkState, ...]:
         """Describe every link that is open."""
         return tuple(

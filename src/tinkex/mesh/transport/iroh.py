@@ -51,7 +51,7 @@ MAX_GREETING = 128
 """How many may be at it at once; more are turned away."""
 STALE_S = 1.0
 """After how long without an answer the open links to a peer are taken for those of its past."""
-_CLOSE_S = 1.0
+_CLOSE_S = 0.5
 _PROTOCOL = b"tinkex-mesh/1"
 _HELLO = b"\x01"
 _RECEIVE_WINDOW_BYTES = 1 << 21
@@ -133,7 +133,8 @@ class IrohTransport:
             await link.close()
         await asyncio.gather(*(link.gone() for link in links))
         with contextlib.suppress(TimeoutError):
-            # It would wait three seconds for peers that are gone.
+            # It would wait three seconds for peers that never answered a dial. Those that were
+            # linked have been told by now, and have acknowledged it.
             await within(self._clock, _CLOSE_S, endpoint.close())
         await self._tasks.stop()
 

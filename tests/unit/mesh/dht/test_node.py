@@ -83,6 +83,24 @@ async def test_stopping_node_withdraws_what_it_announced():
         assert await found(world, nodes[2], "processor") == set()
 
 
+@pytest.mark.parametrize("back", [False, True])
+async def test_stopping_node_waits_for_none_that_is_gone_but_tells_one_that_is_back(back):
+    async with DhtWorld() as world:
+        first, other, gone = await world.network(3)
+        await world.finish(first.announce("processor", Offer()))
+        for channel in gone._peers._links.all:
+            channel.end(LinkClosedError("cut"), lost=True)
+        await settled()
+        if back:
+            await world.finish(gone._peers.ping(first._peers.contact))
+        first._peers._transport.dial = lambda _: asyncio.Event().wait()  # as into the dark
+        stopping = asyncio.ensure_future(first.stop())
+        await settled()
+        assert stopping.done()  # no time has passed
+        for node in (other, gone) if back else (other,):
+            assert [record.withdrawn for record in node._service.held("processor")] == [True]
+
+
 async def test_withdrawn_topic_is_not_found_and_may_be_announced_again():
     async with DhtWorld() as world:
         first, second = await world.network(2)

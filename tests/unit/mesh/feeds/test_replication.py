@@ -105,6 +105,23 @@ async def test_what_waits_to_be_told_is_told_before_the_end(tmp_path):
         assert await auth.holds(USAGE) == ["1", "2", "3"]
 
 
+async def test_end_does_not_wait_for_who_did_not_answer_when_it_was_last_asked(tmp_path):
+    async with FeedWorld(tmp_path) as world:
+        auth, gateway = await world.node(), await world.node(Role.GATEWAY)
+        await gateway.write(USAGE, "1")
+        gateway.follow(auth)
+        await world.wait(having(auth, USAGE, "1"))
+        await auth.peers.stop()
+        gateway.peers._transport.dial = lambda _: asyncio.Event().wait()  # as into the dark
+        await world.pass_time(30)
+        (state,) = gateway.replicator.sources()
+        assert state.failures > 0
+        await gateway.write(USAGE, "2")
+        stopping = asyncio.ensure_future(gateway.replicator.stop())
+        await settled(200)
+        assert stopping.done()  # no time has passed
+
+
 @pytest.mark.parametrize("gone", [True, False])
 async def test_end_does_not_wait_for_who_cannot_be_told(tmp_path, gone, monkeypatch):
     async with FeedWorld(tmp_path) as world:

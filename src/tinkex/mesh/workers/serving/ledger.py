@@ -10,6 +10,7 @@ may be spent `purse` knows, whose they are the auth workers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, OrderedDict
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -46,6 +47,9 @@ from tinkex.mesh.workers.serving.auth_calls import AuthCalls
 
 REMEMBERED_RECEIPTS = 10_000
 LEASE_TIMEOUT_S = 5.0
+GIVE_BACK_S = 1.0
+"""How long the end waits for auth workers that are given leases back. Where none answers, they read
+in the usage feed that a lease is closed."""
 TELL_S = 30.0
 OWES_S = 300.0
 """For so long after a start, or after a lease was asked for, there may be one that is not known
@@ -228,8 +232,8 @@ class Ledger:
             await self._write(self._purse.still_here(self._clock.now()))
 
     async def close(self) -> None:
-        """Give every lease back that no request needs."""
-        await self._close(self._purse.close_all(self._clock.now()))
+        """Give every lease back that no request needs; waits `GIVE_BACK_S` at most for answers."""
+        await self._close(self._purse.close_all(self._clock.now()), timeout_s=GIVE_BACK_S)
 
     def _take(self, request_id: str, caller: Caller, model: str, tokens: int) -> Reserved | None:
         return self._purse.reserve(
@@ -258,18 +262,17 @@ class Ledger:
             lease.lease_id, caller.account_id, caller.key_id, lease.tokens, lease.expires_at
         )
 
-    async def _close(self, ended: list[LeaseClosed]) -> None:
-        for closed in ended:
-            await self._write(closed)
-            used = self._used.pop(closed.lease_id, 0)
-            try:
-                await self._auth.ask(
-                    AuthApi.rpc_settle,
-                    SettleLease(closed.lease_id, used),
-                    deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
-                )
-            except TinkerError:
-                continue  # the feed says the same, and reaches them when they are back
+    async def _close(self, ended: list[LeaseClosed], *, timeout_s: float = LEASE_TIMEOUT_S) -> None:
+        """Write that leases are closed, and tell the auth workers; of all at the same time."""
+        await asyncio.gather(*(self._close_one(closed, timeout_s) for closed in ended))
+
+    async def _close_one(self, closed: LeaseClosed, timeout_s: float) -> None:
+        await self._write(closed)
+        settled = SettleLease(closed.lease_id, self._used.pop(closed.lease_id, 0))
+        deadline = self._clock.monotonic() + timeout_s
+        with contextlib.suppress(TinkerError):
+            # the feed says the same, and reaches them when they are back
+            await self._auth.ask(AuthApi.rpc_settle, settled, deadline=deadline)
 
     async def _write(self, event: UsageEvent, *, flush: bool = True) -> EntryId:
         if flush:  # nobody is told of others before
