@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from contextvars import copy_context
+from typing import Any, cast
 
 
 class Tasks:
@@ -29,12 +30,36 @@ class Tasks:
 
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """Run `work` in the background; while the owner stops, it is cancelled like the rest."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        return self._own(asyncio.get_running_loop().create_task(work, name=name))
+
+    def _own(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._running[task] = None
         task.add_done_callback(self._ended)
         if self._stopping:
             task.cancel()
         return task
+
+    def begin(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None] | None:
+        """Run `work` here up to where it first waits, and the rest in the background.
+
+        That saves it a turn of the event loop. Until it waits it runs in no task, see `own_task`;
+        where this is called within a task, it runs in the background from its first step.
+
+        Returns:
+            The task of the rest; None: it is done.
+        """
+        if asyncio.current_task() is not None:
+            return self.spawn(work, name=name)
+        context = copy_context()
+        try:
+            waits_for = context.run(work.send, None)
+        except (StopIteration, asyncio.CancelledError):
+            return None
+        except Exception as error:  # noqa: BLE001 - as of every other task
+            self._on_error(error)
+            return None
+        rest = cast("Coroutine[Any, Any, None]", _Rest(work, waits_for))
+        return self._own(asyncio.get_running_loop().create_task(rest, name=name, context=context))
 
     async def finished(self) -> None:
         """Wait until nothing runs any more."""
@@ -58,6 +83,37 @@ class Tasks:
         self._running.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_error(error)
+
+
+class _Rest:
+    """A coroutine that was begun, as its task sees it: what it waits for comes first."""
+
+    __slots__ = ("close", "send", "throw")
+
+    send: Callable[[None], object]
+    throw: Callable[[BaseException], object]
+
+    def __init__(self, work: Coroutine[Any, Any, None], waits_for: object) -> None:
+        def first(_: None) -> object:
+            self.send, self.throw = work.send, work.throw
+            return waits_for
+
+        def cut_short(error: BaseException) -> object:
+            self.send, self.throw = work.send, work.throw
+            return work.throw(error)
+
+        self.send, self.throw = first, cut_short
+        self.close = work.close
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Tell asyncio that this is a coroutine; a task alone drives it."""
+        raise TypeError("the rest of what was begun is its task's alone")
+
+
+async def own_task() -> None:
+    """Wait until a task runs what awaits this. For what asks which one, early in `Tasks.begin`."""
+    if asyncio.current_task() is None:
+        await let_others_run()
 
 
 @types.coroutine

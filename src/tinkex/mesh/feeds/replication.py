@@ -177,8 +177,9 @@ class Replicator:
         ]
         if telling:
             late = PeerTimeoutError
-            with contextlib.suppress(late), Deadline(self._timers, PARTING_S, late):
-                await asyncio.wait(telling)
+            with contextlib.suppress(late):
+                async with Deadline(self._timers, PARTING_S, late):
+                    await asyncio.wait(telling)
 
     def _is_gone(self, peer_id: PeerId) -> bool:
         """Whether a peer did not answer when it was last asked, and has not come back since."""
@@ -326,7 +327,7 @@ class Replicator:
     async def _recover_from(self, source: _Source, timeout_s: float) -> bool:
         late = TimeoutError
         try:
-            with Deadline(self._timers, timeout_s, late):
+            async with Deadline(self._timers, timeout_s, late):
                 await source.puller.round()
         except (TinkerError, TimeoutError):
             return False

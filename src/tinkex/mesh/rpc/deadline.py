@@ -13,10 +13,11 @@ from typing import Self
 
 from tinkex._clock import Clock
 from tinkex._timers import Timer, Timers
+from tinkex.mesh.tasks import own_task
 
 
 class Deadline:
-    """`with Deadline(...)`: what the block awaits is cancelled at the end of the time.
+    """`async with Deadline(...)`: what the block awaits is cancelled at the end of the time.
 
     Args:
         timers: those of the event loop.
@@ -35,7 +36,8 @@ class Deadline:
         self._task: asyncio.Task[object] | None = None
         self._before = 0
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
+        await own_task()
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -43,7 +45,7 @@ class Deadline:
         self._timer = self._timers.call_later(self._seconds, self._pass)
         return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,

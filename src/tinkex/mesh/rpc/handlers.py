@@ -1,6 +1,7 @@
-"""The callee's end of a link's calls: one task for each, from the request to its last word.
+"""The callee's end of a link's calls: from the request to its last word, in a task if it waits.
 
-Owns those tasks, their deadlines, and their waiting for credit.
+Owns those tasks, their deadlines, and their waiting for credit. A handler begins where its request
+comes, not in the next turn of the event loop.
 """
 
 from __future__ import annotations
@@ -79,7 +80,11 @@ class Handlers:
         """Answer a request that was admitted."""
         running = _Running(request, offered, now, now + request.timeout_ms / 1000)
         self._running[request.id] = running
-        running.task = self._around.tasks.spawn(self._run(running), name=f"answer {request.method}")
+        running.task = self._around.tasks.begin(self._run(running), name=f"answer {request.method}")
+        if running.task is None:
+            return
+        if running.unwanted:
+            self._cancel(running)
         if self._look is None or running.deadline < self._look.deadline:
             self._look_at(running.deadline, now)
 

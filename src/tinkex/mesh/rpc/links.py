@@ -188,18 +188,17 @@ class Links:
             )
 
         limit = self._around.config.dial_timeout_s
-        with Deadline(self._around.timers, limit, late):
-            async with self._dialling:
-                # Two connections to one peer confuse some transports: the old one goes first.
-                await self._gone(contact.peer_id)
-                self._make_room(guest=False)
-                link = await self._transport.dial(contact)
-                try:
-                    peer = await self._greet(link)
-                except BaseException:
-                    await link.close()
-                    raise
-                self._adopt(link, peer)
+        async with Deadline(self._around.timers, limit, late), self._dialling:
+            # Two connections to one peer confuse some transports: the old one goes first.
+            await self._gone(contact.peer_id)
+            self._make_room(guest=False)
+            link = await self._transport.dial(contact)
+            try:
+                peer = await self._greet(link)
+            except BaseException:
+                await link.close()
+                raise
+            self._adopt(link, peer)
 
     async def _gone(self, peer_id: PeerId) -> None:
         """Wait until links to a peer that were ended are closed."""
@@ -274,7 +273,7 @@ class Links:
         """Greet who made a link; None, and a reason sent, if it may not stay."""
         around = self._around
         try:
-            with self._greeting_deadline():
+            async with self._greeting_deadline():
                 frame = await link.receive()
             peer = around.credentials.check_hello(
                 frame, link.remote, dialled=False, now=around.clock.now()
@@ -283,7 +282,7 @@ class Links:
                 raise PeerUnreachableError(f"{self._me.short} is stopping", retry_after_ms=1000.0)
             self._make_room(guest=peer.certificate is None)
             given = self._given(guest=peer.certificate is None)
-            with self._greeting_deadline():
+            async with self._greeting_deadline():
                 hello = around.credentials.hello(self._instance, given)
                 await link.send(encode_greeting(hello))
         except LinkClosedError:
@@ -296,7 +295,7 @@ class Links:
     async def _refuse(self, link: Link, error: TinkerError) -> None:
         """Say why, and let the other side close: what is on its way may be lost otherwise."""
         try:
-            with self._greeting_deadline():
+            async with self._greeting_deadline():
                 await link.send(encode_greeting(Refused(VERSION, wire_error(error))))
                 await link.receive()
         except MeshError:

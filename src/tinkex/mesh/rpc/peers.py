@@ -172,11 +172,9 @@ class Peers:
         self._around.stopping = True
         try:
             if grace_s > 0:
-                with (
-                    contextlib.suppress(PeerTimeoutError),
-                    Deadline(self._around.timers, grace_s, PeerTimeoutError),
-                ):
-                    await self._drain()
+                with contextlib.suppress(PeerTimeoutError):
+                    async with Deadline(self._around.timers, grace_s, PeerTimeoutError):
+                        await self._drain()
         finally:
             await self._cut()
 
@@ -245,7 +243,11 @@ class Peers:
         body = self._prepare(called, request, trace)
         timeout_s = min(timeout_s, _MAX_TIMEOUT_S)
         deadline = self._around.clock.monotonic() + timeout_s
-        with Deadline(self._around.timers, timeout_s, lambda: _late(called, contact, timeout_s)):
+
+        def late() -> PeerTimeoutError:
+            return _late(called, contact, timeout_s)
+
+        async with Deadline(self._around.timers, timeout_s, late):
             call = await self._open(contact, called, body, deadline, trace)
             try:
                 reply = await call.next()
@@ -342,7 +344,7 @@ class Peers:
             return PeerTimeoutError(f"{contact.peer_id.short} did not answer within {timeout_s} s")
 
         self._check_running()
-        with Deadline(self._around.timers, timeout_s, late):
+        async with Deadline(self._around.timers, timeout_s, late):
             return await (await self._links.to(contact)).ping()
 
     def rtt(self, peer_id: PeerId) -> float | None:

@@ -68,7 +68,7 @@ class Replies(Generic[R]):
         Raises:
             TinkerError: there will be none.
         """
-        with Deadline(self._timers, self._each_s, self._late):
+        async with Deadline(self._timers, self._each_s, self._late):
             self._call = await self._opening()
         return self._call
 

@@ -74,7 +74,8 @@ class Service(ABC):
 
     They are abstract in the class that declares them. A method takes `(request: Struct, call:
     Call)` and is either a coroutine function that returns a Struct (unary), or an async generator
-    function annotated `AsyncIterator[Struct]` (streamed).
+    function annotated `AsyncIterator[Struct]` (streamed). It begins where the request comes: until
+    it first waits it runs in no task, and what needs one awaits `tasks.own_task` before.
     """
 
     service: ClassVar[str]

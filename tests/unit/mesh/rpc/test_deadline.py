@@ -23,7 +23,7 @@ def late():
 
 
 async def test_block_that_ends_in_time_is_left_alone(timers):
-    with Deadline(timers, 1.0, late):
+    async with Deadline(timers, 1.0, late):
         pass
     timers._clock.advance(5)
     await asyncio.sleep(0)  # noqa: TID251 - no time passes
@@ -31,7 +31,7 @@ async def test_block_that_ends_in_time_is_left_alone(timers):
 
 async def test_waiting_ends_at_the_end_of_the_time(timers):
     async def wait():
-        with Deadline(timers, 1.0, late):
+        async with Deadline(timers, 1.0, late):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(wait())
@@ -46,7 +46,7 @@ async def test_waiting_ends_at_the_end_of_the_time(timers):
 
 async def test_somebody_elses_cancel_stays_a_cancel(timers):
     async def wait():
-        with Deadline(timers, 1.0, late):
+        async with Deadline(timers, 1.0, late):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(wait())
@@ -58,7 +58,7 @@ async def test_somebody_elses_cancel_stays_a_cancel(timers):
 
 async def test_cancel_at_the_very_end_of_the_time_stays_a_cancel(timers):
     async def wait():
-        with Deadline(timers, 1.0, late) as deadline:
+        async with Deadline(timers, 1.0, late) as deadline:
             task.cancel()
             deadline._pass()
             await asyncio.Event().wait()
@@ -70,7 +70,7 @@ async def test_cancel_at_the_very_end_of_the_time_stays_a_cancel(timers):
 
 async def test_error_of_the_block_stays_what_it_is(timers):
     async def wait():
-        with Deadline(timers, 1.0, late):
+        async with Deadline(timers, 1.0, late):
             try:
                 await asyncio.Event().wait()
             finally:

@@ -1,9 +1,12 @@
 """Calls of one link whose callers wait for different times: each is ended at its own."""
 
 import pytest
-from mesh_rpc import Echo, World, raw_link, settled, until
+from mesh_rpc import Answer, Ask, Echo, World, raw_link, settled, until
 
+from tinkex.errors import LinkClosedError
+from tinkex.mesh.roles import CERTIFIED
 from tinkex.mesh.rpc.messages import Cancel, Failed, Request, Response, decode_frame, encode_frame
+from tinkex.mesh.rpc.service import Call, callable_by
 
 SOON, LATE, LATER = 300, 600, 900
 """Milliseconds: less than after which a link without signs of life is lost."""
@@ -89,3 +92,26 @@ async def test_call_after_one_that_was_answered_is_not_ended_at_the_others_time(
     echo.gate.set()
     assert await calls.after(0.05) == [1]
     assert calls.done == [2]
+
+
+class Cutting(Echo):
+    """Loses the link that called, before it first waits."""
+
+    peers = None
+
+    @callable_by(CERTIFIED)
+    async def rpc_wait(self, request: Ask, call: Call) -> Answer:
+        with self.counted():
+            (channel,) = self.peers._links.all
+            channel.end(LinkClosedError("lost meanwhile"), lost=True)
+            await self.gate.wait()
+        return Answer("")
+
+
+async def test_handler_in_whose_first_step_its_link_is_lost_is_cancelled_where_it_waits():
+    echo = Cutting()
+    async with World() as world, raw_link(world, echo) as (server, link):
+        echo.peers = server
+        await link.send(encode_frame([wait(1, LATER)]))
+        await until(lambda: echo.cancelled == 1)
+        assert (echo.started, echo.finished) == (1, 0)

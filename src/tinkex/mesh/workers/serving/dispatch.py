@@ -248,7 +248,7 @@ class Dispatch:
         event = attempt.take()
         if event is None:
             late = LinkClosedError("a processor did not end its stream")
-            with Deadline(self._timers, ENDING_S, lambda: late):
+            async with Deadline(self._timers, ENDING_S, lambda: late):
                 event = await attempt.next()
         if not isinstance(event, Ended):
             raise PeerProtocolError("a processor sent something after the end")
