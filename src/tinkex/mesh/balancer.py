@@ -11,7 +11,7 @@ then do not all run to the same processor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -142,12 +142,11 @@ class _Processor:
         return self.load / max(1, self.offer.slots)
 
 
-@dataclass(slots=True, eq=False)
-class Place:
+class Place(msgspec.Struct, eq=False):
     """Sequences that a gateway has at a processor; given back once, however often it is asked."""
 
     offer: Offer
-    _processor: _Processor = field(repr=False)
+    _processor: _Processor
     _sequences: int = 1
     _held: bool = True
 

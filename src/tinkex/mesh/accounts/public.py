@@ -8,7 +8,8 @@ signature held, and everything else gets one and the same answer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from tinkex.errors import AuthenticationError, PermissionDeniedError
 from tinkex.mesh.accounts.credentials import KEY_PREFIX, UnknownCredentialError, digest
@@ -28,8 +29,7 @@ from tinkex.mesh.identity import PeerId
 _SWEEP_FROM = 10_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who a credential speaks for, and what it may do."""
 
     account_id: str

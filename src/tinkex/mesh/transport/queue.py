@@ -154,7 +154,11 @@ class FrameQueue:
             LinkClosedError: the queue was closed, and holds nothing.
         """
         if self._frames:
-            return self._take()
+            if self._writers:
+                return self._take()
+            frame = self._frames.popleft()
+            self._bytes -= len(frame)
+            return frame
         if self._closed is not None:
             raise LinkClosedError(self._closed)
         return None

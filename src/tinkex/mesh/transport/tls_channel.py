@@ -63,9 +63,10 @@ class TlsChannel:
         self._expected = expected
         self._challenge = challenge
         self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
+        self.outbound = ssl.MemoryBIO()
+        """What is to be sent through the socket: `outgoing` takes it."""
         context = keys.listening if expected is None else keys.dialling
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=expected is None)
+        self._tls = context.wrap_bio(self._incoming, self.outbound, server_side=expected is None)
         self._state = _State.TLS
         self.open = False
         """Whether frames go both ways."""
@@ -114,7 +115,7 @@ class TlsChannel:
 
     def outgoing(self) -> bytes:
         """Take what is to be sent through the socket."""
-        return self._outgoing.read()
+        return self.outbound.read()
 
     def end(self) -> None:
         """Say in TLS's own way that nothing follows."""

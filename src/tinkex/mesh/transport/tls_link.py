@@ -142,7 +142,8 @@ class TlsLink(asyncio.Protocol):
             self._flush()
             self._refuse(error)
             return
-        self._flush()
+        if self._channel.outbound.pending:
+            self._flush()
         if self._channel.open and not self.greeted.done():
             self.greeted.set_result(None)
         for frame in frames:

@@ -7,7 +7,6 @@ tokenizer: it bounds a prompt by its bytes, of which every token takes one at le
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 
@@ -26,8 +25,7 @@ MAX_HELD_TOKENS = 1 << 16
 """Tokens of a reply with `prompt_logprobs`, which is held until all of it is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True):
     """The most that a request can cost, in tokens."""
 
     prompt: int

@@ -13,7 +13,8 @@ nothing that it sent in that message reaches the client.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+
+import msgspec
 
 from tinkex.errors import PeerProtocolError
 from tinkex.mesh.api.completion import ChatMessage, CompletionMessage, PieceMessage, TokenMessage
@@ -24,11 +25,10 @@ from tinkex.mesh.workers.serving.bounds import Cost
 _TOKEN_BOUND = 2**31
 
 
-@dataclass(slots=True, eq=False)
-class _Sequence:
+class _Sequence(msgspec.Struct, eq=False):
     """One completion, as far as it has come."""
 
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = msgspec.field(default_factory=list)
     echoed: int = 0
     """Tokens of the echo that were let through, in any attempt."""
     echoed_now: int = 0

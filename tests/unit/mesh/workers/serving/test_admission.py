@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from mesh_gateway import ScriptedNews
+from msgspec.structs import replace
 
 from tinkex.errors import AuthenticationError, PermissionDeniedError, RateLimitError
 from tinkex.mesh.accounts.public import Caller
