@@ -178,6 +178,11 @@ class Peers:
         finally:
             await self._cut()
 
+    async def wait_answered(self) -> None:
+        """Wait until every link had a moment at which no call of its peer was being answered."""
+        for channel in self._links.all:
+            await channel.answered.wait()
+
     async def _drain(self) -> None:
         for channel in self._links.all:
             channel.announce_stop()

@@ -20,6 +20,7 @@ from tinkex.errors import NotFoundError, TinkerError
 from tinkex.mesh.accounts.config import AuthConfig
 from tinkex.mesh.accounts.events import NetworkEvent, PublicEvent, network_form, public_form
 from tinkex.mesh.accounts.lockout import LockOut
+from tinkex.mesh.deadline import within
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.feeds.policy import ACCOUNTS_PRIVATE, ACCOUNTS_PUBLIC, NETWORK
 from tinkex.mesh.feeds.store import FeedStore
@@ -223,6 +224,12 @@ class AuthWorker(Worker):
         watching.spawn(self.orders.run(), name="heed the root")
         watching.spawn(self._account_for_ever(), name="account for leases that ended")
         stack.push_async_callback(watching.stop)
+
+    async def drain(self, grace_s: float) -> None:
+        """Be found no more, and answer the calls that are under way."""
+        await self._member.discovery.withdraw(Role.AUTH.value)
+        with contextlib.suppress(TimeoutError):
+            await within(self._member.clock, grace_s, self._member.peers.wait_answered())
 
     async def _account_for_ever(self) -> None:
         while True:

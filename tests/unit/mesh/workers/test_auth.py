@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import msgspec
 import pytest
 from mesh_auth import EMAIL, PASSWORD, AuthWorld
-from mesh_rpc import caught
+from mesh_rpc import caught, settled
 
 from tinkex.errors import (
     AuthenticationError,
@@ -72,6 +73,47 @@ async def public_events(world):
         async for entry in world.feeds.entries("accounts-public")
         for event in decode_public_events(entry.payload)
     ]
+
+
+async def test_call_under_way_is_answered_before_the_end(home):
+    await home.register()
+    began, go = threading.Event(), threading.Event()
+    matches = home.passwords.matches
+
+    def slowly(stored, password):
+        began.set()
+        go.wait()
+        return matches(stored, password)
+
+    home.passwords.matches = slowly
+    logging_in = asyncio.ensure_future(home.log_in())
+    try:
+        await asyncio.to_thread(began.wait)
+        stopping = asyncio.ensure_future(home.worker.stop(30.0))
+        await settled()
+        assert not stopping.done()
+        assert await home.board.member(home.auth_peers.contact, None).lookup("auth") == ()
+    finally:
+        go.set()
+    assert (await logging_in).access_token
+    await stopping
+
+
+async def test_call_under_way_holds_up_the_end_for_its_grace_and_no_longer(home):
+    await home.register()
+    go = threading.Event()
+    home.passwords.matches = lambda *_: go.wait()
+    logging_in = asyncio.ensure_future(home.log_in())
+    try:
+        await settled()
+        stopping = asyncio.ensure_future(home.worker.stop(10.0))
+        await home.pass_time(9, 0.5)
+        assert not stopping.done()
+        await home.pass_time(1.5, 0.5)
+        assert stopping.done()
+    finally:
+        go.set()
+        await asyncio.gather(logging_in, return_exceptions=True)
 
 
 async def private_entries(world):
