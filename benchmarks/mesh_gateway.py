@@ -44,7 +44,6 @@ import msgspec
 from process_cpu import is_readable, spent_by
 
 from tinkex._clock import SystemClock
-from tinkex.engine.engine import EngineConfig
 from tinkex.errors import InputError
 from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
@@ -53,7 +52,6 @@ from tinkex.mesh.api.gateway import GatewayApi
 from tinkex.mesh.api.processor import ServedModel
 from tinkex.mesh.config import MeshConfig, parse_contact
 from tinkex.mesh.processing.backend import Backend, Job
-from tinkex.mesh.processing.engine_backend import load_engine_backend
 from tinkex.mesh.roles import CERTIFIED, Role
 from tinkex.mesh.rpc.service import Call, Service, callable_by
 from tinkex.mesh.workers.client import ClientConfig, ClientWorker
@@ -210,6 +208,10 @@ async def processor(
     """Make a processor of the kind that is measured."""
     backend: Backend = PacedBackend()
     if arguments.backend == "engine":
+        # Here, so that the others are as they are in a network: they never load PyTorch.
+        from tinkex.engine.engine import EngineConfig
+        from tinkex.mesh.processing.engine_backend import load_engine_backend
+
         backend = load_engine_backend(
             SPROUT, name=None, config=EngineConfig(), clock=CLOCK, on_fault=print
         )
