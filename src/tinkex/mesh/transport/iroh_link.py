@@ -15,7 +15,7 @@ from tinkex.errors import LinkClosedError, PeerProtocolError
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.frames import Deframer, enframe
-from tinkex.mesh.transport.iroh_streams import Call, Streams, finished
+from tinkex.mesh.transport.iroh_streams import Call, Reading, Streams, finished
 from tinkex.mesh.transport.queue import FrameQueue
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LINGER_S = 0.5
 """How long what was sent before closing may take to leave."""
 _READ_BYTES = 1 << 16
+_READS_A_TURN = 8
+"""So many in a row before other work has a turn."""
 _WRITE_BYTES = 1 << 16
 
 
@@ -67,10 +69,14 @@ class IrohLink:
         self._writing: asyncio.Task[None] | None = None
         """A write that was begun at once, and has not ended."""
         self._lingering: asyncio.Task[None] | None = None
-        self._running = [
-            tasks.spawn(self._write(), name="iroh-write"),
-            tasks.spawn(self._read(), name="iroh-read"),
-        ]
+        self._deframer = Deframer()
+        self._reading: Reading | None = None
+        """A read that was begun, and has no result yet."""
+        self._paused = False
+        """Whether nothing is read, as those who take frames are behind."""
+        self._running = [tasks.spawn(self._write(), name="iroh-write")]
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._read)
 
     @property
     def remote(self) -> PeerId:
@@ -101,11 +107,15 @@ class IrohLink:
 
     async def receive(self) -> bytes:
         """Wait for the next frame; see `Link.receive`."""
-        return await self._inbound.get()
+        frame = await self._inbound.get()
+        self._read_on()
+        return frame
 
     def receive_now(self) -> bytes | None:
         """Take the next frame if it is here; see `Link.receive_now`."""
-        return self._inbound.poll()
+        frame = self._inbound.poll()
+        self._read_on()
+        return frame
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when something is here; see `Link.listen`."""
@@ -125,20 +135,52 @@ class IrohLink:
         self._connection.close(0, b"")
         self._end(reason, discard=True)
 
-    async def _read(self) -> None:
-        deframer = Deframer()
+    def _read(self) -> None:
+        """Read until there is no more for now; what comes later is read where it comes."""
+        for _ in range(_READS_A_TURN):
+            if self._inbound.closed:
+                return
+            if self._inbound.full:
+                self._paused = True
+                return
+            reading = self._streams.read(self._receiving, _READ_BYTES)
+            if not reading.done:
+                self._reading = reading
+                reading.listen(self._read_came)
+                return
+            if not self._took(reading):
+                return
+        self._loop.call_soon(self._read)
+
+    def _read_came(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None and self._took(reading):
+            self._read()
+
+    def _read_on(self) -> None:
+        if self._paused and not self._inbound.full:
+            self._paused = False
+            self._loop.call_soon(self._read)  # not here: who took a frame has not acted on it
+
+    def _took(self, reading: Reading) -> bool:
+        """Take in what was read; whether more may come."""
         reason = "the peer closed the link"
         try:
-            while data := await self._streams.read(self._receiving, _READ_BYTES):
-                for frame in deframer.feed(data):
-                    await self._inbound.put(frame)
+            data = reading.result()
+            for frame in self._deframer.feed(data):
+                self._inbound.put_now(frame)
+            if data:
+                return True
         except LinkClosedError:
-            return  # closed on this side, where nobody wants to read any more
+            return False  # closed on this side, where nobody wants to read any more
         except PeerProtocolError as error:
             reason = f"the link was closed: {error}"
         except self._failure as error:
             reason = f"the connection was lost ({describe(error)})"
+        finally:
+            reading.end()
         self._end(reason)
+        return False
 
     async def _write(self) -> None:
         try:
@@ -152,6 +194,9 @@ class IrohLink:
             self._end(f"the connection was lost ({describe(error)})")
         finally:
             self._connection.close(0, b"")
+            reading, self._reading = self._reading, None
+            if reading is not None:
+                reading.end()
             if self._lingering is not None:
                 self._lingering.cancel()
             self._on_gone(self)

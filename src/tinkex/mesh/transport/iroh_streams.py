@@ -20,7 +20,7 @@ import contextlib
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -68,8 +68,29 @@ class Streams(Protocol):
     async def write(self, stream: SendStream, data: bytes) -> None:
         """Write all of some bytes."""
 
-    async def read(self, stream: RecvStream, most: int) -> bytes:
-        """Wait for some bytes; none at the stream's end."""
+    def read(self, stream: RecvStream, most: int) -> Reading:
+        """Begin to read some bytes; none come at the stream's end."""
+
+
+class Reading(Protocol):
+    """A read that was begun. `end` it, whatever becomes of it."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+
+    def listen(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once there is a result."""
+
+    def result(self) -> bytes:
+        """Return the result, once.
+
+        Raises:
+            IrohError: the read failed.
+        """
+
+    def end(self) -> None:
+        """Have no more of it done. Harmless twice."""
 
 
 def streams_of(bindings: ModuleType) -> Streams:
@@ -97,9 +118,33 @@ class _Bound:
         for start in range(0, len(data), _PIECE_BYTES):
             await stream.write_all(data[start : start + _PIECE_BYTES])
 
-    async def read(self, stream: RecvStream, most: int) -> bytes:
-        """Wait for some bytes."""
-        return await stream.read(most)
+    def read(self, stream: RecvStream, most: int) -> _BoundRead:
+        """Begin to read some bytes."""
+        return _BoundRead(stream.read(most))
+
+
+class _BoundRead:
+    """One of the bindings' own reads, which a task waits for."""
+
+    def __init__(self, reading: Coroutine[Any, Any, bytes]) -> None:
+        self._task = asyncio.get_running_loop().create_task(reading, name="iroh-read")
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return self._task.done()
+
+    def listen(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once there is a result."""
+        self._task.add_done_callback(lambda _: callback())
+
+    def result(self) -> bytes:
+        """Return the result."""
+        return self._task.result()
+
+    def end(self) -> None:
+        """Wait for it no longer."""
+        self._task.cancel()
 
 
 class _Kind:
@@ -129,9 +174,9 @@ class Call(Generic[T]):
         "_handle",
         "_kind",
         "_lift",
+        "_listener",
         "_loop",
         "_polling",
-        "_waiter",
         "done",
     )
 
@@ -143,7 +188,7 @@ class Call(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._polling = 0
         self._code: int | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._listener: Callable[[], object] | None = None
         self._ended = False
         self.done = self._poll()
         """Whether there is a result."""
@@ -151,8 +196,18 @@ class Call(Generic[T]):
     async def wait(self) -> None:
         """Wait until there is a result."""
         if not self.done:
-            self._waiter = self._loop.create_future()
-            await self._waiter
+            waiter: asyncio.Future[None] = self._loop.create_future()
+
+            def wake() -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            self.listen(wake)
+            await waiter
+
+    def listen(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once there is a result, in the turn in which it comes."""
+        self._listener = callback
 
     def result(self) -> T:
         """Return the result, once.
@@ -193,8 +248,8 @@ class Call(Generic[T]):
         if self._ended:
             return
         self.done = code == _READY or self._poll()
-        if self.done and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self.done and self._listener is not None:
+            self._listener()
 
 
 class _Direct:
@@ -230,12 +285,12 @@ class _Direct:
         """Write all of some bytes."""
         await finished(self.write_now(stream, data))
 
-    async def read(self, stream: Any, most: int) -> bytes:
-        """Wait for some bytes."""
+    def read(self, stream: Any, most: int) -> Call[bytes]:
+        """Begin to read some bytes."""
         handle = self._library.uniffi_iroh_ffi_fn_method_recvstream_read(
             stream._uniffi_clone_handle(), most
         )
-        return await finished(Call(self, handle, self._bytes, self._lift_bytes))
+        return Call(self, handle, self._bytes, self._lift_bytes)
 
     def ask(self, poll: Any, handle: int, call: Call[Any]) -> None:
         """Ask the library to go on with a call, which is given the answer."""

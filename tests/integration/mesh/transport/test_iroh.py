@@ -18,6 +18,7 @@ from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.transport import iroh
 from tinkex.mesh.transport.addresses import split_address
 from tinkex.mesh.transport.base import Contact
+from tinkex.mesh.transport.frames import enframe
 from tinkex.mesh.transport.iroh import SCHEME, IrohTransport
 from tinkex.mesh.transport.iroh_link import describe
 from tinkex.mesh.transport.iroh_streams import is_direct, streams_of
@@ -250,6 +251,84 @@ async def test_frames_keep_their_order_after_a_sender_was_cancelled_as_it_had_ro
     for frame in (b"1", b"2", b"3"):
         assert link.send_now(frame)
     assert await receive_all(far, 3) == [b"1", b"2", b"3"]
+
+
+async def test_it_stops_reading_while_nobody_takes_what_came_and_goes_on_then(pair):
+    alice, bob = pair
+    link = await alice.dial(bob.contact)
+    far = await bob.accept()
+    frames = [bytes([number]) * (1 << 16) for number in range(100)]
+    sending = asyncio.gather(*(link.send(frame) for frame in frames))
+    await turns_until(lambda: far._paused)
+    assert far._inbound.full
+    assert far._inbound.waiting_bytes < 1 << 20
+    assert await receive_all(far, 50) == frames[:50]
+    assert [frame async for frame in taken_as_it_comes(far, 50)] == frames[50:]
+    await sending
+
+
+async def taken_as_it_comes(link, count):
+    """Take frames as a channel does: told of them, and without waiting."""
+    came = asyncio.Event()
+    link.listen(came.set)
+    for _ in range(count):
+        while (frame := link.receive_now()) is None:
+            came.clear()
+            await came.wait()
+        yield frame
+
+
+async def test_a_reader_may_close_the_link_as_it_is_told_of_the_first_of_two_frames(pair):
+    alice, bob = pair
+    link = await alice.dial(bob.contact)
+    far = await bob.accept()
+    told = []
+
+    def close():
+        told.append(far.receive_now())
+        far.abort("enough")
+
+    far.listen(close)
+    assert link._written_at_once(enframe(b"one") + enframe(b"two"))
+    await turns_until(lambda: link.closed)
+    assert told[0] == b"one"
+    with pytest.raises(LinkClosedError):
+        await link.receive()
+
+
+@pytest.mark.parametrize("closes", ["near", "far"])
+async def test_links_that_ended_leave_nothing_in_the_library(pair, closes):
+    alice, bob = pair
+    for _ in range(3):
+        link = await alice.dial(bob.contact)
+        far = await bob.accept()
+        await link.send(b"hello")
+        assert await far.receive() == b"hello"
+        await (link if closes == "near" else far).close()
+        await asyncio.gather(link.gone(), far.gone())
+        assert link._reading is far._reading is None
+    await turns_until(lambda: not (alice._streams._asked or bob._streams._asked))
+
+
+async def test_links_work_with_bindings_of_another_kind(monkeypatch):
+    monkeypatch.setattr(iroh, "streams_of", lambda bindings: streams_of(sys))
+    alice, bob = IrohTransport(ALICE, clock=SystemClock()), IrohTransport(BOB, clock=SystemClock())
+    await alice.start()
+    await bob.start()
+    link = await alice.dial(bob.contact)
+    far = await bob.accept()
+    frames = [bytes([number]) * 50_000 for number in range(20)]
+    sending = asyncio.gather(*(link.send(frame) for frame in frames))
+    assert await receive_all(far, 20) == frames
+    await sending
+    assert far.send_now(b"back")
+    assert await link.receive() == b"back"
+    await far.close()
+    with pytest.raises(LinkClosedError):
+        await link.receive()
+    await asyncio.gather(link.gone(), far.gone())
+    await alice.stop()
+    await bob.stop()
 
 
 async def turns_until(condition):
