@@ -71,7 +71,8 @@ class OutgoingCall:
         if not self._bodies:
             return None
         body = self._bodies.popleft()
-        self._link.consumed(self.call_id, body)
+        if not self.ended:  # else nobody sends more of it
+            self._link.consumed(self.call_id, body)
         return body
 
     @property

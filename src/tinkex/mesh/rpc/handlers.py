@@ -157,22 +157,21 @@ class Handlers:
                 if running.ended:
                     raise TypeError(f"`{running.request.method}` gives an item after its last")
                 body = encode(running.offered, reply)
-                if not self._session.may_send(call_id):
+                while not self._give(call_id, running, reply, body):
                     await self._room(running)
                 running.items += 1
                 running.reply_bytes += len(body)
-                self._give(call_id, running, reply, body)
         finally:
             close = getattr(replies, "aclose", None)
             if close is not None:
                 await close()
 
-    def _give(self, call_id: int, running: _Running, reply: object, body: bytes) -> None:
-        if isinstance(reply, Unhurried):
-            self._session.item(call_id, body, unhurried_at=self._around.clock.monotonic())
-            self._link.send_soon()
-            return
-        self._session.item(call_id, body)
+    def _give(self, call_id: int, running: _Running, reply: object, body: bytes) -> bool:
+        """Have an item sent; whether there was room for it."""
+        unhurried = isinstance(reply, Unhurried)
+        now = self._around.clock.monotonic() if unhurried else None
+        if not self._session.item(call_id, body, unhurried_at=now):
+            return False
         if isinstance(reply, Last):
             running.ended = True
             self._session.end(call_id)
@@ -180,6 +179,7 @@ class Handlers:
             self._link.send_at_once()
         else:
             self._link.send_soon()
+        return True
 
     async def _room(self, running: _Running) -> None:
         """Wait until an item may be sent: this is where a slow reader slows its stream."""

@@ -259,7 +259,10 @@ class Peers:
             finally:
                 call.drop()
         assert reply is not None, "a session takes no end for a reply"
-        return self._decode(called, reply, contact)  # type: ignore[no-any-return]
+        try:
+            return called.decoder.decode(reply)  # type: ignore[no-any-return]
+        except (ValueError, RecursionError) as error:
+            raise _no_answer(called, contact, error) from None
 
     async def stream(
         self,
@@ -323,6 +326,12 @@ class Peers:
         deadline = clock.monotonic() + timeout_s
         each_s = timeout_s if idle_timeout_s is None else min(idle_timeout_s, timeout_s)
 
+        def decode(reply: bytes) -> Any:
+            try:
+                return called.decoder.decode(reply)
+            except (ValueError, RecursionError) as error:
+                raise _no_answer(called, contact, error) from None
+
         def late() -> PeerTimeoutError:
             whole = clock.monotonic() >= deadline
             return _late(called, contact, timeout_s if whole else each_s)
@@ -330,7 +339,7 @@ class Peers:
         return Replies(
             self._open_now(contact, called, body, deadline, trace),
             lambda: self._open(contact, called, body, deadline, trace),
-            lambda reply: self._decode(called, reply, contact),
+            decode,
             deadline=deadline,
             each_s=each_s,
             late=late,
@@ -417,16 +426,6 @@ class Peers:
             )
         return body
 
-    @staticmethod
-    def _decode(called: _Called, reply: bytes, contact: Contact) -> Any:
-        try:
-            return called.decoder.decode(reply)
-        except (ValueError, RecursionError) as error:
-            raise PeerProtocolError(
-                f"{contact.peer_id.short} answered `{called.path}` with what is no answer "
-                f"to it ({error!s:.200}): update the older peer"
-            ) from None
-
     def _open_now(
         self, contact: Contact, called: _Called, body: bytes, deadline: float, trace: str
     ) -> OutgoingCall | None:
@@ -472,6 +471,13 @@ class Peers:
                 f"{peer.peer_id.short} is {role or 'no member'} and may not be asked "
                 f"`{method.path}`: nothing was sent to it"
             )
+
+
+def _no_answer(called: _Called, contact: Contact, error: Exception) -> PeerProtocolError:
+    return PeerProtocolError(
+        f"{contact.peer_id.short} answered `{called.path}` with what is no answer to it "
+        f"({error!s:.200}): update the older peer"
+    )
 
 
 def _late(called: _Called, contact: Contact, seconds: float) -> PeerTimeoutError:

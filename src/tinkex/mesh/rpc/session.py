@@ -178,19 +178,25 @@ class Session:
             return True
         return call.credit > 0 and call.reply.waiting_bytes < self._coalesce_bytes
 
-    def item(self, call_id: int, body: bytes, *, unhurried_at: float | None = None) -> None:
-        """Add an item to a stream that `may_send`. Nothing happens if the peer cancelled it.
+    def item(self, call_id: int, body: bytes, *, unhurried_at: float | None = None) -> bool:
+        """Add an item to a stream, if that `may_send`. If the peer cancelled it nobody gets it.
 
         Args:
             call_id: of the stream.
             body: the item.
             unhurried_at: the time now, of an item that may wait for the next; None: of others.
+
+        Returns:
+            Whether it is taken care of.
         """
         call = self._incoming[call_id]
         if call.cancelled:
-            return
+            return True
+        if call.credit <= 0 or call.reply.waiting_bytes >= self._coalesce_bytes:
+            return False
         call.credit -= len(body) + ITEM_OVERHEAD
         self._outbox.item(call_id, call.reply, body, unhurried_at=unhurried_at)
+        return True
 
     def respond(self, call_id: int, body: bytes) -> None:
         """Give the reply of a call."""

@@ -31,13 +31,20 @@ ERROR = WireError("MeshError", ("no",), "server", None, None, None)
 WINDOW = 4096
 
 
-def session(calls=4, request_bytes=10_000, coalesce_s=0.005, window=WINDOW, coalesce_after=1):
+def session(
+    calls=4,
+    request_bytes=10_000,
+    coalesce_s=0.005,
+    window=WINDOW,
+    coalesce_after=1,
+    coalesce_bytes=1024,
+):
     return Session(
         Limits(calls, request_bytes),
         Limits(calls, request_bytes),
         window=window,
         coalesce_s=coalesce_s,
-        coalesce_bytes=1024,
+        coalesce_bytes=coalesce_bytes,
         unhurried_s=0.005,
         coalesce_after=coalesce_after,
     )
@@ -236,7 +243,10 @@ def test_long_bodies_go_in_parts_and_signs_of_life_between_them():
 
 
 def test_long_replies_of_several_calls_pass_one_after_the_other_and_short_ones_between():
-    caller, callee = (session(calls=9, request_bytes=1 << 30, window=1 << 20) for _ in range(2))
+    caller, callee = (
+        session(calls=9, request_bytes=1 << 30, window=1 << 20, coalesce_bytes=1 << 20)
+        for _ in range(2)
+    )
     body = bytes(range(256)) * 1000
     streams = [begin(caller, streamed=True) for _ in range(2)]
     long, short = begin(caller), begin(caller)
@@ -256,6 +266,21 @@ def test_long_replies_of_several_calls_pass_one_after_the_other_and_short_ones_b
         ]
         assert mine == [body, b"after it"]
     assert caller.outgoing == callee.incoming == 0
+
+
+def test_item_that_may_not_be_sent_is_not_taken_and_one_that_was_cancelled_goes_nowhere():
+    caller, callee = session(window=1000), session(window=1000)
+    number = begin(caller, streamed=True)
+    pump(caller, callee)
+    assert callee.item(number, bytes(2000))  # the last of the credit, and more
+    assert not callee.may_send(number)
+    assert not callee.item(number, b"next")
+    acts, _ = pump(caller, callee)
+    assert [act.bodies for act in acts if isinstance(act, Items)] == [(bytes(2000),)]
+    caller.cancel(number)
+    pump(caller, callee)
+    assert callee.item(number, b"for nobody")
+    assert not callee.to_send
 
 
 def test_item_that_is_cancelled_between_its_parts_holds_up_no_other():
