@@ -73,6 +73,9 @@ class Heartbeat:
 
     def due(self) -> float:
         """Return the moment at which one of the two may become true."""
+        if self._busy:
+            config = self._config
+            return min(self._pinged + config.ping_s, self._silent_since + config.lost_after_s)
         return min(self._ping_at(), self._lost_at())
 
     def _ping_at(self) -> float:

@@ -14,6 +14,7 @@ too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -185,6 +186,8 @@ Message: TypeAlias = (
     Request | Response | Items | Part | End | Failed | Cancel | Credit | Ping | Pong | Leave | Bye
 )
 
+_UNREADABLE = (ValueError, RecursionError)
+"""msgspec's own errors are ValueErrors; text that is no UTF-8 and endless nesting are not."""
 _ENCODER = msgspec.msgpack.Encoder()
 _HEAD = msgspec.msgpack.Decoder(_Head)
 _GREETING: msgspec.msgpack.Decoder[Hello | Refused] = msgspec.msgpack.Decoder(Hello | Refused)
@@ -216,9 +219,8 @@ def decode_greeting(frame: bytes) -> Hello | Refused:
     return greeting
 
 
-def encode_frame(messages: list[Message]) -> bytes:
-    """Return the frame of some messages."""
-    return _ENCODER.encode(messages)
+encode_frame: Callable[[list[Message]], bytes] = _ENCODER.encode
+"""Returns the frame of some messages."""
 
 
 def decode_frame(frame: bytes) -> list[Message]:
@@ -227,13 +229,18 @@ def decode_frame(frame: bytes) -> list[Message]:
     Raises:
         PeerProtocolError: it is none.
     """
-    messages: list[Message] = _decode(_FRAME, frame, "a frame")
-    return messages
+    try:
+        return _FRAME.decode(frame)
+    except _UNREADABLE as error:
+        raise _refusal("a frame", error) from error
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes, what: str) -> Any:
     try:
         return decoder.decode(data)
-    except (ValueError, RecursionError) as error:
-        # msgspec's own errors are ValueErrors; text that is no UTF-8 and endless nesting are not.
-        raise PeerProtocolError(f"the peer sent what is not {what} ({error!s:.200})") from error
+    except _UNREADABLE as error:
+        raise _refusal(what, error) from error
+
+
+def _refusal(what: str, error: Exception) -> PeerProtocolError:
+    return PeerProtocolError(f"the peer sent what is not {what} ({error!s:.200})")

@@ -28,7 +28,8 @@ class FrameQueue:
     def __init__(self, window_bytes: int = WINDOW_BYTES) -> None:
         self._window = window_bytes
         self._frames: deque[bytes] = deque()
-        self._bytes = 0
+        self.waiting_bytes = 0
+        """The frames that nobody has read yet, in bytes."""
         self._readers: deque[asyncio.Future[bytes]] = deque()
         self._writers: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         self._closed: str | None = None
@@ -37,14 +38,9 @@ class FrameQueue:
         self._listener: Callable[[], None] | None = None
 
     @property
-    def waiting_bytes(self) -> int:
-        """The frames that nobody has read yet, in bytes."""
-        return self._bytes
-
-    @property
     def full(self) -> bool:
         """Whether the next `put` waits."""
-        return self._bytes >= self._window
+        return self.waiting_bytes >= self._window
 
     @property
     def idle(self) -> bool:
@@ -70,7 +66,7 @@ class FrameQueue:
             self.closed = True
         if discard:
             self._frames.clear()
-            self._bytes = 0
+            self.waiting_bytes = 0
         for reader in self._readers:
             if not reader.done():
                 reader.set_exception(LinkClosedError(self._closed))
@@ -114,7 +110,7 @@ class FrameQueue:
                 reader.set_result(frame)
                 return
         self._frames.append(frame)
-        self._bytes += len(frame)
+        self.waiting_bytes += len(frame)
         if self._listener is not None:
             self._listener()
 
@@ -157,7 +153,7 @@ class FrameQueue:
             if self._writers:
                 return self._take()
             frame = self._frames.popleft()
-            self._bytes -= len(frame)
+            self.waiting_bytes -= len(frame)
             return frame
         if self._closed is not None:
             raise LinkClosedError(self._closed)
@@ -175,16 +171,16 @@ class FrameQueue:
 
     def _take(self) -> bytes:
         frame = self._frames.popleft()
-        self._bytes -= len(frame)
+        self.waiting_bytes -= len(frame)
         while self._writers and not self.full:
             waiting, writer = self._writers.popleft()
             if not writer.done():
                 self._frames.append(waiting)
-                self._bytes += len(waiting)
+                self.waiting_bytes += len(waiting)
                 writer.set_result(None)
         return frame
 
     def _give_back(self, frame: bytes) -> None:
         """Put a frame first that its reader was cancelled with."""
         self._frames.appendleft(frame)
-        self._bytes += len(frame)
+        self.waiting_bytes += len(frame)

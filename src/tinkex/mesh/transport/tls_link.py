@@ -84,7 +84,7 @@ class TlsLink(asyncio.Protocol):
 
     def send_now(self, frame: bytes) -> bool:
         """Send one frame if that needs no waiting; see `Link.send_now`."""
-        if self._outbound.idle and not self._full:
+        if not (self._outbound.waiting_bytes or self._outbound.closed or self._full):
             self._channel.write(enframe(frame))
             self._flush()
             return True
@@ -101,6 +101,8 @@ class TlsLink(asyncio.Protocol):
 
     def receive_now(self) -> bytes | None:
         """Take the next frame if it is here; see `Link.receive_now`."""
+        if not (self._inbound.waiting_bytes or self._inbound.closed):
+            return None
         frame = self._inbound.poll()
         if not self._reading:
             self._read_on()
@@ -152,7 +154,7 @@ class TlsLink(asyncio.Protocol):
             self._inbound.put_now(frame)
         if self._channel.ended:
             self._close("the peer closed the link", discard=False)
-        elif self._inbound.full and self._socket is not None:
+        elif self._inbound.waiting_bytes and self._inbound.full and self._socket is not None:
             self._reading = False
             self._socket.pause_reading()
 
@@ -189,7 +191,7 @@ class TlsLink(asyncio.Protocol):
             self._flush()
 
     def _flush(self) -> None:
-        data = self._channel.outgoing()
+        data = self._channel.outbound.read()
         if data and self._socket is not None:
             self._socket.write(data)
 

@@ -144,8 +144,8 @@ class CompletionService:
                 async with aclosing(self._dispatch.events(served.job)) as events:
                     async for event in events:
                         entry = entry or await served.reserved()
-                        if isinstance(event, PieceMessage):
-                            self._note_first(served)
+                        if served.first_s is None and isinstance(event, PieceMessage):
+                            served.first_s = self._clock.monotonic() - served.began
                         yield event
                 yield self._finished(served)
                 await let_others_run()  # all that the client waits for leaves before the signing
@@ -253,11 +253,6 @@ class CompletionService:
             fetch=fetch,
         )
 
-    def _note_first(self, served: _Served) -> None:
-        if served.first_s is None:
-            served.first_s = self._clock.monotonic() - served.began
-            self._first_token(served.first_s)
-
     def _finished(self, served: _Served) -> Finished:
         return Finished(
             prompt_tokens=served.prompt_tokens, cached_tokens=served.job.relay.cached_tokens
@@ -290,6 +285,8 @@ class CompletionService:
         """Write what it cost, whether or not somebody waits for it."""
         served.settled = True
         relay = served.job.relay
+        if served.first_s is not None:
+            self._first_token(served.first_s)
         log_ended(
             _LOG,
             served.job.request_id,
