@@ -42,7 +42,8 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._offered: dict[str, Offered] = {}
-        self._encoder = msgspec.msgpack.Encoder()
+        self.encoded: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+        """Makes a reply's bytes, however many: `encode` refuses too many."""
 
     def serve(self, service: Service) -> None:
         """Offer a service's methods.
@@ -115,13 +116,18 @@ class Dispatcher:
         Raises:
             EngineError: they are too many.
         """
-        body = self._encoder.encode(reply)
+        body = self.encoded(reply)
         if len(body) > MAX_BODY_BYTES:
-            raise EngineError(
-                f"a reply of `{offered.method.path}` has {len(body)} bytes, of which "
-                f"{MAX_BODY_BYTES} are allowed: ask for less"
-            )
+            raise too_long(offered, body)
         return body
+
+
+def too_long(offered: Offered, body: bytes) -> EngineError:
+    """Say that a reply is longer than `MAX_BODY_BYTES`."""
+    return EngineError(
+        f"a reply of `{offered.method.path}` has {len(body)} bytes, of which "
+        f"{MAX_BODY_BYTES} are allowed: ask for less"
+    )
 
 
 def handler_error(path: str, error: Exception) -> TinkerError:

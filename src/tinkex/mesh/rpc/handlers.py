@@ -15,9 +15,9 @@ import msgspec
 from tinkex._timers import Timer
 from tinkex.errors import LinkClosedError, PeerTimeoutError, TinkerError
 from tinkex.mesh.rpc.credentials import RemotePeer
-from tinkex.mesh.rpc.dispatch import Offered, handler_error
+from tinkex.mesh.rpc.dispatch import Offered, handler_error, too_long
 from tinkex.mesh.rpc.errors import wire_error
-from tinkex.mesh.rpc.messages import Request
+from tinkex.mesh.rpc.messages import MAX_BODY_BYTES, Request
 from tinkex.mesh.rpc.observer import CallReport
 from tinkex.mesh.rpc.service import Call, Hurried, Last, Unhurried, is_trace
 from tinkex.mesh.rpc.session import Session
@@ -151,12 +151,14 @@ class Handlers:
         self._session.respond(request.id, body)
 
     async def _stream(self, running: _Running, replies: AsyncIterator[object]) -> None:
-        call_id, encode = running.request.id, self._around.dispatcher.encode
+        call_id, encoded = running.request.id, self._around.dispatcher.encoded
         try:
             async for reply in replies:
                 if running.ended:
                     raise TypeError(f"`{running.request.method}` gives an item after its last")
-                body = encode(running.offered, reply)
+                body = encoded(reply)
+                if len(body) > MAX_BODY_BYTES:
+                    raise too_long(running.offered, body)
                 while not self._give(call_id, running, reply, body):
                     await self._room(running)
                 running.items += 1

@@ -179,8 +179,10 @@ class Outbox:
         self._ping = self._pong = 0
         while self._grants and len(batch) < MAX_MESSAGES // 2:
             batch.append(Credit(*self._grants.popitem()))
-        size = self._take_urgent(batch)
-        self._take_ready(batch, size, now)
+        size = self._take_urgent(batch) if self._urgent else 0
+        self.due = None
+        if self._ready:
+            self._take_ready(batch, size, now)
         return encode_frame(batch) if batch else None
 
     def _take_urgent(self, batch: list[Message]) -> int:
@@ -200,7 +202,6 @@ class Outbox:
         return size
 
     def _take_ready(self, batch: list[Message], size: int, now: float) -> None:
-        self.due = None
         for call_id in list(self._ready):
             reply = self._ready[call_id]
             begun = self._in_parts == call_id  # others wait for the rest of what it is in
