@@ -35,10 +35,10 @@ def exchange(one: TlsChannel, other: TlsChannel) -> tuple[list[bytes], list[byte
     """Carry bytes between the two until none are left; what each received."""
     got_one, got_other = [], []
     while True:
-        there = one.outgoing()
+        there = one.outbound.read()
         if there:
             got_other += other.feed(there)
-        back = other.outgoing()
+        back = other.outbound.read()
         if back:
             got_one += one.feed(back)
         if not there and not back:
@@ -68,7 +68,7 @@ class RawDialler:
                 pass
             if data := self.outgoing.read():
                 self.received += self.channel.feed(data)
-            if data := self.channel.outgoing():
+            if data := self.channel.outbound.read():
                 self.incoming.write(data)
 
     def say(self, data: bytes) -> None:

@@ -64,7 +64,7 @@ class TlsChannel:
         self._challenge = challenge
         self._incoming = ssl.MemoryBIO()
         self.outbound = ssl.MemoryBIO()
-        """What is to be sent through the socket: `outgoing` takes it."""
+        """What is to be sent through the socket."""
         context = keys.listening if expected is None else keys.dialling
         self._tls = context.wrap_bio(self._incoming, self.outbound, server_side=expected is None)
         self._state = _State.TLS
@@ -90,7 +90,7 @@ class TlsChannel:
     def feed(self, data: bytes) -> list[bytes]:
         """Take what came from the socket; return the frames that are whole now.
 
-        What is to be sent is in `outgoing` afterwards, also after an error: the alert.
+        What is to be sent is in `outbound` afterwards, also after an error: the alert.
 
         Raises:
             TrustError: the peer is not who it should be, or does not prove who it is.
@@ -112,10 +112,6 @@ class TlsChannel:
         view = memoryview(data)
         while view:
             view = view[self._tls.write(view) :]
-
-    def outgoing(self) -> bytes:
-        """Take what is to be sent through the socket."""
-        return self.outbound.read()
 
     def end(self) -> None:
         """Say in TLS's own way that nothing follows."""

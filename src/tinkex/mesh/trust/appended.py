@@ -14,6 +14,8 @@ import os
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from tinkex._flush import flush
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -83,7 +85,7 @@ class AppendedFile:
         self._descriptor = os.open(path, flags, _MODE)
         if forced:
             try:
-                flush_folder(path.parent)
+                flush(path.parent)
             except OSError:
                 self.close()
                 path.unlink()
@@ -143,17 +145,4 @@ def write_durably(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    flush_folder(path.parent)
-
-
-def flush_folder(path: Path) -> None:
-    """Have the disk keep a folder's names.
-
-    Raises:
-        OSError: the disk refused.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path.parent)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from tinkex.mesh.trust.appended import AppendedFile, flush_folder, read_records, sealed
+from tinkex._flush import flush
+from tinkex.mesh.trust.appended import AppendedFile, read_records, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +55,7 @@ class RecordFolder:
         """Files that are written no more, and until when something in each is needed."""
         if not path.is_dir():
             path.mkdir(mode=0o700)
-            flush_folder(path.parent)
+            flush(path.parent)
         self._found = sorted(path.glob(f"*{_SUFFIX}"))
         self._number = max((int(file.stem) for file in self._found), default=0)
         self.used_before = bool(self._found)

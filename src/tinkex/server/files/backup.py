@@ -20,12 +20,12 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from tinkex._flush import flush, flush_tree
 from tinkex._version import __version__
 from tinkex.errors import DamagedDataError, InputError, StorageError
 from tinkex.server.files.check import check_data_dir
 from tinkex.server.files.database import copy_database, database_problems, reading, revision_of
 from tinkex.server.files.faults import disk_refused
-from tinkex.server.files.flush import flush, flush_tree
 from tinkex.server.files.inventory import (
     NamedFolder,
     being_replaced,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tinkex._flush import flush
 from tinkex.errors import EngineError, InputError
-from tinkex.server.files.flush import flush
 from tinkex.server.files.records import file_names
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinkex._flush import flush
 from tinkex.errors import InputError
-from tinkex.server.files.flush import flush
 from tinkex.server.files.layout import REPLACED_PREFIX, STAGING_PREFIX
 from tinkex.server.files.private import private_folder
 from tinkex.server.files.records import differences, file_names

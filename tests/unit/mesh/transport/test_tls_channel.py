@@ -30,7 +30,7 @@ def test_a_greeting_in_single_bytes_is_a_greeting():
     alice, bob = dial(ALICE, BOB), listen(BOB)
     while not (alice.open and bob.open):
         for source, sink in ((alice, bob), (bob, alice)):
-            for byte in source.outgoing():
+            for byte in source.outbound.read():
                 sink.feed(bytes([byte]))
     assert bob.remote == peer(ALICE)
 
@@ -59,8 +59,8 @@ def test_a_listener_that_greets_wrongly_is_refused(monkeypatch):
     bob = listen(BOB)
     alice = dial(ALICE, BOB)
     while not bob.open:
-        alice.feed(bob.outgoing())
-        bob.feed(alice.outgoing())
+        alice.feed(bob.outbound.read())
+        bob.feed(alice.outbound.read())
     monkeypatch.undo()
     with pytest.raises(PeerProtocolError, match="greet"):
         exchange(alice, bob)
@@ -78,7 +78,7 @@ def test_bytes_changed_on_the_way_are_noticed():
     alice, bob = dial(ALICE, BOB), listen(BOB)
     exchange(alice, bob)
     alice.write(enframe(b"hello"))
-    data = bytearray(alice.outgoing())
+    data = bytearray(alice.outbound.read())
     data[-1] ^= 1
     with pytest.raises(PeerProtocolError):
         bob.feed(bytes(data))
@@ -101,7 +101,7 @@ def test_each_frame_is_there_with_its_last_byte_wherever_the_stream_is_cut(sizes
     wire, ends = b"", []
     for frame in frames:
         alice.write(enframe(frame))
-        wire += alice.outgoing()
+        wire += alice.outbound.read()
         ends.append(len(wire))
     got, start = [], 0
     for end in [*sorted(int(cut * len(wire)) for cut in cuts), len(wire)]:
@@ -123,7 +123,7 @@ def test_a_farewell_is_understood():
     exchange(alice, bob)
     alice.write(enframe(b"last"))
     alice.end()
-    assert bob.feed(alice.outgoing()) == [b"last"]
+    assert bob.feed(alice.outbound.read()) == [b"last"]
     assert bob.ended
     assert not bob.open
 
