@@ -63,7 +63,7 @@ def find_ready(folder: Path, workers: Sequence[str]) -> dict[str, Any] | None:
 
 def write_private(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file of mode 0600, whole or not at all."""
-    from tinkex.mesh.workers.files import write_whole
+    from tinkex._files import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

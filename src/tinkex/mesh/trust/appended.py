@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from tinkex._flush import flush
+from tinkex._files import flush
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,19 +130,3 @@ class AppendedFile:
         """
         os.ftruncate(self._descriptor, self._length)
         self._torn = False
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a small file, its owner's alone, whole or not at all; on the disk when this returns.
-
-    Raises:
-        OSError: it cannot be written; the old one stands.
-    """
-    beside = path.with_name(f"{path.name}.new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    flush(path.parent)

@@ -27,11 +27,12 @@ import msgspec
 
 from tinkex.errors import RateLimitError, StorageError, TrustError
 from tinkex.mesh.identity import PEER_ID_BYTES
-from tinkex.mesh.trust.appended import sealed, unsealed, write_durably
+from tinkex.mesh.trust.appended import sealed, unsealed
 from tinkex.mesh.trust.record_folder import RecordFolder
 
 if TYPE_CHECKING:
     from tinkex._clock import Clock
+from tinkex._files import write_whole
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MOST = 200_000
@@ -128,7 +129,7 @@ class NonceStore:
             not_before = self._clock.now() + self._longest_s
         if life is None or life.boot != boot:
             content = msgspec.msgpack.encode(_Life(boot, not_before))
-            write_durably(self._path / _LIFE, sealed(content))
+            write_whole(self._path / _LIFE, sealed(content))
         return not_before
 
     def use(self, gateway: bytes, nonce: bytes, *, forget_at: float) -> None:

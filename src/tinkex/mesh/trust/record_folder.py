@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from tinkex._flush import flush
+from tinkex._files import flush
 from tinkex.mesh.trust.appended import AppendedFile, read_records, sealed
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import msgspec
 
+from tinkex._files import read_whole, write_whole
 from tinkex.errors import ConfigurationError
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.roles import Role
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.certificates import Chain, Grant, RoleCertificate, check_certificate
 from tinkex.mesh.trust.network import NetworkInfo, check_network
-from tinkex.mesh.workers.files import read_whole, write_whole
 
 KEY_NAME = "identity.key"
 MEMBERSHIP_NAME = "membership"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinkex._clock import Clock
+from tinkex._files import write_whole
 from tinkex.errors import ConfigurationError, InputError
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.roles import Role
@@ -31,7 +32,6 @@ from tinkex.mesh.trust.network import (
     shut_out_peer,
 )
 from tinkex.mesh.trust.rootkey import Cipher, PassphraseCipher, read_root_key, write_root_key
-from tinkex.mesh.workers.files import write_whole
 from tinkex.mesh.workers.folder import KEY_NAME, WorkerFolder
 from tinkex.mesh.workers.root_word import (
     RootWord,

@@ -6,6 +6,7 @@ announcement, looking for processors, giving leases back. Each part is in `worke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from tinkex._timers import Timers
 from tinkex.errors import ConfigurationError, TinkerError
 from tinkex.mesh.balancer import Balancer, BalancerConfig
 from tinkex.mesh.catalog import AdapterCatalog, decode_catalog
+from tinkex.mesh.deadline import within
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.feeds.entry import Entry
 from tinkex.mesh.feeds.policy import ADAPTERS, USAGE
@@ -208,10 +210,11 @@ class GatewayWorker(Worker):
         self._tasks.spawn(self._again(self._announce, self._config.announce_s), name="announce")
 
     async def drain(self, grace_s: float) -> None:
-        """Refuse new completions, and let those in progress end."""
+        """Refuse new completions; let those in progress end, and other calls that are under way."""
         self._service.leaving = True
         await self._member.discovery.withdraw(Role.GATEWAY.value)
-        await self._admission.wait_for_nobody(grace_s)
+        with contextlib.suppress(TimeoutError):
+            await within(self._member.clock, grace_s, self._member.peers.wait_answered())
 
     async def _announce(self) -> None:
         if self._service.leaving:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from tinkex._clock import Clock
+from tinkex._files import read_whole, write_whole
 from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi
@@ -24,7 +25,6 @@ from tinkex.mesh.trust.rootkey import Cipher
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.client import ClientWorker
 from tinkex.mesh.workers.entry import enter_network
-from tinkex.mesh.workers.files import read_whole, write_whole
 from tinkex.mesh.workers.folder import WorkerFolder
 from tinkex.mesh.workers.founding import NETWORK_NAME, Founder, found
 from tinkex.mesh.workers.machine import Machine

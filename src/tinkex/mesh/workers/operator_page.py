@@ -18,9 +18,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tinkex._files import write_whole
 from tinkex.errors import AuthenticationError, BadRequestError, TinkerError
 from tinkex.mesh.workers.authority.operator import Operator
-from tinkex.mesh.workers.files import write_whole
 from tinkex.mesh.workers.http import read_body, tell_error
 
 FILE_NAME = "operator.json"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from tinkex._files import read_whole, write_whole
 from tinkex.errors import ConfigurationError, TrustError
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.trust.certificates import RoleCertificate, check_certificate
 from tinkex.mesh.trust.network import NetworkInfo, check_network
-from tinkex.mesh.workers.files import read_whole, write_whole
 from tinkex.mesh.workers.folder import Membership, WorkerFolder
 
 WORD_NAME = "root-word"

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from tinkex._flush import flush, flush_tree
+from tinkex._files import flush, flush_tree
 from tinkex._version import __version__
 from tinkex.errors import DamagedDataError, InputError, StorageError
 from tinkex.server.files.check import check_data_dir

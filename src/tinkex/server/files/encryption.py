@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tinkex._flush import flush
+from tinkex._files import flush
 from tinkex.errors import EngineError, InputError
 from tinkex.server.files.records import file_names
 

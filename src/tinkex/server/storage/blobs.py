@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinkex._flush import flush
+from tinkex._files import flush
 from tinkex.errors import InputError
 from tinkex.server.files.layout import REPLACED_PREFIX, STAGING_PREFIX
 from tinkex.server.files.private import private_folder

@@ -332,6 +332,39 @@ async def test_a_gateway_that_stops_lets_requests_end_and_takes_no_new_ones(worl
     assert world.auth.settled == {"lease0": 17}
 
 
+async def test_account_call_under_way_is_answered_before_the_end(world):
+    gateway = await world.add_gateway()
+    go = asyncio.Event()
+
+    async def slowly():
+        await go.wait()
+        return auth.Done()
+
+    world.auth.answers[auth.Logout] = slowly
+    logout = asyncio.ensure_future(world.call(gateway, GatewayApi.rpc_logout, auth.Logout("t")))
+    await until(lambda: world.auth.asked)
+    stopping = asyncio.ensure_future(gateway.stop(10.0))
+    await until(lambda: not world.board.found("gateway"))
+    await world.pass_time(1.0)
+    assert not stopping.done()
+    go.set()
+    assert await logout == auth.Done()
+    await stopping
+
+
+async def test_account_call_under_way_holds_up_the_end_for_its_grace_and_no_longer(world):
+    gateway = await world.add_gateway()
+    world.auth.answers[auth.Logout] = asyncio.Event().wait
+    logout = asyncio.ensure_future(world.call(gateway, GatewayApi.rpc_logout, auth.Logout("t")))
+    await until(lambda: world.auth.asked)
+    stopping = asyncio.ensure_future(gateway.stop(3.0))
+    await world.pass_time(2.5)
+    assert not stopping.done()
+    await world.pass_time(1.0)
+    await stopping
+    logout.cancel()
+
+
 async def test_models_are_those_that_processors_run_and_adapters_that_one_may_see(world):
     await world.add_processor()
     await world.add_processor()

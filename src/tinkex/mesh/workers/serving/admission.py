@@ -21,7 +21,6 @@ from tinkex.mesh.positive import not_positive
 from tinkex.mesh.workers.serving.freshness import Freshness
 
 BUSY_MS = 1000.0
-DRAIN_LOOK_S = 0.05
 
 
 class Accounts(Protocol):
@@ -147,12 +146,6 @@ class Admission:
             RateLimitError: too many within a minute.
         """
         self._take(self._account_calls, str(client), 1, "account requests")
-
-    async def wait_for_nobody(self, seconds: float) -> None:
-        """Wait until no request is in progress, and no longer than so many seconds."""
-        until = self._clock.monotonic() + seconds
-        while self.in_progress and (left := until - self._clock.monotonic()) > 0:
-            await self._clock.sleep(min(DRAIN_LOOK_S, left))
 
     def _take(self, window: SlidingWindow, who: str, amount: int, name: str) -> None:
         wait = window.take(who, amount, self._clock.monotonic(), shared_by=self._gateways())
