@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,15 +18,43 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    beside = _written(path, content)
+    try:
+        beside.replace(path)
+    except OSError:
+        beside.unlink()
+        raise
     flush(path.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file as `write_whole` does, if there is none.
+
+    Raises:
+        FileExistsError: there is one, maybe made in this moment; it stays as it is.
+        OSError: it cannot be written.
+    """
+    beside = _written(path, content)
+    try:
+        path.hardlink_to(beside)
+    finally:
+        beside.unlink()
+    flush(path.parent)
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """Write a file beside `path` that nobody else writes, and have the disk keep it."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink()
+        raise
+    return beside
 
 
 def read_whole(path: Path) -> bytes | None:

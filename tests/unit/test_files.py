@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from tinkex._files import read_whole, write_whole
+from tinkex._files import read_whole, write_new, write_whole
 
 
 @pytest.fixture
@@ -25,9 +25,12 @@ def forced(monkeypatch):
     return told
 
 
-def test_contents_are_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, forced):
+@pytest.mark.parametrize("write", [write_whole, write_new])
+def test_contents_are_on_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path, forced, write
+):
     path = tmp_path / "word"
-    write_whole(path, b"first")
+    write(path, b"first")
     assert forced == [(path.stat().st_ino, 5), (tmp_path.stat().st_ino, None)]
     assert path.read_bytes() == b"first"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -44,9 +47,19 @@ def test_disk_that_refuses_leaves_the_old_file_and_the_next_write_succeeds(tmp_p
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="no room"):
             write_whole(path, b"new")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["word"]
     assert read_whole(path) == b"old"
     write_whole(path, b"new")
     assert read_whole(path) == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["word"]
+
+
+def test_new_file_takes_no_place_of_another(tmp_path):
+    path = tmp_path / "word"
+    write_new(path, b"first")
+    with pytest.raises(FileExistsError):
+        write_new(path, b"second")
+    assert path.read_bytes() == b"first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["word"]
 
 

@@ -6,7 +6,6 @@ The settings are `cli/server_settings.py`'s, the server itself is `tinkex.server
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tinkex._files import write_whole
 from tinkex.cli.flags import given_flags, keyword, take_settings
 from tinkex.cli.server_settings import server_schema
 
@@ -99,12 +99,7 @@ def write_ready_file(path: Path, info: ServerInfo) -> None:
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{info.pid}")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(body)
-    beside.replace(path)
+    write_whole(path, body.encode())
 
 
 def print_banner(info: ServerInfo, *, aliases: Mapping[str, str], show_key: bool) -> None:

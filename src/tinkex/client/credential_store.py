@@ -9,14 +9,15 @@ key from it.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tinkex._files import write_whole
 from tinkex.client.credentials import credentials_path
 from tinkex.errors import CredentialError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,4 @@ class CredentialStore:
         if not folder.is_dir():
             folder.mkdir(parents=True)
             folder.chmod(0o700)
-        descriptor, beside = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=folder)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=2)
-            Path(beside).chmod(0o600)
-            Path(beside).replace(self._path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+        write_whole(self._path, json.dumps(content, indent=2).encode())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
 from nacl.exceptions import BadSignatureError
 
+from tinkex._files import write_new
 from tinkex.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -110,19 +111,10 @@ class KeyPair:
         if path.exists():
             return cls._load(path)
         pair = cls.generate()
-        # whole under a name of its own, then linked: no crash leaves half a key, no race two
-        beside = path.with_name(f".{path.name}.{pair.peer_id.short}")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(pair.seed)
-                file.flush()
-                os.fsync(file.fileno())
-            path.hardlink_to(beside)
+            write_new(path, pair.seed)
         except FileExistsError:
             return cls._load(path)
-        finally:
-            beside.unlink()
         return pair
 
     @classmethod

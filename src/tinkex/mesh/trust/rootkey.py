@@ -22,6 +22,7 @@ from argon2.low_level import Type, hash_secret_raw
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from tinkex._files import flush
 from tinkex.errors import ConfigurationError, InputError
 from tinkex.mesh.identity import KeyPair
 
@@ -133,6 +134,7 @@ def write_root_key(
         file.write(sealed)
         file.flush()
         os.fsync(file.fileno())
+    flush(path.parent)
 
 
 def read_root_key(path: Path, passphrase: str, cipher: Cipher | None = None) -> KeyPair:

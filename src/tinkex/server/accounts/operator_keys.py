@@ -5,10 +5,10 @@ Owns reading and making them. Who is behind a key is `accounts`'.
 
 from __future__ import annotations
 
-import os
-import secrets
+import contextlib
 from typing import TYPE_CHECKING
 
+from tinkex._files import write_new
 from tinkex.errors import ConfigurationError
 from tinkex.server.accounts.keys import new_key
 from tinkex.server.config import key_problem
@@ -64,16 +64,5 @@ def _read_keys(path: Path) -> tuple[str, ...]:
 def _create_key(path: Path) -> None:
     """Write a new key with mode 0600, whole or not at all; a key made meanwhile stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f"{new_key()}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            return
-    finally:
-        beside.unlink()
+    with contextlib.suppress(FileExistsError):
+        write_new(path, f"{new_key()}\n".encode())

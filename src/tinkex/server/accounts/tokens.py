@@ -13,11 +13,12 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from tinkex._files import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,10 +200,4 @@ def _write_keys(path: Path, keys: list[_SigningKey]) -> None:
         }
         for key in keys
     ]
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"keys": stored}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, json.dumps({"keys": stored}).encode())

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
+
+from tinkex._files import read_whole, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,13 +41,10 @@ class SignedUrls:
 
     def open(self) -> None:
         """Read the secret, or make one. Blocks."""
-        try:
-            self._secret = self._secret_file.read_bytes()
-        except FileNotFoundError:
+        self._secret = read_whole(self._secret_file) or b""
+        if len(self._secret) < _SECRET_BYTES:  # whoever guesses a short one can sign
             self._secret = secrets.token_bytes(_SECRET_BYTES)
-            descriptor = os.open(self._secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self._secret)
+            write_whole(self._secret_file, self._secret)
 
     def sign(self, base_url: str, path: str, content: str) -> tuple[str, float]:
         """Return the address of a path, and when it ends in unix seconds.
