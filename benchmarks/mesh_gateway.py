@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -130,7 +130,7 @@ class PacedRun:
     def cancel(self) -> None:
         """Nothing runs that could be ended."""
 
-    async def pieces(self) -> AsyncIterator[Piece | None]:
+    async def pieces(self) -> AsyncGenerator[Piece | None, None]:
         """Give each token when it is due."""
         start = time.monotonic() + self._phase
         for place in range(self._tokens):

@@ -13,7 +13,7 @@ from tinkex.openai_api.tool_calls import ToolText
 from tinkex.openai_api.vocabulary import GrowingText
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from tinkex.openai_api.completer import CompletionRequest, FinishReason
     from tinkex.openai_api.tool_calls import ToolForm
@@ -216,7 +216,7 @@ async def with_echo(
     texts: SampledTexts,
     request: CompletionRequest,
     scores: Callable[[], Scores],
-) -> AsyncIterator[Piece | None]:
+) -> AsyncGenerator[Piece | None, None]:
     """Give a request's pieces with the prompt at its place.
 
     Args:

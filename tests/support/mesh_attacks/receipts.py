@@ -130,6 +130,7 @@ async def ledger_that_gave(classes, given, tasks):
     ledger = classes.ledger(feed, None, tasks, clock=VirtualClock())
     ledger._purse.put_in("l", "a", "k", 100, ledger._clock.now() + 60)
     reserved = await ledger.reserve("r", account(), "m", 50)
+    ledger.write_down(reserved)
     await asyncio.shield(reserved.written)
     await ledger.settle(reserved, prompt_tokens=4, completion_tokens=3, receipt=given)
     return ledger, feed

@@ -6,7 +6,7 @@ are the worker's business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,7 +48,7 @@ class Run(Protocol):
     def deterministic(self) -> bool:
         """Whether the same seed gives the same tokens where the fingerprint is equal."""
 
-    def pieces(self) -> AsyncIterator[Piece | None]:
+    def pieces(self) -> AsyncGenerator[Piece | None, None]:
         """Give what is new, piece by piece; None as a sign of life.
 
         Whoever does not read holds the job up, and nothing else.

@@ -12,7 +12,7 @@ import hashlib
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,19 +84,20 @@ class EngineRun:
             self._outcome.cancel()
             self._cancel()
 
-    async def pieces(self) -> AsyncIterator[Piece | None]:
+    def pieces(self) -> AsyncGenerator[Piece | None, None]:
         """Give what is new; None after a while without anything.
 
         Raises:
             TinkerError: the job failed.
         """
-        request = self._job.request
+        request, sampled = self._job.request, self._sampled()
         if self._job.resume:
             request = replace(request, echo=False)
-        async for piece in with_echo(self._sampled(), self._texts, request, self._scores):
-            yield piece
+        if not (request.echo or request.prompt_logprobs):
+            return sampled
+        return with_echo(sampled, self._texts, request, self._scores)
 
-    async def _sampled(self) -> AsyncIterator[Piece | None]:
+    async def _sampled(self) -> AsyncGenerator[Piece | None, None]:
         while True:
             done = self._outcome.done()  # before the tokens are taken: none comes after it
             came = self._flow.take()

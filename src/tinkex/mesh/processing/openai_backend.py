@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -123,7 +123,7 @@ class OpenAIRun:
         except TinkerError as error:
             await self._unread.put(error)
 
-    async def pieces(self) -> AsyncIterator[Piece | None]:
+    async def pieces(self) -> AsyncGenerator[Piece | None, None]:
         """Give what is new; None as a sign of life.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -124,10 +124,13 @@ class Processor(ProcessorApi):
                     fingerprint=self._backend.fingerprint,
                     deterministic=run.deterministic,
                 )
-                async with aclosing(_events(run)) as events:
-                    async for piece in events:
+                async with aclosing(run.pieces()) as pieces:
+                    async for piece in pieces:
+                        if piece is None:
+                            yield PieceMessage(0)
+                            continue
                         made += 0 if piece.echo else len(piece.tokens)
-                        yield piece
+                        yield piece_message(piece)
                 yield Ended(
                     completion_tokens=made,
                     cached_tokens=run.cached_tokens,
@@ -236,8 +239,3 @@ def _bounded(request: CompletionRequest, permit: Permit) -> CompletionRequest:
     if request.max_tokens is not None:
         return request
     return replace(request, max_tokens=permit.max_tokens // request.n, as_context_allows=True)
-
-
-async def _events(run: Run) -> AsyncGenerator[PieceMessage, None]:
-    async for piece in run.pieces():
-        yield PieceMessage(0) if piece is None else piece_message(piece)

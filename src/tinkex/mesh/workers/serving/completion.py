@@ -200,6 +200,7 @@ class CompletionService:
             wanted=Wanted(model=named.base_model, adapter=named.content, excluded=tried),
             tried=tried,
             relay=relay,
+            asked=lambda: self._ledger.write_down(reservation),
             sequences=message.n,
             work=lambda offer: self._work(served, encoded, offer),
             deadline=call.deadline,
@@ -284,6 +285,7 @@ class CompletionService:
     def _settle(self, served: _Served, receipt: Receipt | None) -> asyncio.Task[None]:
         """Write what it cost, whether or not somebody waits for it."""
         served.settled = True
+        self._ledger.write_down(served.reservation)  # if it could not even be asked for
         relay = served.job.relay
         if served.first_s is not None:
             self._first_token(served.first_s)

@@ -80,6 +80,8 @@ class Job(msgspec.Struct, kw_only=True, eq=False):
     sequences: int
     work: Callable[[Offer], Work]
     """Makes the message for a processor, with a permit of its own."""
+    asked: Callable[[], None]
+    """Told when the request has left for a processor."""
     deadline: float
     """Monotonic seconds."""
     tried: set[PeerId]
@@ -274,6 +276,7 @@ class Dispatch:
             changed.set()
 
         running = [self._ask(job, self._choose(job), changed)]
+        job.asked()  # not before: what that takes would hold the request up
         timer = self._timers.call_later(self._config.hedge_after_s, hedge)
         try:
             while True:

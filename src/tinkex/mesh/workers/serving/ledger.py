@@ -64,13 +64,14 @@ class Feed(Protocol):
         """Write an entry; when this returns it is on the disk, or outlives this process alone."""
 
 
-class Reservation(msgspec.Struct, frozen=True, eq=False):
+class Reservation(msgspec.Struct, eq=False):
     """Tokens set aside for a request."""
 
-    request_id: str
-    tokens: int
+    entry: Reserved
     written: asyncio.Future[EntryId]
     """Where it is written, once it is."""
+    writing: bool = False
+    """Whether that has begun."""
 
 
 class Ledger:
@@ -122,6 +123,8 @@ class Ledger:
     ) -> Reservation:
         """Set tokens aside, under a lease that is there or one that is asked for.
 
+        `write_down` is to be called before anything else waits.
+
         Raises:
             BillingError: the quota or the key's cap is used up.
             RateLimitError: others hold what is left: try again.
@@ -140,12 +143,17 @@ class Ledger:
             raise status_error(
                 503, "The auth worker gave a lease that is over already: check the clocks."
             )
-        written: asyncio.Future[EntryId] = asyncio.get_running_loop().create_future()
-        # Not here: until its first step, in the next turn, the request leaves for its processor.
-        writing = self._tasks.spawn(self._write_down(reserved, written), name="write a reservation")
+        return Reservation(reserved, asyncio.get_running_loop().create_future())
+
+    def write_down(self, reservation: Reservation) -> None:
+        """Have a reservation written, in the background. Harmless twice."""
+        if reservation.writing:
+            return
+        reservation.writing, written = True, reservation.written
+        work = self._write_down(reservation.entry, written)
+        writing = self._tasks.spawn(work, name="write a reservation")
         # However it ends, and were it before its first step: nobody waits for ever.
         writing.add_done_callback(lambda _: written.cancel())
-        return Reservation(request_id, tokens, written)
 
     async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
         try:
@@ -166,9 +174,9 @@ class Ledger:
         completion_tokens: int,
         receipt: Receipt | None,
     ) -> None:
-        """Write what a request cost."""
+        """Write what a request cost; to be begun after the reservation's `write_down`."""
         settled = self._purse.settle(
-            reservation.request_id,
+            reservation.entry.request_id,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             now=self._clock.now(),

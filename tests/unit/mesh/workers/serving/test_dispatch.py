@@ -143,6 +143,7 @@ class Few:
             relay=Relay(MESSAGE, cost_of(MESSAGE, CONTEXT), CONTEXT),
             sequences=1,
             work=lambda _: None,
+            asked=lambda: None,
             deadline=self.clock.monotonic() + 60,
         )
         return self.dispatch.events(job)

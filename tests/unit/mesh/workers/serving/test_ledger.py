@@ -29,6 +29,7 @@ async def test_reservation_that_cannot_be_written_is_told_to_whoever_waits(error
     ledger._purse.put_in("lease", "account", "key", 100, ledger._clock.now() + 60)
     account = SimpleNamespace(account_id="account", key_id="key")
     reservation = await ledger.reserve("request", account, "model", 50)
+    ledger.write_down(reservation)
     with pytest.raises(type(error)):
         await reservation.written
     await tasks.finished()
@@ -47,6 +48,7 @@ async def test_nobody_waits_for_a_reservation_that_stopping_cut_off(turns):
     ledger._purse.put_in("lease", "account", "key", 100, ledger._clock.now() + 60)
     account = SimpleNamespace(account_id="account", key_id="key")
     reservation = await ledger.reserve("request", account, "model", 50)
+    ledger.write_down(reservation)
     for _ in range(turns):
         await let_others_run()
     await tasks.stop()
