@@ -44,6 +44,7 @@ import msgspec
 from process_cpu import is_readable, spent_by
 
 from tinkex._clock import SystemClock
+from tinkex._process import settle_down
 from tinkex.errors import InputError
 from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
@@ -188,6 +189,7 @@ async def run_worker(arguments: argparse.Namespace) -> None:
         contact = whole.member.contact
         told = {"peer_id": str(contact.peer_id), "addresses": contact.addresses, "pid": os.getpid()}
         arguments.ready_file.write_text(json.dumps(told))
+        settle_down()  # as `tinkex mesh` does
 
     await run_until_told(whole, grace_s=1.0, on_ready=on_ready, on_told=lambda: None)
 
@@ -299,6 +301,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         worker = whole.inner
         assert isinstance(worker, ClientWorker)
         program = Program(whole.member, worker)
+        settle_down()
         await program.make_keys(4)
         await program.wait_for(SPROUT, *([PACED] if arguments.streams else []))
         figures: dict[str, Any] = {

@@ -50,6 +50,7 @@ def serve(*, context: typer.Context, **given: Any) -> None:
     import asyncio
 
     from tinkex._clock import SystemClock
+    from tinkex._process import settle_down
     from tinkex.server.run import serve as run_server
 
     file, ready_file, check = (given.pop(name) for name in ("config", "ready_file", "check"))
@@ -64,6 +65,7 @@ def serve(*, context: typer.Context, **given: Any) -> None:
         if ready_file is not None:
             write_ready_file(ready_file, info)
         print_banner(info, aliases=config.aliases, show_key=sys.stdout.isatty())
+        settle_down()
 
     asyncio.run(run_server(config, on_ready=on_ready, clock=SystemClock()))
 

@@ -87,6 +87,7 @@ async def _run(
     config: MeshConfig, processors: int, ready_path: Path, ready_files: ReadyFiles
 ) -> None:
     from tinkex._clock import SystemClock
+    from tinkex._process import settle_down
     from tinkex.cli.mesh.workers import say_stopping
     from tinkex.mesh.workers.local import LocalNetwork
     from tinkex.mesh.workers.whole import run_until_told
@@ -96,6 +97,7 @@ async def _run(
     def on_ready() -> None:
         ready_files.write(_described(network))
         print("\n".join(_banner(network, ready_path)), flush=True)
+        settle_down()
 
     try:
         await run_until_told(

@@ -110,6 +110,7 @@ async def _serve(
     ready_file: Path | None,
     enter: Enter | None,
 ) -> None:
+    from tinkex._process import settle_down
     from tinkex.mesh.roles import Role
     from tinkex.mesh.workers.entry import enter_network
     from tinkex.mesh.workers.whole import run_until_told
@@ -122,6 +123,7 @@ async def _serve(
         described = describe(worker)
         ready_files.write(described)
         print("\n".join(_banner(role, worker, described)), flush=True)
+        settle_down()
 
     try:
         await run_until_told(

@@ -1,0 +1,19 @@
+"""What a process that is to serve for long does once it is ready."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+from tinkex._huge_pages import gather
+
+
+def settle_down() -> None:
+    """Prepare for a long life: for who owns the whole process, to be called once.
+
+    What is there by now stays. So the interpreter leaves it out when it searches for cycles, which
+    would stop everything for 10 to 100 ms now and then, and it goes into huge pages, in a thread.
+    """
+    gc.collect()
+    gc.freeze()
+    threading.Thread(target=gather, name="huge pages", daemon=True).start()
