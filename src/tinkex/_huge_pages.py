@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +32,16 @@ def gather() -> int:
     Returns:
         Bytes that are in huge pages now.
     """
-    size = _huge_page_bytes()
+    try:
+        size, maps = _huge_page_bytes(), _MAPS.read_text()
+    except (OSError, ValueError):
+        return 0  # no Linux, or one that tells this to nobody
     if not size:
         return 0
     libc = ctypes.CDLL(None)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     joined = 0
-    for start in _ranges(_MAPS.read_text(), size):
+    for start in _ranges(maps, size):
         if resident(start, size) >= size // 2 and libc.madvise(start, size, _MADV_COLLAPSE) == 0:
             joined += size
     return joined
@@ -56,15 +58,9 @@ def resident(start: int, size: int) -> int:
 
 
 def _huge_page_bytes() -> int:
-    """Size of a huge page; 0 where there are none, or an administrator wants none."""
-    if sys.platform != "linux":
-        return 0
-    try:
-        if "[never]" in (_SETTINGS / "enabled").read_text():
-            return 0
-        return int((_SETTINGS / "hpage_pmd_size").read_text())
-    except (OSError, ValueError):
-        return 0
+    """Size of a huge page; 0 where an administrator wants none."""
+    wanted = "[never]" not in (_SETTINGS / "enabled").read_text()
+    return int((_SETTINGS / "hpage_pmd_size").read_text()) if wanted else 0
 
 
 def _page_bytes() -> int:

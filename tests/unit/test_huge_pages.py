@@ -95,3 +95,8 @@ def test_administrator_that_wants_none_gets_none(tmp_path, monkeypatch, enabled)
     if enabled is not None:
         (tmp_path / "enabled").write_text(enabled)
     assert gather() == 0
+
+
+def test_where_nobody_tells_what_memory_there_is_nothing_happens(tmp_path, monkeypatch):
+    monkeypatch.setattr(_huge_pages, "_MAPS", tmp_path / "maps")
+    assert gather() == 0
