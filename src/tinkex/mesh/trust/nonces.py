@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tinkex._files import write_whole
 from tinkex.errors import RateLimitError, StorageError, TrustError
 from tinkex.mesh.identity import PEER_ID_BYTES
 from tinkex.mesh.trust.appended import sealed, unsealed
@@ -32,7 +33,6 @@ from tinkex.mesh.trust.record_folder import RecordFolder
 
 if TYPE_CHECKING:
     from tinkex._clock import Clock
-from tinkex._files import write_whole
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MOST = 200_000

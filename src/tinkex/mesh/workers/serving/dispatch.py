@@ -276,9 +276,9 @@ class Dispatch:
             changed.set()
 
         running = [self._ask(job, self._choose(job), changed)]
-        job.asked()  # not before: what that takes would hold the request up
         timer = self._timers.call_later(self._config.hedge_after_s, hedge)
         try:
+            job.asked()  # not before: what that takes would hold the request up
             while True:
                 await changed.wait()
                 changed.clear()
