@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,22 +50,18 @@ def gather() -> int:
 
 def resident(start: int, size: int) -> int:
     """Count the bytes of a range, from the beginning of a page on, that are in memory."""
-    libc, page = ctypes.CDLL(None), _page_bytes()
+    libc = ctypes.CDLL(None)
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-    told = ctypes.create_string_buffer(-(-size // page))
+    told = ctypes.create_string_buffer(-(-size // PAGESIZE))
     if libc.mincore(start, size, told) != 0:
         return 0  # it is there no more
-    return page * sum(byte & 1 for byte in told.raw)
+    return PAGESIZE * sum(byte & 1 for byte in told.raw)
 
 
 def _huge_page_bytes() -> int:
     """Size of a huge page; 0 where an administrator wants none."""
     wanted = "[never]" not in (_SETTINGS / "enabled").read_text()
     return int((_SETTINGS / "hpage_pmd_size").read_text()) if wanted else 0
-
-
-def _page_bytes() -> int:
-    return int(ctypes.CDLL(None).getpagesize())
 
 
 def _ranges(maps: str, size: int) -> Iterator[int]:
