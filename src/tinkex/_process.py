@@ -12,7 +12,7 @@ def settle_down() -> None:
     """Prepare for a long life: for who owns the whole process, to be called once.
 
     What is there by now stays. So the interpreter leaves it out when it searches for cycles, which
-    would stop everything now and then (13 ms in a mesh's gateway, some 100 beside PyTorch), and the
+    would stop everything now and then, beside PyTorch for more than 100 ms (docs/log.md), and the
     kernel puts it into huge pages, as a thread asks it to.
     """
     gc.collect()
