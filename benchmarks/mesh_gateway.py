@@ -45,6 +45,7 @@ from process_cpu import is_readable, spent_by
 
 from tinkex._clock import SystemClock
 from tinkex._process import settle_down
+from tinkex.cli.openmp import wait_briefly
 from tinkex.errors import InputError
 from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
@@ -59,6 +60,7 @@ from tinkex.mesh.workers.client import ClientConfig, ClientWorker
 from tinkex.mesh.workers.entry import enter_network
 from tinkex.mesh.workers.founding import Founder, found
 from tinkex.mesh.workers.member import Member
+from tinkex.mesh.workers.model_config import ModelConfig, make_backend
 from tinkex.mesh.workers.processor import ProcessorConfig, ProcessorWorker
 from tinkex.mesh.workers.whole import Build, run_until_told
 from tinkex.openai_api import CompletionRequest, Piece, TextPrompt, Token
@@ -177,6 +179,7 @@ class PacedBackend:
 
 async def run_worker(arguments: argparse.Namespace) -> None:
     """Be one worker until told to stop."""
+    wait_briefly()  # as `tinkex mesh` does
     config = config_of(arguments)
     invitation = arguments.invitation or None
     role = Role(arguments.role)
@@ -210,13 +213,8 @@ async def processor(
     """Make a processor of the kind that is measured."""
     backend: Backend = PacedBackend()
     if arguments.backend == "engine":
-        # Here, so that the others are as they are in a network: they never load PyTorch.
-        from tinkex.engine.engine import EngineConfig
-        from tinkex.mesh.processing.engine_backend import load_engine_backend
-
-        backend = load_engine_backend(
-            SPROUT, name=None, config=EngineConfig(), clock=CLOCK, on_fault=print
-        )
+        # As `tinkex mesh processor` makes it: where it loads decides how fast its steps are.
+        backend = await make_backend(ModelConfig(base_model=SPROUT), clock=CLOCK, on_fault=print)
     member.peers.serve(BenchApi(backend))
     return ProcessorWorker(
         member, backend, data_dir=arguments.data_dir, config=ProcessorConfig(announce_s=1.0)

@@ -51,7 +51,10 @@ def serve(*, context: typer.Context, **given: Any) -> None:
 
     from tinkex._clock import SystemClock
     from tinkex._process import settle_down
-    from tinkex.server.run import serve as run_server
+    from tinkex.cli.openmp import wait_briefly
+
+    wait_briefly()
+    from tinkex.server.run import serve as run_server  # brings PyTorch
 
     file, ready_file, check = (given.pop(name) for name in ("config", "ready_file", "check"))
     flags = given_flags(given)

@@ -89,9 +89,11 @@ async def _run(
     from tinkex._clock import SystemClock
     from tinkex._process import settle_down
     from tinkex.cli.mesh.workers import say_stopping
+    from tinkex.cli.openmp import wait_briefly
     from tinkex.mesh.workers.local import LocalNetwork
     from tinkex.mesh.workers.whole import run_until_told
 
+    wait_briefly()
     network = LocalNetwork(config, processors=processors, clock=SystemClock())
 
     def on_ready() -> None:

@@ -111,10 +111,12 @@ async def _serve(
     enter: Enter | None,
 ) -> None:
     from tinkex._process import settle_down
+    from tinkex.cli.openmp import wait_briefly
     from tinkex.mesh.roles import Role
     from tinkex.mesh.workers.entry import enter_network
     from tinkex.mesh.workers.whole import run_until_told
 
+    wait_briefly()
     role = Role(role_name)
     worker = await (enter or enter_network)(config, role, invitation=_read(invitation))
     ready_files = ReadyFiles(config.data_dir / READY_NAME, ready_file)
