@@ -6,6 +6,7 @@ ones that run alone, each with a key, a certificate and links of its own: nothin
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -50,6 +51,26 @@ class LocalUser(msgspec.Struct, frozen=True):
         return f"LocalUser({self.email!r})"
 
 
+def shared(config: MeshConfig, processors: int, cores: int) -> MeshConfig:
+    """Give each processor of one process its part of the cores, unless the settings say how many.
+
+    With more threads than cores in all, OpenMP lets each sleep and be woken at every product of a
+    step, which costs a small model more than its part of the cores does (docs/log.md).
+    """
+    settings = config.processor
+    if settings.model.threads is not None or processors < 2:
+        return config
+    model = replace(settings.model, threads=max(1, cores // processors))
+    return replace(config, processor=replace(settings, model=model))
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class LocalNetwork(Worker):
     """A network of one auth worker, one gateway, some processors and one client worker.
 
@@ -65,7 +86,7 @@ class LocalNetwork(Worker):
     ) -> None:
         super().__init__("local network")
         self._cipher = cipher
-        self._config = config
+        self._config = shared(config, processors, _cores())
         self._clock = clock
         self._names = [
             ("gateway", Role.GATEWAY),

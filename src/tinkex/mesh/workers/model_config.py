@@ -50,7 +50,7 @@ class ModelConfig:
     """`int8` keeps the base model's weights in a quarter of float32's memory; None: as `dtype`."""
 
     threads: int | None = None
-    """CPU threads of the engine; None: all cores."""
+    """CPU threads of the engine; None: all cores, which the processors of `mesh up` share."""
 
     backend_url: str | None = None
     """A server that speaks OpenAI's API (Ollama, vLLM, llama.cpp), up to and with `/v1`: it runs
