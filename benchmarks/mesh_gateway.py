@@ -73,7 +73,7 @@ TOKENS = 32
 KINDS = {"token": 1, "stream": TOKENS}
 """Tokens of each kind of request."""
 LATE_S = 0.2
-WARM_UP = 10
+WARM_UP = 50
 DUE = struct.Struct("<d")
 START_S = 120.0
 GOALS_MS = {"tls": 2.0, "iroh": 5.0}
@@ -191,8 +191,8 @@ async def run_worker(arguments: argparse.Namespace) -> None:
     def on_ready() -> None:
         contact = whole.member.contact
         told = {"peer_id": str(contact.peer_id), "addresses": contact.addresses, "pid": os.getpid()}
+        settle_down().join()  # as `tinkex mesh` does, which does not wait for it
         arguments.ready_file.write_text(json.dumps(told))
-        settle_down()  # as `tinkex mesh` does
 
     await run_until_told(whole, grace_s=1.0, on_ready=on_ready, on_told=lambda: None)
 
@@ -299,7 +299,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         worker = whole.inner
         assert isinstance(worker, ClientWorker)
         program = Program(whole.member, worker)
-        settle_down()
+        settle_down().join()
         await program.make_keys(4)
         await program.wait_for(SPROUT, *([PACED] if arguments.streams else []))
         figures: dict[str, Any] = {

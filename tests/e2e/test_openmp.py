@@ -1,7 +1,6 @@
 """OpenMP's threads of what serves do not spin for long: who hands tokens on needs the cores."""
 
 import os
-import signal
 import subprocess
 import sys
 
@@ -36,6 +35,9 @@ def test_command_loads_pytorch_with_threads_that_sleep_soon(command, tmp_path):
             assert CLOCK.monotonic() < until, said.read_text()
             CLOCK.sleep_sync(0.05)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_S)
+        process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
     assert "GOMP_SPINCOUNT = '20000'" in said.read_text()

@@ -70,14 +70,12 @@ def test_only_private_memory_of_no_file_is_gathered():
 
 def test_process_that_settles_down_leaves_what_is_there_out_of_searches_for_cycles():
     program = """if True:
-        import gc, threading
+        import gc
         from tinkex._process import settle_down
         before = len(gc.get_objects())
-        settle_down()
+        gathering = settle_down()
         print(before, gc.get_freeze_count(), len(gc.get_objects()))
-        for thread in threading.enumerate():
-            if thread.name == "huge pages":
-                thread.join()
+        gathering.join()
         """
     told = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
