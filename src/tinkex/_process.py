@@ -1,11 +1,29 @@
-"""What a process that is to serve for long does once it is ready."""
+"""What a process that is to serve for long does as it starts, and once it is ready."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from tinkex._huge_pages import gather
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
+
+
+async def in_a_thread_that_ends(work: Callable[[], R]) -> R:
+    """Load a model, off the event loop.
+
+    A thread's OpenMP threads stay for as long as it does, and beside them the engine's own sleep
+    and wake at every product (docs/log.md).
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="loading") as loader:
+        return await asyncio.get_running_loop().run_in_executor(loader, work)
 
 
 def settle_down() -> threading.Thread:

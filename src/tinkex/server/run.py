@@ -12,14 +12,15 @@ import os
 import signal
 import socket
 import ssl
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from tinkex._logs import make_logger
+from tinkex._process import in_a_thread_that_ends
 from tinkex.errors import ConfigurationError
 from tinkex.server.accounts.operator_keys import load_keys
 from tinkex.server.app import build_app
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from tinkex.server.config import ServerConfig
     from tinkex.server.services import Services
 
-A = TypeVar("A")
-R = TypeVar("R")
 
 KEEP_ALIVE_S = 75
 
@@ -99,7 +98,7 @@ async def serve(
             room = WaitingRoom(clock=clock)
             await room.open(listener, _tls(config))
             ending.push_async_callback(room.close)
-            engines, device = await _in_a_thread_of_its_own(_load_engines, config)
+            engines, device = await in_a_thread_that_ends(partial(_load_engines, config))
             for engine in engines.values():
                 ending.callback(engine.close)
             tracing = Tracing(exporting_provider()) if config.tracing else None
@@ -132,16 +131,6 @@ async def serve(
 
             await serve_app(app, config, on_ready=ready, stop=stop, listener=listener, room=room)
         logger.info("stopped")
-
-
-async def _in_a_thread_of_its_own(work: Callable[[A], R], argument: A) -> R:
-    """Do blocking work in a thread that ends.
-
-    Its OpenMP threads would stay for as long as it does, and beside them the engine's own sleep and
-    wake at every product (2.5 times slower on two cores).
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="loading") as loader:
-        return await asyncio.get_running_loop().run_in_executor(loader, work, argument)
 
 
 async def serve_app(

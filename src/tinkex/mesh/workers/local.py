@@ -51,7 +51,7 @@ class LocalUser(msgspec.Struct, frozen=True):
         return f"LocalUser({self.email!r})"
 
 
-def shared(config: MeshConfig, processors: int, cores: int) -> MeshConfig:
+def share_cores(config: MeshConfig, processors: int, cores: int) -> MeshConfig:
     """Give each processor of one process its part of the cores, unless the settings say how many.
 
     With more threads than cores in all, OpenMP lets each sleep and be woken at every product of a
@@ -86,7 +86,7 @@ class LocalNetwork(Worker):
     ) -> None:
         super().__init__("local network")
         self._cipher = cipher
-        self._config = shared(config, processors, _cores())
+        self._config = share_cores(config, processors, _cores())
         self._clock = clock
         self._names = [
             ("gateway", Role.GATEWAY),

@@ -5,15 +5,14 @@ Owns the settings' bounds. torch is loaded only where our own engine is what run
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from tinkex._clock import Clock
+from tinkex._process import in_a_thread_that_ends
 from tinkex.errors import ConfigurationError, MissingPackageError
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.processing.backend import Backend
@@ -121,10 +120,7 @@ async def make_backend(
             f"a processor that runs models itself needs {', '.join(missing)}: pip install "
             "'tinkex[server,mesh]'"
         )
-    # In a thread that ends: its OpenMP threads would stay as long as it, in the engine's way.
-    with ThreadPoolExecutor(1, thread_name_prefix="loading") as loader:
-        load = partial(_load, config, clock, on_fault)
-        return await asyncio.get_running_loop().run_in_executor(loader, load)
+    return await in_a_thread_that_ends(partial(_load, config, clock, on_fault))
 
 
 def _load(config: ModelConfig, clock: Clock, on_fault: Callable[[BaseException], None]) -> Backend:
