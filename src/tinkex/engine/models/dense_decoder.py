@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinkex.engine.lora.weights import LoraGroup, LoraShape
+from tinkex.engine.models.rms_norm import RmsNorm
 
 if TYPE_CHECKING:
     from tinkex.engine.attention.packed import PackedAttention
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Values of `model_type` whose layers are built as this module computes them."""
+
+ROUNDING = 2
+"""Raise it with every change of the bits: the mesh goes on with a sample on another processor only
+where both round alike (`Engine.numerics`)."""
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -80,7 +85,7 @@ class DenseDecoder:
         config = model.config
         self._decoder = model.model
         self._routing = routing
-        self._eps = float(config.rms_norm_eps)
+        self._norm = RmsNorm(float(config.rms_norm_eps), model.device)
         self._query_heads = int(config.num_attention_heads)
         self._key_heads = int(config.num_key_value_heads)
         self.shapes: dict[str, LoraShape] = {}
@@ -154,14 +159,14 @@ class DenseDecoder:
         rotation = cos[0, :, None], signed[:, None]
         product = self._routing.product
         for number, layer in enumerate(self._layers):
-            y = rms_norm(x, layer.norm, self._eps)
+            y = self._norm(x, layer.norm)
             y = self._attend(number, layer, y, rotation, attention)
             x = x + product(y, layer.out.matrix, layer.out.group)
-            y = rms_norm(x, layer.mlp_norm, self._eps)
+            y = self._norm(x, layer.mlp_norm)
             both = product(y, layer.gate_up.matrix, layer.gate_up.group)
             gate, up = both.chunk(2, dim=-1)
             x = x + product(F.silu(gate) * up, layer.down.matrix, layer.down.group)
-        return rms_norm(x, self._decoder.norm.weight, self._eps)
+        return self._norm(x, self._decoder.norm.weight)
 
     def _attend(
         self,
@@ -178,7 +183,7 @@ class DenseDecoder:
         qkv = qkv.view(x.shape[0], heads, -1)
         qk = qkv[:, :rotated]
         if layer.head_norm is not None:
-            qk = rms_norm(qk, layer.head_norm, self._eps)
+            qk = self._norm(qk, layer.head_norm)
         cos, sin = rotation
         half = qk.shape[-1] // 2
         swapped = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
@@ -192,39 +197,3 @@ class DenseDecoder:
             window=layer.window,
         )
         return found.reshape(x.shape[0], -1)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Divide [..., d] by its root mean square and scale it by `weight`, broadcast over rows.
-
-    In float32 whatever the dtype, as transformers does (Zhang & Sennrich 2019, arXiv 1910.07467).
-    """
-    if x.requires_grad and torch.is_grad_enabled():
-        found: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-        return found
-    return F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype) * weight
-
-
-def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Give x / rms(x) in float32, and 1 / rms(x) [..., 1]."""
-    full = x.float()
-    inverse = full.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return full * inverse, inverse
-
-
-class _RmsNorm(torch.autograd.Function):
-    """`rms_norm` with a backward of few passes; autograd's own takes four times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normed, inverse = _normed(x, eps)
-        ctx.save_for_backward(normed, inverse, weight)
-        return normed.to(x.dtype) * weight
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        # y = w n, n = x / rms: dL/dx = (w g - n mean(w g n)) / rms
-        g = gradients[0].float() * weight
-        mean = (g * normed).mean(-1, keepdim=True)
-        return g.addcmul_(normed, mean, value=-1).mul_(inverse).to(gradients[0].dtype), None, None

@@ -19,7 +19,7 @@ from tinkex.engine.lora.weights import UNEMBED, LoraGroup, LoraSegment, LoraShap
 from tinkex.engine.matrices.layout import choose_layout, settle
 from tinkex.engine.matrices.matrix import can_pack
 from tinkex.engine.matrices.products import Products
-from tinkex.engine.models.dense_decoder import DenseDecoder, fits
+from tinkex.engine.models.dense_decoder import ROUNDING, DenseDecoder, fits
 from tinkex.engine.models.head import Head
 from tinkex.engine.models.support import (
     adapter_shapes,
@@ -76,7 +76,7 @@ class ModelRunner:
     @property
     def decoder_name(self) -> str:
         """Whose code computes the layers; part of what the bits depend on."""
-        return "transformers" if self._dense is None else "dense"
+        return "transformers" if self._dense is None else f"dense {ROUNDING}"
 
     def _take_modules(self, model: Any) -> dict[str, LoraShape]:
         """Swap the layers of any model for ours; the rest of its code stays transformers'."""

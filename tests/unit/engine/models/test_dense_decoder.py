@@ -7,7 +7,7 @@ import torch
 from engine_support import datum, shake, tiny_engine, tiny_model
 
 from tinkex.engine.attention.packed import PrefillAttention
-from tinkex.engine.models.dense_decoder import FAMILIES, DenseDecoder, fits, rms_norm
+from tinkex.engine.models.dense_decoder import FAMILIES, DenseDecoder, fits
 from tinkex.types import LoraConfig
 
 LENGTHS = (9, 9, 14)
@@ -81,16 +81,3 @@ def test_adapter_files_fit_both_paths(tmp_path):
 )
 def test_other_models_take_the_general_path(family, changes):
     assert not fits(tiny_model(family, **changes))
-
-
-def test_rms_norm_equals_torchs_with_its_gradient():
-    x = torch.randn(5, 3, 16, requires_grad=True)
-    weight = torch.rand(3, 16)
-    expected = torch.nn.functional.rms_norm(x, (16,), None, 1e-6) * weight
-    found = rms_norm(x, weight, 1e-6)
-    torch.testing.assert_close(found, expected)
-    slope = torch.randn_like(found)
-    wanted = torch.autograd.grad(expected, x, slope)
-    torch.testing.assert_close(torch.autograd.grad(found, x, slope), wanted)
-    with torch.no_grad():
-        assert torch.equal(rms_norm(x, weight, 1e-6), found)
