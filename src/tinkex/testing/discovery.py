@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tinkex.errors import TrustError
-from tinkex.mesh.dht.records import Offer, Record, may_announce
+from tinkex.errors import InputError, TrustError
+from tinkex.mesh.dht.records import MAX_TOPIC_CHARACTERS, Offer, Record, may_announce
 
 if TYPE_CHECKING:
     from tinkex._clock import Clock
@@ -88,7 +88,9 @@ class MemberDiscovery:
 
         Raises:
             TrustError: its role may not.
+            InputError: the topic is too long.
         """
+        _check_length(topic)
         if not may_announce(self._certificate.role, topic):
             raise TrustError(f"a {self._certificate.role} may not announce {topic!r}")
         self._board.put(topic, offer, self._contact, self._certificate)
@@ -98,5 +100,15 @@ class MemberDiscovery:
         self._board.remove(topic, self._contact)
 
     async def lookup(self, topic: str) -> tuple[Record, ...]:
-        """Give who announces `topic`."""
+        """Give who announces `topic`.
+
+        Raises:
+            InputError: the topic is none that could be announced.
+        """
+        _check_length(topic)
         return self._board.found(topic)
+
+
+def _check_length(topic: str) -> None:
+    if not 1 <= len(topic) <= MAX_TOPIC_CHARACTERS:
+        raise InputError(f"a topic has 1 to {MAX_TOPIC_CHARACTERS} characters")

@@ -141,6 +141,16 @@ async def test_what_cannot_be_served_is_refused_and_costs_nothing(world, changes
     assert gateway.in_progress == 0
 
 
+async def test_a_name_too_long_for_any_model_is_unknown_and_stops_no_gateway(world):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    error = await caught(world.answer(gateway, model="x" * 123))
+    assert isinstance(error, NotFoundError)
+    assert error.body == {"param": "model", "code": "model_not_found"}
+    await world.pass_time(30, step=1.0)  # longer than what processors said of themselves counts
+    assert right(await world.answer(gateway))
+
+
 async def test_a_key_without_the_scope_is_refused(world):
     world.accounts.known["reader"] = caller_of(scopes=frozenset({"read"}))
     await world.add_processor()

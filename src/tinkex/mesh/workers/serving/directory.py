@@ -14,7 +14,7 @@ from tinkex._clock import Clock
 from tinkex.errors import ConfigurationError, PeerProtocolError, TinkerError
 from tinkex.mesh.api.processor import Describe, Description, ProcessorApi, ServedModel
 from tinkex.mesh.balancer import Balancer, Offer
-from tinkex.mesh.dht.records import Record
+from tinkex.mesh.dht.records import MAX_TOPIC_CHARACTERS, Record
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.roles import Role
@@ -105,7 +105,12 @@ class Directory:
         await asyncio.shield(self._refreshing)
 
     async def look_for(self, model: str) -> None:
-        """Look for processors of a base model that none of those known has."""
+        """Look for processors of a base model that none of those known has.
+
+        A name that no topic can hold is nobody's: nobody could announce it.
+        """
+        if len(model_topic(model)) > MAX_TOPIC_CHARACTERS:
+            return
         self._asked.pop(model, None)
         self._asked[model] = None
         if len(self._asked) > self._config.asked_models:
