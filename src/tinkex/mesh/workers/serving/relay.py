@@ -8,6 +8,8 @@ nothing that it sent in that message reaches the client.
     prompt_logprobs   the echo is known at the end only, so all is held until then: after a loss it
                       starts anew, and the client has noticed nothing.
     tool calls        come with a completion's last piece, or not at all.
+    signs of life     are of no completion, whatever their index says: they may come at any time,
+                      are not passed on, and take no room where all is held.
 """
 
 from __future__ import annotations
@@ -125,6 +127,8 @@ class Relay:
             PeerProtocolError: it cannot follow what was there.
         """
         self._check_index(piece)
+        if _is_sign_of_life(piece):
+            return ()
         if self._request.prompt_logprobs:
             return self._hold(piece)
         return (piece,) if self._accept(piece) else ()
@@ -202,8 +206,6 @@ class Relay:
         self._check_ending(piece)
         if not self._request.prompt_logprobs:
             self._sampled_now += len(piece.tokens)
-        if not (piece.text or piece.tokens or piece.tool_calls or piece.finish_reason):
-            return False  # a sign of life
         ids = [token.token for token in piece.tokens]
         one.tokens += ids
         self.sent = True
@@ -263,3 +265,15 @@ class Relay:
             if other.top:
                 raise PeerProtocolError("alternatives of an alternative")
             self._check_token(other)
+
+
+def _is_sign_of_life(piece: PieceMessage) -> bool:
+    """Whether a processor says nothing but that it is still at work."""
+    return not (
+        piece.text
+        or piece.tokens
+        or piece.echo
+        or piece.tool_calls
+        or piece.finish_reason
+        or piece.stop_string is not None
+    )
