@@ -4,7 +4,7 @@ Owns the connections, group commit and the lock that keeps other processes out. 
 
 Whatever waits to be written when the thread is free goes into one transaction: the disk is flushed
 once for all of it, or not at all where nobody among them asked for that. Each part has a savepoint,
-so one that fails takes no other along.
+so one that fails takes no other along, unless the disk is full: then SQLite takes all of it back.
 """
 
 from __future__ import annotations
@@ -221,11 +221,15 @@ class Database:
         try:
             with translated(self.path):
                 job.result = job.work(job.transaction)
-        except Exception as error:  # noqa: BLE001 - the asker gets it
+        except Exception as error:
             job.error = error
-            connection.execute("ROLLBACK TO job")
             for callback in job.transaction.after_rollback:
                 callback()
+            if not connection.in_transaction:
+                # So SQLite answers a full disk: it has taken everything back, savepoints too.
+                why = error.__cause__ or error
+                raise StorageError(f"{self.path.name} could not be written: {why}") from error
+            connection.execute("ROLLBACK TO job")
         connection.execute("RELEASE job")
 
     def _roll_back(

@@ -400,6 +400,54 @@ async def test_after_a_write_that_failed_a_new_epoch_is_opened(tmp_path, monkeyp
         assert await payloads(held, FEED) == [b"a", b"b"]
 
 
+async def test_a_write_that_fills_the_disk_leaves_no_hole_in_its_chain(tmp_path):
+    async with store(tmp_path) as held:
+        feed = held.own(FEED)
+        await feed.append(b"a")
+        await held.database.write(grow_by(4))
+        with pytest.raises(StorageError, match="disk is full"):
+            await feed.append(bytes(MAX_PAYLOAD_BYTES))
+        await held.database.write(grow_by(1000))
+        await feed.append(b"b")
+        await held.verify()
+        assert await payloads(held, FEED) == [b"a", b"b"]
+
+
+async def test_a_write_that_fills_the_disk_has_others_refused_for_that_and_not_for_damage(tmp_path):
+    begun, held_up = threading.Event(), threading.Event()
+
+    def hold_up(_):
+        begun.set()
+        held_up.wait()
+
+    async with store(tmp_path, inline=False) as held:
+        feed = held.own(FEED)
+        await feed.append(b"a")
+        await held.database.write(grow_by(4))
+        first = asyncio.ensure_future(held.database.write(hold_up))
+        await asyncio.to_thread(begun.wait)
+        together = [b"before", bytes(MAX_PAYLOAD_BYTES), b"after"]
+        appending = [asyncio.ensure_future(feed.append(each)) for each in together]
+        await asyncio.sleep(0)  # noqa: TID251 - lets them begin
+        held_up.set()
+        await first
+        answers = await asyncio.gather(*appending, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {StorageError}
+        await held.database.write(grow_by(1000))
+        await feed.append(b"b")
+        assert await payloads(held, FEED) == [b"a", b"b"]
+
+
+def grow_by(pages):
+    """A write after which the file may grow by no more than so many pages."""
+
+    def limit(transaction):
+        now = transaction.execute("PRAGMA page_count").fetchone()[0]
+        transaction.execute(f"PRAGMA max_page_count = {now + pages}").fetchone()
+
+    return limit
+
+
 def disk_full(connection):
     import sqlite3
 
