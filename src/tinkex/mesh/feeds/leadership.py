@@ -9,6 +9,7 @@ time, so that any two majorities share a member.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from random import Random
 
@@ -36,6 +37,7 @@ from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 
+_LOG = logging.getLogger("tinkex.mesh.feeds")
 LED = ACCOUNTS_PRIVATE
 """The feed that only the leader's entries count in. What gateways are told follows from it, and is
 written after it was committed."""
@@ -265,7 +267,7 @@ class Leadership(LeadershipApi):
             elif self.election.due(now) > 0:
                 await self._pause(self.election.due(now))
             elif self._me in self._members():
-                await self._campaign()
+                await self._try_to_lead()
             else:
                 self.election.wait(now)
 
@@ -281,6 +283,14 @@ class Leadership(LeadershipApi):
             self.election.extend(sent_at)
         elif not self.election.confirmed(self._clock.monotonic()):
             self.election.step_down(self._clock.monotonic())
+
+    async def _try_to_lead(self) -> None:
+        try:
+            await self._campaign()
+        except TinkerError as error:
+            # Such as a full disk, which takes no ballot. Another may lead; this one tries again.
+            _LOG.warning("this worker cannot stand for leader: %s", error)
+            self.election.wait(self._clock.monotonic())
 
     async def _campaign(self) -> None:
         async with self._ballots:

@@ -1,5 +1,6 @@
 """Several auth workers, of which one writes: elections, commits, cut-off leaders."""
 
+import sqlite3
 from random import Random
 
 import pytest
@@ -165,6 +166,24 @@ async def test_uncommitted_entry_never_outlives_contradiction_at_any_node(tmp_pa
         histories = [await party.history(node) for node in party.nodes]
         assert histories[0] == histories[1] == histories[2]
         assert histories[0][0] == "a"
+
+
+async def test_members_whose_disks_were_full_at_an_election_elect_once_there_is_room(tmp_path):
+    def disk_full(_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with Party(tmp_path) as party:
+        await party.begin()
+        leader, _ = await party.elected()
+        await party.stop(leader)
+        for node in party.nodes:
+            node.store.database.commit = disk_full
+        await party.pass_time(10)
+        assert party.leaders() == []
+        for node in party.nodes:
+            del node.store.database.commit
+        _, leadership = await party.elected()
+        await party.while_time_passes(leadership.commit(b"a"))
 
 
 async def test_the_only_member_leads_at_once(tmp_path):
