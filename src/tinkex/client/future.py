@@ -200,9 +200,21 @@ def _copy(source: Future[T], target: asyncio.Future[T]) -> None:
     if source.cancelled():
         target.cancel()
     elif (error := Future.exception(source)) is not None:  # who awaits the copy marks it read
-        target.set_exception(error)
+        target.set_exception(_as_a_coroutine_raises(error))
     else:
         target.set_result(source.result())
+
+
+def _as_a_coroutine_raises(error: BaseException) -> BaseException:
+    """Return the error as one that asyncio can carry: its futures refuse a StopIteration.
+
+    Python itself makes the same of one that leaves a coroutine (PEP 479).
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    carried = RuntimeError("the operation raised StopIteration")
+    carried.__cause__ = error
+    return carried
 
 
 def combine(futures: Sequence[APIFuture[S]], merge: Callable[[list[S]], T]) -> APIFuture[T]:

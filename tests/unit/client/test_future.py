@@ -53,6 +53,20 @@ async def test_timeout_error_of_the_operation_itself_is_passed_on():
         future.result(5)
 
 
+async def test_stop_iteration_reaches_who_awaits_it():
+    """asyncio's futures refuse one, and whoever awaited such a future would wait for ever."""
+    future = APIFuture()
+    reader = asyncio.ensure_future(future.result_async())
+    await settle()
+    error = StopIteration()
+    future.reject(error)
+    await settle()
+    assert reader.done()
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        await reader
+    assert caught.value.__cause__ is error
+
+
 async def test_every_official_way_to_read_it():
     future: APIFuture[int] = APIFuture()
     future.resolve(4)
