@@ -100,6 +100,8 @@ class Database:
         self._schema = schema
         self._inline = inline
         self._flushes = True
+        self._log_remains = False
+        """Whether the write-ahead log is to be emptied, and could not be yet."""
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
@@ -167,12 +169,10 @@ class Database:
         """Empty the write-ahead log, so that nothing that was deleted is left in it.
 
         Returns:
-            Whether it is empty; False while something is being written.
+            Whether it is empty; False while something is being read or written: then it is emptied
+            after one of the next reads.
         """
-        busy = await self.read(
-            lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        )
-        return not busy
+        return await self.read(self._empty_log)
 
     async def _run(self, lane: _Lane, job: _Job[T]) -> T:
         if self._connection is None:
@@ -251,6 +251,20 @@ class Database:
                     job.result = job.work(Transaction(self._reading))
             except Exception as error:  # noqa: BLE001 - the asker gets it
                 job.error = error
+        if self._log_remains:
+            with contextlib.suppress(sqlite3.Error):  # whoever reads or writes next is told
+                self._empty_log(self._reading)
+
+    def _empty_log(self, connection: sqlite3.Connection) -> bool:
+        self._log_remains = True
+        try:
+            row = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_LOCKED:
+                raise
+            return False  # a history is being read, page by page
+        self._log_remains = bool(row[0])
+        return not self._log_remains
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)

@@ -62,6 +62,19 @@ async def test_the_disk_is_flushed_where_anybody_asks_for_it(tmp_path):
         assert await held.database.write(level) == 2
 
 
+@pytest.mark.parametrize("inline", [True, False])
+async def test_write_ahead_log_is_emptied_once_a_history_that_is_read_has_ended(tmp_path, inline):
+    async with store(tmp_path, inline=inline) as held:
+        feed = held.own(FEED)
+        await feed.append_many([b"%d" % n for n in range(1000)])
+        history = held.entries(FEED)
+        await anext(history)
+        assert await held.database.checkpoint() is False
+        assert len([entry async for entry in history]) == 999
+        assert (tmp_path / "feeds.db-wal").stat().st_size == 0
+        assert await held.database.checkpoint() is True
+
+
 async def test_what_waits_for_no_flush_shares_one_with_what_does(tmp_path):
     held_up = threading.Event()
 

@@ -7,6 +7,8 @@ from tinkex.errors import DamagedDataError, InputError, NotFoundError
 from tinkex.mesh.feeds.policy import ERASURES
 from tinkex.mesh.feeds.vault import PersonKey, Vault
 
+FEED = "accounts-public"
+
 
 async def vault(held):
     errors = []
@@ -67,6 +69,23 @@ async def test_erased_person_is_unreadable_here_and_at_peers_also_from_an_older_
         await second.close()
     for path in tmp_path.rglob("feeds.db*"):
         assert secret not in path.read_bytes()
+
+
+async def test_person_who_is_erased_while_entries_are_read_is_in_no_file_once_they_were(tmp_path):
+    async with store(tmp_path) as held:
+        safe = await vault(held)
+        await safe.seal("u1", b"ada", field="name")
+        wrapped = await held.read(
+            lambda connection: connection.execute("SELECT wrapped FROM vault_keys").fetchone()[0]
+        )
+        await held.own(FEED).append_many([b"%d" % n for n in range(1000)])
+        history = held.entries(FEED)
+        await anext(history)
+        await safe.erase("u1")
+        assert len([entry async for entry in history]) == 999
+        for path in tmp_path.iterdir():
+            assert wrapped not in path.read_bytes()
+        await safe.close()
 
 
 async def test_file_without_the_workers_key_shows_no_persons_key(tmp_path):
