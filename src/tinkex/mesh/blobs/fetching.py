@@ -10,15 +10,25 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from tinkex.errors import DamagedDataError, NotFoundError, PeerProtocolError, TinkerError
+from tinkex.errors import (
+    DamagedDataError,
+    NotFoundError,
+    PeerProtocolError,
+    StorageError,
+    TinkerError,
+)
 from tinkex.mesh.api.blobs import MOST_CHUNKS, BlobApi, FetchChunks, FetchManifest
 from tinkex.mesh.blobs.manifest import is_content_id
 from tinkex.mesh.blobs.store import BlobStore, Coming
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
+
+T = TypeVar("T")
 
 _LOG = logging.getLogger("tinkex.mesh.blobs")
 MANIFEST_TIMEOUT_S = 5.0
@@ -102,8 +112,8 @@ class AdapterFetcher:
                 continue
             try:
                 return await self._from(source, content, permit, certificate)
-            except DamagedDataError:
-                raise  # every byte is the adapter's, so no other peer has a better one
+            except _HereError as error:
+                raise error.reason from error
             except TinkerError as error:
                 last = error
                 _LOG.warning(
@@ -123,10 +133,8 @@ class AdapterFetcher:
             source, BlobApi.rpc_manifest, request, timeout_s=MANIFEST_TIMEOUT_S
         )
         keep = set(self._in_use())
-        coming = await asyncio.to_thread(
-            lambda: self._store.begin(content, reply.manifest, keep=keep)
-        )
-        missing = await asyncio.to_thread(coming.missing)
+        coming = await _here(lambda: self._store.begin(content, reply.manifest, keep=keep))
+        missing = await _here(coming.missing)
         for first in range(0, len(missing), MOST_CHUNKS):
             await self._chunks(
                 source,
@@ -138,7 +146,7 @@ class AdapterFetcher:
                     chunks=tuple(missing[first : first + MOST_CHUNKS]),
                 ),
             )
-        return await asyncio.to_thread(coming.finish)
+        return await _here(coming.finish)
 
     async def _chunks(self, source: Contact, coming: Coming, request: FetchChunks) -> None:
         wanted = iter(request.chunks)
@@ -151,10 +159,25 @@ class AdapterFetcher:
         )
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
-                place = next(wanted, None)
-                if place != (chunk.file, chunk.chunk) or not await asyncio.to_thread(
-                    coming.write, place, chunk.data
-                ):
+                place = chunk.file, chunk.chunk
+                write = partial(coming.write, place, chunk.data)
+                if place != next(wanted, None) or not await _here(write):
                     raise PeerProtocolError("a peer sent what is no part of the adapter")
         if next(wanted, None) is not None:
             raise PeerProtocolError("a peer gave less of an adapter than it was asked for")
+
+
+class _HereError(Exception):
+    """What is wrong is wrong on this machine, or with the adapter: no other peer can help."""
+
+    def __init__(self, reason: TinkerError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+async def _here(work: Callable[[], T]) -> T:
+    """Take in what came; a peer's own errors of the same classes say nothing of other peers."""
+    try:
+        return await asyncio.to_thread(work)
+    except (DamagedDataError, StorageError) as error:
+        raise _HereError(error) from error

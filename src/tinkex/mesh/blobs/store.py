@@ -9,9 +9,10 @@ again, and above its size the adapter not used for longest goes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tinkex.errors import DamagedDataError, InputError, NotFoundError, StorageError
@@ -46,9 +47,12 @@ class BlobStore:
     @property
     def contents(self) -> tuple[str, ...]:
         """Content ids of the whole adapters, latest used first."""
-        found = [path for path in self._root.iterdir() if is_content_id(path.name)]
-        found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        return tuple(path.name for path in found)
+        used_at: dict[str, int] = {}
+        for path in self._root.iterdir():
+            if is_content_id(path.name):
+                with contextlib.suppress(FileNotFoundError):  # another thread removed it
+                    used_at[path.name] = path.stat().st_mtime_ns
+        return tuple(sorted(used_at, key=used_at.__getitem__, reverse=True))
 
     def has(self, content: str) -> bool:
         """Whether an adapter is here, whole."""
@@ -126,13 +130,14 @@ class BlobStore:
 
         Raises:
             PeerProtocolError: the manifest is not that of `content`.
-            StorageError: there is no room.
+            StorageError: there is no room, or the disk refused.
         """
         manifest = read_manifest(encoded, content)
-        self._make_room(manifest.size, keep)
         folder = self._root / _COMING / content
-        folder.mkdir(exist_ok=True)
-        (folder / _MANIFEST).write_bytes(encoded)
+        with _keeping():
+            self._make_room(manifest.size, keep)
+            folder.mkdir(exist_ok=True)
+            (folder / _MANIFEST).write_bytes(encoded)
         return Coming(folder, self._root / content, manifest)
 
     def remove(self, content: str) -> None:
@@ -169,19 +174,28 @@ class Coming:
         self.manifest = manifest
 
     def missing(self) -> list[tuple[int, int]]:
-        """Return the chunks that are not here yet, by reading what is."""
-        return [place for place in self.manifest.places if not self._is_here(place)]
+        """Return the chunks that are not here yet, by reading what is.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with _keeping():
+            return [place for place in self.manifest.places if not self._is_here(place)]
 
     def _is_here(self, place: tuple[int, int]) -> bool:
         path = self._folder / self.manifest.files[place[0]].name
         return path.exists() and self.manifest.fits(place, _read(path, place[1]))
 
     def write(self, place: tuple[int, int], data: bytes) -> bool:
-        """Take a chunk in, if it is that chunk."""
+        """Take a chunk in, if it is that chunk.
+
+        Raises:
+            StorageError: the disk is full or refused.
+        """
         if not self.manifest.fits(place, data):
             return False
         path = self._folder / self.manifest.files[place[0]].name
-        with path.open("r+b" if path.exists() else "wb") as file:
+        with _keeping(), path.open("r+b" if path.exists() else "wb") as file:
             file.seek(place[1] * CHUNK_BYTES)
             file.write(data)
         return True
@@ -197,17 +211,24 @@ class Coming:
             shutil.rmtree(self._folder, ignore_errors=True)
             return self._target
         try:
-            check_contents(self._folder)
-            for path in self._folder.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            self._folder.rename(self._target)
+            with _keeping():
+                check_contents(self._folder)
+                for path in self._folder.iterdir():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                self._folder.rename(self._target)
         except DamagedDataError:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        except OSError as error:
-            raise StorageError(f"an adapter cannot be kept: {error.strerror}") from error
         return self._target
+
+
+@contextlib.contextmanager
+def _keeping() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"an adapter cannot be kept: {error.strerror}") from error
 
 
 def _read(path: Path, chunk: int) -> bytes:

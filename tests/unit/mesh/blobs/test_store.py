@@ -206,3 +206,10 @@ def test_files_that_are_no_adapter_are_erased_when_they_are_all_here(store, tmp_
         store.add(adapter(tmp_path / "a", **{WEIGHTS: b"\x80\x04pickle"}))
     assert store.contents == ()
     assert list((tmp_path / "store" / ".coming").iterdir()) == []
+
+
+def test_adapter_that_another_thread_removes_meanwhile_is_listed_no_more(store, tmp_path):
+    content = store.add(adapter(tmp_path / "a"))
+    gone = tmp_path / "store" / ("ab" * 32)
+    gone.symlink_to(tmp_path / "nowhere")  # listed with the folder, and not there when looked at
+    assert store.contents == (content,)

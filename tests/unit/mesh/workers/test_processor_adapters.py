@@ -16,7 +16,7 @@ from mesh_processor import (
 from mesh_rpc import caught
 from patience import until
 
-from tinkex.errors import NotFoundError, TrustError
+from tinkex.errors import NotFoundError, StorageError, TrustError
 from tinkex.mesh.api.blobs import BlobApi, Chunk, FetchManifest, ManifestReply
 from tinkex.mesh.blobs.manifest import CHUNK_BYTES
 from tinkex.mesh.blobs.service import BlobService
@@ -165,6 +165,30 @@ async def test_peer_that_gives_what_is_not_the_adapter_is_left_for_another(
     assert len(honest.given) < CHUNK_BYTES
     if good > 1:  # what was right of it is not asked for again
         assert liar.given[0] not in honest.given
+
+
+async def test_peer_whose_copy_was_damaged_is_left_for_another(mesh, tmp_path, files):
+    await mesh.owner(tmp_path / "damaged", files)
+    weights = tmp_path / "damaged" / mesh.content / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert isinstance(await caught(mesh.ask(mesh.adapted())), NotFoundError)
+    await mesh.owner(tmp_path / "whole", files)
+    assert tokens(await mesh.ask(mesh.adapted()))
+
+
+@pytest.mark.parametrize("name", ["manifest", "adapter_model.safetensors"])
+async def test_processor_whose_disk_is_full_says_so_and_blames_no_peer(tmp_path, files, name):
+    async with AdapterMesh() as mesh:
+        await mesh.begin(tmp_path / "p")
+        await mesh.owner(tmp_path / "owner", files)
+        coming = tmp_path / "p" / ADAPTERS / ".coming" / mesh.content
+        coming.mkdir()
+        (coming / name).symlink_to("/dev/full")
+        error = await caught(mesh.ask(mesh.adapted()))
+        assert isinstance(error, StorageError)
+        assert "No space left" in str(error)
+        (coming / name).unlink()
+        assert tokens(await mesh.ask(mesh.adapted()))
 
 
 async def test_adapter_that_nobody_has_is_not_found(mesh, files, tmp_path):
