@@ -9,6 +9,7 @@ from pydantic import Field
 from tinkex.openai_api.types import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
+    NUMBER_BOUND,
     FaceReply,
     Sampling,
     Usage,
@@ -33,7 +34,7 @@ class CompletionsRequest(Sampling):
 
     prompt: Prompts
     """Text, token ids, or several of the one or the other."""
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=NUMBER_BOUND)] | None = None
     """16 unless given; 0 only with `echo`."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """Tell each token's log-probability, and those of this many likeliest."""

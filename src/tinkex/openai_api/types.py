@@ -17,6 +17,8 @@ MAX_STOPS = 4
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 SEED_BOUND = 2**63
+NUMBER_BOUND = 2**63
+"""Whole numbers are below: messages between machines hold no larger ones."""
 
 
 class FaceRequest(BaseModel):
@@ -81,8 +83,8 @@ Seed = Annotated[int, Field(ge=-SEED_BOUND, lt=SEED_BOUND)]
 Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[int, Field(ge=-1)]
-MaxTokens = Annotated[int, Field(ge=1)]
+TopK = Annotated[int, Field(ge=-1, lt=NUMBER_BOUND)]
+MaxTokens = Annotated[int, Field(ge=1, lt=NUMBER_BOUND)]
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:

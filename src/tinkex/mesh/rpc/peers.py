@@ -241,7 +241,7 @@ class Peers:
                 offer the method: then nothing was sent.
             TrustError: one is no member in the other's eyes.
             PermissionDeniedError: this peer's role may not call the method.
-            InputError: the request is too long.
+            InputError: the request is too long, or has what no message can hold.
             TinkerError: whatever the handler raised.
         """
         called = self._lookup(method, streamed=False)
@@ -418,7 +418,13 @@ class Peers:
         self._check_running()
         if trace and not is_trace(trace):
             raise InputError("trace must be a W3C traceparent, or empty")
-        body = self._encoder.encode(request)
+        try:
+            body = self._encoder.encode(request)
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise InputError(
+                f"a request of `{called.path}` has a whole number of more than 64 bits, or text "
+                "that is no Unicode"
+            ) from error
         if len(body) > MAX_BODY_BYTES:
             raise InputError(
                 f"a request of `{called.path}` has {len(body)} bytes, of which "

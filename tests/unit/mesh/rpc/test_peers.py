@@ -164,6 +164,15 @@ async def test_request_that_is_too_long_is_refused_before_it_is_sent():
         assert client.links() == ()
 
 
+@pytest.mark.parametrize("ask", [Ask(count=2**64), Ask(text="\udcff")], ids=["number", "text"])
+async def test_request_that_no_message_can_hold_is_refused_before_it_is_sent(ask):
+    async with World() as world:
+        server, client = await world.peer(Role.AUTH, Echo()), await world.peer()
+        with pytest.raises(InputError, match="64 bits"):
+            await call(client, server, Echo.rpc_say, ask)
+        assert client.links() == ()
+
+
 async def test_reply_that_is_too_long_is_an_error_of_its_own():
     async with World() as world:
         server, client = await world.peer(Role.AUTH, Echo()), await world.peer()

@@ -320,6 +320,19 @@ async def test_a_model_that_nobody_runs_is_not_found(http):
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"max_tokens": 2**64}, {"max_tokens": 10**30}, {"top_k": 10**30}, {"prompt": [10**30]}],
+    ids=str,
+)
+async def test_numbers_that_no_message_holds_are_refused_in_openais_form(http, change):
+    reply = await http.post("/v1/completions", json=BODY | change)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+    (name,) = change
+    assert error["param"] == (None if name == "prompt" else name)
+
+
 @pytest.mark.parametrize("name", ["host", "origin"])
 async def test_web_pages_are_refused(http, name):
     value = "http://evil.example" if name == "origin" else "evil.example"
