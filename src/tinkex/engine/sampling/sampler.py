@@ -20,6 +20,8 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_NO_TEMPERATURE = 2.0**-150
+"""What is no more than this is 0 as float32: dividing by it would leave no distribution."""
 _FIRST_CANDIDATES = 64
 _BLOCK = 64
 
@@ -81,7 +83,7 @@ def choose_tokens(next_tokens: NextTokens, choices: Sequence[RowChoice]) -> Tens
     # Rows of equal filters are worked together; a row's result does not depend on the others.
     groups: dict[tuple[bool, int, float], list[int]] = {}
     for row, choice in enumerate(choices):
-        greedy = choice.temperature == 0
+        greedy = choice.temperature <= _NO_TEMPERATURE
         key = (greedy, 0, 1.0) if greedy else (greedy, choice.top_k, choice.top_p)
         groups.setdefault(key, []).append(row)
     device = next_tokens.logits.device

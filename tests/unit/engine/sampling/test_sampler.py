@@ -101,9 +101,10 @@ def test_every_vocabulary_size_is_covered_to_its_ends(size):
     assert choose_tokens(NextTokens(z), [row(uniform=1 - 2**-53)]).item() == size - 1
 
 
-def test_tiny_temperature_neither_overflows_nor_wanders():
+@pytest.mark.parametrize("temperature", [1e-6, 1e-45, 2**-150, 5e-324])
+def test_tiny_temperature_neither_overflows_nor_wanders(temperature):
     z = logits(3) * 1000
-    found = choose_tokens(NextTokens(z), [row(temperature=1e-6)] * 3)
+    found = choose_tokens(NextTokens(z), [row(temperature=temperature)] * 3)
     assert torch.equal(found, z.argmax(1))
 
 
