@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinkex.cli.mesh.places import SESSION_NAME, find_ready, mesh_dir, read_private, write_private
-from tinkex.errors import APIConnectionError, ConfigurationError, CredentialError, status_error
+from tinkex.errors import (
+    APIConnectionError,
+    ConfigurationError,
+    CredentialError,
+    InputError,
+    status_error,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -45,11 +51,43 @@ class Endpoint:
 
     @contextmanager
     def http(self) -> Iterator[httpx.Client]:
-        """Open a connection."""
+        """Open a connection.
+
+        Raises:
+            ConfigurationError: the URL is none.
+        """
         import httpx
 
-        with httpx.Client(base_url=self.url, timeout=ANSWER_S, trust_env=False) as client:
+        try:
+            client = httpx.Client(base_url=self.url, timeout=ANSWER_S, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"{self.url!r} is no URL ({error}): give another") from error
+        with client:
             yield client
+
+    def request(
+        self,
+        client: httpx.Client,
+        verb: str,
+        path: str,
+        *,
+        credential: str | None = None,
+        **parts: Any,
+    ) -> httpx.Request:
+        """Write a request, to be sent by `client`.
+
+        Raises:
+            InputError: it has what no request can hold.
+        """
+        import httpx
+
+        headers = {} if credential is None else {"authorization": f"Bearer {credential}"}
+        try:
+            return client.build_request(verb, path, headers=headers, **parts)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise InputError(
+                f"this cannot be sent ({error}): numbers are finite, text is UTF-8, keys are ASCII"
+            ) from error
 
     def ask(self, verb: str, path: str, *, credential: str | None = None, **parts: Any) -> Any:
         """Send a request; return the JSON of its reply.
@@ -57,13 +95,14 @@ class Endpoint:
         Raises:
             APIStatusError: the answer is an error.
             APIConnectionError: nobody answers.
+            InputError: see `request`.
         """
         import httpx
 
-        headers = {} if credential is None else {"authorization": f"Bearer {credential}"}
         try:
             with self.http() as client:
-                reply = client.request(verb, path, headers=headers, **parts)
+                asked = self.request(client, verb, path, credential=credential, **parts)
+                reply = client.send(asked)
         except httpx.HTTPError as error:
             raise APIConnectionError(
                 f"Nobody answers at {self.url} ({error}): start `tinkex mesh up` or `tinkex mesh "
@@ -121,9 +160,10 @@ def find_endpoint(url: str | None, data_dir: Path | None) -> Endpoint:
                 "client`, or give --url"
             )
         url = str(ready["url"])
+    url = url.rstrip("/").removesuffix("/v1")
     if ready is not None and ready["url"] == url:
         key = key or ready.get("api_key")
-    return Endpoint(url.rstrip("/").removesuffix("/v1"), key, folder)
+    return Endpoint(url, key, folder)
 
 
 def answer_of(reply: httpx.Response) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,13 +71,14 @@ class _Talk:
 
         options = {name: value for name, value in self._options.items() if value is not None}
         body = {"model": self._model, "messages": messages, "stream": True, **options}
-        headers = {"authorization": f"Bearer {self._endpoint.credential()}"}
+        endpoint, credential = self._endpoint, self._endpoint.credential()
         try:
-            with (
-                self._endpoint.http() as client,
-                client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as reply,
-            ):
-                yield from _contents(reply)
+            with endpoint.http() as client:
+                asked = endpoint.request(
+                    client, "POST", "/v1/chat/completions", credential=credential, json=body
+                )
+                with closing(client.send(asked, stream=True)) as reply:
+                    yield from _contents(reply)
         except httpx.HTTPError as error:
             raise APIConnectionError(
                 f"The connection to {self._endpoint.url} ended ({error}): ask again."
