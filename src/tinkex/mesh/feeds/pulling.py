@@ -52,6 +52,8 @@ _LOG = logging.getLogger("tinkex.mesh.feeds")
 _MAX_BEHIND = 20_000
 """Chains of one peer that are remembered as not had yet."""
 _REFUSED_MAX_S = 60.0
+_SNAPSHOT_REFUSED_MAX_S = 3600.0
+"""Longer: one may have megabytes, and what contradicts the entries held here does so for good."""
 _STORE_BYTES = 512 << 10
 _STORE_ENTRIES = 512
 R = TypeVar("R", bound=msgspec.Struct)
@@ -65,6 +67,17 @@ class _Behind:
 
     signed: SignedHead
     time: int
+    refused: int = 0
+    again_at: float = 0.0
+    """Monotonic seconds before which it is not tried again."""
+
+
+@dataclass(slots=True)
+class _Looked:
+    """What came of the newest snapshot that the peer holds of an author's feed."""
+
+    time: int
+    """The snapshot's, in microseconds."""
     refused: int = 0
     again_at: float = 0.0
     """Monotonic seconds before which it is not tried again."""
@@ -108,7 +121,7 @@ class Puller:
         self._instance, self._after = b"", 0
         self._keys_instance, self._keys_after = b"", 0
         self._behind: dict[ChainId, _Behind] = {}
-        self._snapshots: dict[tuple[bytes, str], int] = {}
+        self._snapshots: dict[tuple[bytes, str], _Looked] = {}
 
     async def round(self) -> None:
         """Get everything that this worker may have and the peer has.
@@ -258,19 +271,27 @@ class Puller:
         """Take the snapshots that are newer than what is held."""
         mine = self._store.snapshot_times()
         for each in held:
-            known = max(
-                mine.get((PeerId(each.author), each.feed), -1),
-                self._snapshots.get((each.author, each.feed), -1),
-            )
             author = PeerId(each.author)
+            news = each.time > mine.get((author, each.feed), -1)
             may = self.may_hold(ChainId(author, each.feed, b""))
-            if each.time <= known or not may or self._store.forked(author):
-                continue
-            try:
-                await self._pull_snapshot(author, each.feed)
-            except (TrustError, PeerProtocolError, UnsupportedError, NotFoundError) as error:
-                _LOG.warning("refused a snapshot of %r by %s: %s", each.feed, author.short, error)
-            self._snapshots[each.author, each.feed] = each.time
+            if news and may and not self._store.forked(author):
+                await self._try_snapshot(author, each)
+
+    async def _try_snapshot(self, author: PeerId, held: HeldSnapshot) -> None:
+        now = self._clock.monotonic()
+        looked = self._snapshots.get((held.author, held.feed))
+        if looked is None or held.time > looked.time:
+            looked = self._snapshots[held.author, held.feed] = _Looked(held.time)
+        if now < looked.again_at:
+            return
+        try:
+            await self._pull_snapshot(author, held.feed)
+        except (TrustError, PeerProtocolError, UnsupportedError, NotFoundError) as error:
+            _LOG.warning("refused a snapshot of %r by %s: %s", held.feed, author.short, error)
+            looked.refused += 1
+            looked.again_at = now + min(2.0 ** min(looked.refused, 60), _SNAPSHOT_REFUSED_MAX_S)
+        else:
+            looked.again_at = float("inf")
 
     async def _pull_snapshot(self, author: PeerId, feed: str) -> None:
         parts, size = [], 0

@@ -39,9 +39,12 @@ from tinkex.mesh.feeds.policy import (
 from tinkex.mesh.feeds.pruning import prune
 from tinkex.mesh.feeds.pushing import LATER_S
 from tinkex.mesh.feeds.replication import PARTING_S
+from tinkex.mesh.feeds.store import FeedStore
 from tinkex.mesh.feeds.view import View
+from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import method_of, methods_of
+from tinkex.testing import VirtualClock
 
 GATHER_S = MESH_FEEDS[USAGE].gather_s
 
@@ -364,11 +367,12 @@ async def test_recovery_says_that_nobody_was_there(tmp_path):
         assert await second.replicator.recover(5) == []
 
 
-async def test_snapshot_takes_the_place_of_pruned_entries_at_a_new_gateway(tmp_path):
-    class Last(KeyValues):
-        def fold(self, entry):
-            self.values["last"] = entry.payload
+class Last(KeyValues):
+    def fold(self, entry):
+        self.values["last"] = entry.payload
 
+
+async def test_snapshot_takes_the_place_of_pruned_entries_at_a_new_gateway(tmp_path):
     async with FeedWorld(tmp_path) as world:
         auth, gateway = await world.node(), await world.node(Role.GATEWAY)
         view = View(auth.store, ACCOUNTS_PUBLIC, Last, name="last", on_error=world.errors.append)
@@ -391,6 +395,27 @@ async def test_snapshot_takes_the_place_of_pruned_entries_at_a_new_gateway(tmp_p
         assert fresh.state(auth.peer_id).values == {"last": b"4"}
         for each in (view, theirs, fresh):
             await each.close()
+
+
+async def test_snapshot_that_was_refused_for_a_clock_is_taken_once_the_clocks_agree(tmp_path):
+    async with FeedWorld(tmp_path) as world:
+        credentials = world.rpc.credentials(Role.AUTH, KeyPair.generate())
+        ahead = VirtualClock(start=world.clock.now() + 120)
+        path = tmp_path / "auth" / "feeds.db"
+        async with FeedStore(path, credentials, clock=ahead, inline=True) as store:
+            view = View(store, ACCOUNTS_PUBLIC, Last, name="last", on_error=world.errors.append)
+            await view.open()
+            await store.own(ACCOUNTS_PUBLIC).append_many([b"1", b"2"])
+            await prune(store, ACCOUNTS_PUBLIC, clock=ahead)
+            await view.close()
+        auth = await world.node(credentials=credentials, folder=path.parent)
+        await auth.write(ACCOUNTS_PUBLIC, "3")
+        gateway = await world.node(Role.GATEWAY)
+        gateway.follow(auth)
+        await world.pass_time(10)
+        assert await gateway.store.snapshot(ACCOUNTS_PUBLIC, auth.peer_id) is None
+        await world.wait(having(gateway, ACCOUNTS_PUBLIC, "3"), 200, step=1.0)
+        assert await gateway.store.snapshot(ACCOUNTS_PUBLIC, auth.peer_id) is not None
 
 
 # --- persons' keys and erasure ------------------------------------------------
