@@ -50,7 +50,8 @@ def evaluate(
     """Call the caller's loss and differentiate it by the log-probabilities.
 
     Raises:
-        InputError: the loss is no scalar tensor, or does not depend on any log-probability.
+        InputError: the loss is no scalar tensor, does not depend on any log-probability or has a
+            gradient that is not finite, or the metrics are no dict.
         Exception: whatever `loss_fn` raises.
     """
     torch = require_torch()
@@ -64,12 +65,21 @@ def evaluate(
             "The custom loss must return (loss, metrics) with loss a tensor of one number, "
             f"not {type(loss).__name__}."
         )
-    if not loss.requires_grad:
+    try:
+        metrics = dict(metrics)
+    except (TypeError, ValueError):  # later, this would fail a call whose gradient is on the server
+        raise InputError(
+            "The custom loss must return (loss, metrics) with metrics a dict of numbers, not "
+            f"{type(metrics).__name__}."
+        ) from None
+    if loss.requires_grad:
+        loss.sum().backward()
+    if all(leaf.grad is None for leaf in leaves):
         raise InputError(
             "The custom loss does not depend on the log-probabilities it was given: compute it "
             "from them, without detach() or item()."
         )
-    loss.sum().backward()
+    _check_finite(leaves)
     weights = [-leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
     backward = [
         _with_inputs(datum, datum.loss_fn_inputs["target_tokens"], TensorData.from_torch(weight))
@@ -109,6 +119,19 @@ def require_torch() -> ModuleType:
             "forward_backward_custom differentiates the loss with PyTorch: `pip install torch`."
         ) from error
     return torch
+
+
+def _check_finite(leaves: Sequence[Any]) -> None:
+    """Refuse a gradient that no step can be taken with, by the name that the caller knows it by."""
+    for index, leaf in enumerate(leaves):
+        if leaf.grad is None or leaf.grad.isfinite().all():
+            continue
+        gradient = leaf.grad.flatten()
+        position = int(gradient.isfinite().logical_not().nonzero()[0])
+        raise InputError(
+            "The custom loss has no usable gradient: that by the log-probabilities of datum "
+            f"{index} is {gradient[position].item()} at position {position}."
+        )
 
 
 def _forward_datum(index: int, datum: Datum) -> Datum:

@@ -63,6 +63,32 @@ def test_datum_the_loss_leaves_out_has_no_weight():
     assert found.backward_data[1].loss_fn_inputs["weights"].data == [0.0]
 
 
+def test_loss_of_something_else_alone_is_refused():
+    """It can be differentiated, and yet nothing would be trained."""
+    other = torch.ones((), requires_grad=True)
+    with pytest.raises(InputError, match="does not depend on the log-probabilities"):
+        custom_loss.evaluate(lambda *_: (other * 2, {}), [datum([2])], output([-1.0]))
+
+
+@pytest.mark.parametrize("metrics", [None, ["m"], 3.0])
+def test_metrics_of_another_form_are_refused_before_the_gradient_is_sent(metrics):
+    """Afterwards the call would fail with its gradient on the server."""
+    with pytest.raises(InputError, match=f"metrics.*not {type(metrics).__name__}"):
+        custom_loss.evaluate(
+            lambda _, logprobs: (logprobs[0].sum(), metrics), [datum([2])], output([-1.0])
+        )
+
+
+def test_gradient_that_is_no_number_is_told_as_one():
+    """The server would refuse it as the datum's weights, with the optim_step on its way."""
+    with pytest.raises(InputError, match=r"gradient.*datum 1 is (nan|-?inf) at position 0"):
+        custom_loss.evaluate(
+            lambda _, logprobs: (logprobs[0].sum() + logprobs[1].log().sum(), {}),
+            [datum([2]), datum([3])],
+            output([-1.0], [0.0]),
+        )
+
+
 def test_loss_of_shape_one_is_a_number():
     found = custom_loss.evaluate(
         lambda _, logprobs: (logprobs[0].sum().reshape(1), {}), [datum([2])], output([-4.0])
