@@ -88,9 +88,9 @@ class CompletionRequest:
     top_logprobs: int = 0
     """Likeliest tokens to tell of at each sampled position."""
     echo: bool = False
-    """Whether each completion begins with the prompt, in a piece of its own."""
+    """Whether each completion begins with the prompt, in pieces of its own."""
     prompt_logprobs: bool = False
-    """Whether that piece has log-probabilities, and `top_logprobs` alternatives; it then comes when
+    """Whether those have log-probabilities, and `top_logprobs` alternatives; they then come when
     all is done."""
 
 

@@ -50,13 +50,14 @@ class _Answer:
 
     def add(self, piece: Piece) -> CompletionLogprobs | None:
         """Add a piece; return the figures of its tokens."""
-        offsets = [token.offset + self.echoed for token in piece.tokens]
+        before = 0 if piece.echo else self.echoed
+        offsets = [token.offset + before for token in piece.tokens]
         self.text += piece.text
         self.tokens += piece.tokens
         self.offsets += offsets
         self.finish_reason = _plain(piece.finish_reason) or self.finish_reason
         if piece.echo:
-            self.echoed = len(piece.text)
+            self.echoed += len(piece.text)
         else:
             self.sampled += piece.tokens
         return None if self.logprobs is None else _figures(piece.tokens, offsets)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tinkex.errors import EngineError, InputError, StorageError, status_error
-from tinkex.openai_api import ChatPrompt, TextPrompt, TokenPrompt, ToolCall
+from tinkex.openai_api import ChatPrompt, Piece, TextPrompt, Token, TokenPrompt, ToolCall
 from tinkex.openai_api.app import OpenAIRoutes
 from tinkex.testing.clock import VirtualClock
 
@@ -228,3 +228,20 @@ async def test_client_that_hangs_up_ends_the_work(completer, stream):
     await asyncio.wait_for(route.app(scope, receive, send), 5)
     assert script.cancelled
     assert sent[0]["status"] == 499
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_echo_in_several_pieces_is_one_prompt(face, completer, stream):
+    def told(text, offset, **fields):
+        tokens = [Token(1, one, one.encode(), -1.0, (), offset + k) for k, one in enumerate(text)]
+        return Piece(0, text, tuple(tokens), **fields)
+
+    completer.say(
+        told("ab", 0, echo=True), told("cd", 2, echo=True), told("xy", 0, finish_reason="length")
+    )
+    reply = await face.post(PLAIN, prompt="abcd", echo=True, logprobs=0, stream=stream)
+    found = events(reply)[:-1] if stream else [reply.text]
+    choices = [json.loads(one)["choices"][0] for one in found]
+    assert "".join(choice["text"] for choice in choices) == "abcdxy"
+    offsets = [one for choice in choices for one in choice["logprobs"]["text_offset"]]
+    assert offsets == [0, 1, 2, 3, 4, 5]

@@ -5,6 +5,7 @@ Owns the translation both ways. `tinkex.openai_api.completer` says what each fie
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -21,6 +22,12 @@ from tinkex.openai_api.completer import (
     TokenPrompt,
     ToolCall,
 )
+
+ECHO_BYTES = 128 * 2**10
+"""Bytes of tokens, about, after which an echo is cut: one message holds a megabyte, and the prompt
+may have more, as may its alternatives."""
+_TOKEN_BYTES = 32
+"""Of a token beside its text."""
 
 
 class Confidential(msgspec.Struct, frozen=True):
@@ -164,6 +171,39 @@ def piece_message(piece: Piece) -> PieceMessage:
         piece.finish_reason,
         piece.stop_string,
     )
+
+
+def piece_messages(piece: Piece) -> Iterator[PieceMessage]:
+    """Turn a piece into its message; one that is an echo into several, where it is long.
+
+    Equal echoes are cut equally, so that one which comes again can be told from what follows it.
+    """
+    if not piece.echo:
+        yield piece_message(piece)
+        return
+    whole, begins, size = piece_message(piece), 0, 0
+    for place, token in enumerate(whole.tokens):
+        if size > ECHO_BYTES:
+            yield _part_of(whole, begins, place)
+            begins, size = place, 0
+        size += sum(map(_size_of, (token, *token.top)))
+    yield _part_of(whole, begins, len(whole.tokens))
+
+
+def _part_of(whole: PieceMessage, begins: int, ends: int) -> PieceMessage:
+    """Cut some tokens out of an echo, and the text that became certain with them."""
+    tokens, is_last = whole.tokens, ends == len(whole.tokens)
+    until = None if is_last else tokens[ends].offset
+    return msgspec.structs.replace(
+        whole,
+        text=whole.text[tokens[begins].offset if begins else 0 : until],
+        tokens=tokens[begins:ends],
+        finish_reason=whole.finish_reason if is_last else None,
+    )
+
+
+def _size_of(token: TokenMessage) -> int:
+    return _TOKEN_BYTES + len(token.text) + len(token.data)
 
 
 def piece_of(message: PieceMessage) -> Piece:

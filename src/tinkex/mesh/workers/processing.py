@@ -29,7 +29,7 @@ from tinkex.mesh.api.completion import (
     Counted,
     PieceMessage,
     completion_request,
-    piece_message,
+    piece_messages,
 )
 from tinkex.mesh.api.processor import (
     Begun,
@@ -130,7 +130,8 @@ class Processor(ProcessorApi):
                             yield PieceMessage(0)
                             continue
                         made += 0 if piece.echo else len(piece.tokens)
-                        yield piece_message(piece)
+                        for part in piece_messages(piece):
+                            yield part
                 yield Ended(
                     completion_tokens=made,
                     cached_tokens=run.cached_tokens,

@@ -59,6 +59,18 @@ async def test_processor_that_is_asked_to_go_on_gives_what_was_missing(mesh):
     assert rest[-1].completion_tokens == 5
 
 
+async def test_echo_that_no_message_could_hold_comes_in_several(mesh, monkeypatch):
+    monkeypatch.setattr("tinkex.mesh.api.completion.ECHO_BYTES", 50)
+    asked = message_of(n=2, max_tokens=1, echo=True, prompt_logprobs=True, top_logprobs=3)
+    _, *pieces, ended = await mesh.ask(mesh.work(asked))
+    for index in range(2):
+        echo = [piece for piece in pieces if piece.echo and piece.index == index]
+        assert len(echo) > 1
+        assert "".join(piece.text for piece in echo) == "The quick brown fox"
+        assert len(tokens(echo)) == 5
+    assert ended.completion_tokens == 2
+
+
 async def test_request_that_names_no_length_is_held_to_its_permit(mesh):
     events = await mesh.ask(mesh.work(message_of(max_tokens=None, n=2)))
     assert events[-1].completion_tokens == 40
