@@ -11,6 +11,7 @@ from mesh_gateway import (
     CONTEXT,
     MODEL,
     ScriptedAuth,
+    ScriptedProcessor,
     caller_of,
     completion_message,
     until,
@@ -98,6 +99,38 @@ async def test_a_processor_that_starts_anew_is_used_as_soon_as_it_serves(world):
     peers.serve(processor)
     await world.look_again(gateway)
     assert right(await world.answer(gateway))
+
+
+class SlowToDescribe(ScriptedProcessor):
+    """Says what it has once it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def rpc_describe(self, request, call):
+        self.asked.set()
+        await self.go.wait()
+        return await super().rpc_describe(request, call)
+
+
+async def test_a_model_is_looked_for_though_a_round_that_knows_nothing_of_it_is_under_way(world):
+    slow = await world.add_processor(SlowToDescribe())
+    slow.go.set()
+    gateway = await world.add_gateway()
+    slow.go.clear()
+    slow.asked.clear()
+    round_under_way = asyncio.ensure_future(world.look_again(gateway))
+    await slow.asked.wait()
+    rare = ScriptedProcessor()
+    rare.models = ["rare"]
+    await world.add_processor(rare)
+    answer = asyncio.ensure_future(world.answer(gateway, model="rare"))
+    await until(lambda: gateway.in_progress)
+    slow.go.set()
+    await round_under_way
+    assert right(await answer)
+    assert rare.works
 
 
 @pytest.mark.parametrize("skew_s", [-60, 60])

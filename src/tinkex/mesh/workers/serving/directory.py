@@ -115,6 +115,11 @@ class Directory:
         self._asked[model] = None
         if len(self._asked) > self._config.asked_models:
             del self._asked[next(iter(self._asked))]
+        if self._refreshing is not None and not self._refreshing.done():
+            # That round looks for what was asked for when it began.
+            await asyncio.shield(self._refreshing)
+            if self.context(model) is not None:
+                return
         await self.refresh()
 
     def lost(self, peer: PeerId) -> None:
