@@ -1,12 +1,15 @@
 """What a request may be, and the most that it can cost, before any processor has seen it.
 
 Owns the bounds of a client's message, and the count of tokens that is reserved. A gateway has no
-tokenizer: it bounds a prompt by its bytes, of which every token takes one at least.
+tokenizer: it bounds a prompt by its bytes, of which every token takes one at least, in whichever of
+Unicode's forms that tokenizers use they are most.
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
+from typing import Literal
 
 import msgspec
 
@@ -19,7 +22,10 @@ SPECIAL_TOKENS = 8
 TEMPLATE_TOKENS = 512
 """Tokens that a chat template may add to a conversation beside its own bytes."""
 INDENTED = 4
-"""How much longer tools become by the spaces and lines with which templates write them."""
+"""How much longer tools, and calls of them, become by the spaces and lines with which templates
+write them."""
+FORMS: tuple[Literal["NFC", "NFKC"], ...] = ("NFC", "NFKC")
+"""Into which tokenizers turn a text first. Some letters become longer by it, of Hindi for one."""
 MAX_STOP_CHARACTERS = 1024
 MAX_HELD_TOKENS = 1 << 16
 """Tokens of a reply with `prompt_logprobs`, which is held until all of it is there."""
@@ -96,11 +102,9 @@ def cost_of(request: CompletionMessage, context: int) -> Cost:
                 "prompt",
             )
     elif isinstance(prompt, TextMessage):
-        count, exact = len(prompt.text.encode()) + SPECIAL_TOKENS, False
+        count, exact = _bytes(prompt.text.encode(), context) + SPECIAL_TOKENS, False
     else:
-        words = len(msgspec.json.encode((prompt.messages, prompt.options)))
-        tools = len(msgspec.json.encode(prompt.tools))
-        count, exact = words + INDENTED * tools + TEMPLATE_TOKENS, False
+        count, exact = _bytes_of_chat(prompt, context) + TEMPLATE_TOKENS, False
     room = context + 1  # the last token is sampled, but never fed back
     each = room if request.max_tokens is None else min(request.max_tokens, room)
     cost = Cost(min(count, context), exact, each, request.n)
@@ -112,3 +116,19 @@ def cost_of(request: CompletionMessage, context: int) -> Cost:
             "lower max_tokens.",
         )
     return cost
+
+
+def _bytes_of_chat(prompt: ChatMessage, context: int) -> int:
+    words = msgspec.json.encode((prompt.messages, prompt.options))
+    calls = [calls for one in prompt.messages if (calls := one.get("tool_calls"))]
+    tools = msgspec.json.encode([*prompt.tools, *calls])
+    return _bytes(words, context) + INDENTED * _bytes(tools, context)
+
+
+def _bytes(text: bytes, context: int) -> int:
+    """Say how long a text can be, in bytes; whatever fills the context is long enough."""
+    if text.isascii() or len(text) >= context:
+        return len(text)
+    whole = text.decode()
+    forms = (len(unicodedata.normalize(form, whole).encode()) for form in FORMS)
+    return max(len(text), *forms)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
+import tinkex
 from tinkex.errors import BadRequestError
 from tinkex.mesh.api.completion import ChatMessage, CompletionMessage, TextMessage, TokensMessage
 from tinkex.mesh.workers.serving.bounds import check_request, cost_of
@@ -53,6 +57,36 @@ def test_a_prompt_of_tokens_is_counted_and_others_are_bounded_by_their_bytes():
     assert cost_of(request(prompt=TokensMessage([1, 2, 3]), max_tokens=4), 100).tokens == 7
     text = cost_of(request(prompt=TextMessage("é" * 10), max_tokens=4, n=3), 100)
     assert (text.prompt, text.exact, text.completion) == (28, False, 12)
+
+
+TEXTS = {
+    "hindi": "\u0958" * 50,
+    "music": "\U0001d160" * 50,
+    "mixed": "a\u0958 " * 50,
+    "korean": "한국어 é" * 50,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_text_has_no_more_tokens_than_its_bound_for_the_shipped_model(text):
+    assets = Path(tinkex.__file__).parent / "engine" / "assets" / "sprout"
+    counted = len(Tokenizer.from_file(str(assets / "tokenizer.json")).encode(text).ids)
+    assert counted <= cost_of(request(prompt=TextMessage(text)), 10_000).prompt
+    chat = ChatMessage([{"role": "user", "content": text * 10}])
+    assert 10 * counted <= cost_of(request(prompt=chat), 100_000).prompt
+
+
+def test_an_ordinary_text_costs_its_bytes_whatever_its_script():
+    for text in ("plain", "Grüße", "한국어", "こんにちは", "🙂"):
+        assert cost_of(request(prompt=TextMessage(text)), 100).prompt == len(text.encode()) + 8
+
+
+def test_calls_of_tools_in_a_conversation_are_bounded_as_templates_write_them():
+    arguments = {"numbers": [1] * 3000}
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    chat = ChatMessage([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    cost = cost_of(request(prompt=chat), 100_000)
+    assert cost.prompt >= len(json.dumps(arguments))
 
 
 def test_nothing_costs_more_than_the_context():
