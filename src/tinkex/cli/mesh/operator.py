@@ -14,7 +14,7 @@ import typer
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.mesh.endpoint import Endpoint
-from tinkex.cli.mesh.places import DataDir, mesh_dir, read_private
+from tinkex.cli.mesh.places import LOCAL_NAME, DataDir, mesh_dir, read_private
 from tinkex.errors import ConfigurationError, InputError
 
 PASS_NAME = "operator.json"  # noqa: S105 - a file's
@@ -51,7 +51,7 @@ def quota(
 
 def _ask(data_dir: Path | None, verb: str, path: str, **parts: Any) -> Any:
     folder = mesh_dir(data_dir)
-    for place in (folder / "auth", folder):
+    for place in (folder / "auth", folder, folder / LOCAL_NAME / "auth"):
         found = read_private(place / PASS_NAME)
         if found is not None:
             endpoint = Endpoint(str(found["url"]), None, folder)

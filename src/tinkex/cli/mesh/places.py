@@ -15,6 +15,8 @@ import typer
 
 from tinkex.errors import ConfigurationError, InputError
 
+LOCAL_NAME = "local"
+"""Folder, in the mesh's, of the network that `tinkex mesh up` runs: apart from other workers'."""
 READY_NAME = "ready.json"
 SESSION_NAME = "session.json"
 DAY_S = 86_400.0

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinkex.cli.extras import require_mesh_extra, require_server_extra
-from tinkex.cli.mesh.places import READY_NAME, DataDir, ReadyFiles, mesh_dir
+from tinkex.cli.mesh.places import LOCAL_NAME, READY_NAME, DataDir, ReadyFiles, mesh_dir
 
 if TYPE_CHECKING:
     from tinkex.mesh.config import MeshConfig
     from tinkex.mesh.workers.local import LocalNetwork
-
-LOCAL_NAME = "local"
 
 
 def up(
@@ -65,7 +63,10 @@ def up(
     from tinkex.cli.mesh.logs import log_to_stderr
     from tinkex.cli.mesh.settings import mesh_schema
 
+    # Apart from what `mesh init` and workers of their own have in the folder, also where the
+    # environment names it: its variable is a setting too, and would be the network's own folder.
     given = {
+        "data_dir": None if data_dir is None else str(data_dir / LOCAL_NAME),
         "transport": transport,
         "client_port": None if port is None else str(port),
         "processor_base_model": base_model,

@@ -72,5 +72,12 @@ def test_number_and_unlimited_are_not_both_given(tmp_path, asked):
     assert asked == []
 
 
+def test_auth_worker_of_a_whole_network_is_asked_too(tmp_path, asked):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "auth").rename(tmp_path / "local" / "auth")
+    assert run(tmp_path, "accounts").exit_code == 0
+    assert asked == [("http://127.0.0.1:9", "GET", "/operator/accounts", "00ff", {})]
+
+
 def test_folder_without_an_auth_worker_is_told(tmp_path):
     assert isinstance(run(tmp_path, "accounts").exception, ConfigurationError)

@@ -43,3 +43,10 @@ def test_flags_go_before_them_and_without_any_the_defaults_hold(settings):
     assert (config.transport, config.client.port) == ("iroh", 0)
     config = given()
     assert (config.transport, config.client.port) == ("iroh", 8100)
+
+
+def test_network_lies_apart_from_others_in_the_folder_however_that_is_given(settings, tmp_path):
+    _, given = settings
+    assert given().data_dir == tmp_path / "local"
+    other = tmp_path / "other"
+    assert given("--data-dir", str(other)).data_dir == other / "local"
