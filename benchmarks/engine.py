@@ -40,7 +40,7 @@ from tinkex.engine.config import EngineConfig
 from tinkex.engine.engine import Engine, SampleJob
 from tinkex.engine.lora.weights import lora_weights
 from tinkex.engine.models.head import HeadPart
-from tinkex.engine.models.loader import wrap_model
+from tinkex.engine.models.loader import load_base_model, wrap_model
 from tinkex.types import Datum, LoraConfig, ModelInput, SamplingParams, TensorData
 
 SIZES: dict[str, dict[str, int]] = {
@@ -236,14 +236,16 @@ def _peak_mib(*, reset: bool = False) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def jobs(count: int, tokens: int, samplers: list[str | None], prompt: int = 64) -> list[SampleJob]:
+def jobs(
+    count: int, tokens: int, samplers: list[str | None], prompt: int = 64, vocab: int = VOCAB
+) -> list[SampleJob]:
     rng = np.random.default_rng(0)
     params = SamplingParams(max_tokens=tokens, temperature=1.0, seed=1, stop=[])
     return [
         SampleJob(
             job_id=f"j{number}",
             sampler_id=samplers[number % len(samplers)],
-            prompt=ModelInput.from_ints(rng.integers(0, VOCAB, prompt)),
+            prompt=ModelInput.from_ints(rng.integers(0, vocab, prompt)),
             sampling_params=params,
         )
         for number in range(count)
@@ -335,6 +337,32 @@ def bandwidth(report: Report) -> None:
     report.row("110M model, batch 1 / reading its weights", found["ours"] / found["read"], "<= 1.4")
 
 
+def norm(report: Report) -> None:
+    """Decode with the shipped model, with its norm and with torch's, by turns in one process."""
+
+    class Torchs:
+        def __call__(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.rms_norm(x, x.shape[-1:], None, eps) * weight
+
+    tokens = 32
+    base = load_base_model("tinkex/sprout")
+    eps = base.model.config.rms_norm_eps
+    made = Engine(base, EngineConfig(threads=1, prefix_cache_tokens=0))
+    decoder: Any = made._runner._dense
+    own = decoder._norm
+    for count in (1, 8):
+        run = drain(made, jobs(count, tokens, [None], prompt=4, vocab=base.vocab_size))
+
+        def with_norm(chosen: Any, run: Callable[[], None] = run) -> None:
+            decoder._norm = chosen
+            run()
+
+        found = least({"own": lambda: with_norm(own), "torch's": lambda: with_norm(Torchs())}, 20)
+        step = f"{found['own'] / tokens * 1000:.2f} ms a step"
+        ratio = found["own"] / found["torch's"]
+        report.row(f"shipped model, batch {count} / the same with torch's norm", ratio, "< 1", step)
+
+
 def agree(report: Report) -> None:
     """The sampler's log-probabilities against the trainer's; tokens alone and in company."""
     made = engine(adapters=4)
@@ -388,6 +416,7 @@ PARTS: dict[str, Callable[[Report], None]] = {
     "memory": memory,
     "decode": decode,
     "bandwidth": bandwidth,
+    "norm": norm,
     "agree": agree,
 }
 
