@@ -147,12 +147,15 @@ class Vault:
     async def after(self, arrival: int, limit: int) -> tuple[list[PersonKey], int]:
         """Keys that came after a number, and the last one's, for another auth worker."""
         rows = await self._store.read(lambda connection: _rows_after(connection, arrival, limit))
-        keys = [
-            PersonKey(person, key_id, self._keys[person, key_id])
-            for _, person, key_id in rows
-            if (person, key_id) in self._keys
-        ]
-        return keys, rows[-1][0] if rows else arrival
+        keys: list[PersonKey] = []
+        for number, person, key_id in rows:
+            key = self._keys.get((person, key_id))
+            if key is not None:
+                keys.append(PersonKey(person, key_id, key))
+            elif person not in self._erased:
+                break  # on the disk, and not told here yet: the next question is given it
+            arrival = number
+        return keys, arrival
 
     async def add(self, keys: Sequence[PersonKey]) -> None:
         """Keep keys; those of erased persons are refused.

@@ -4,6 +4,7 @@ import pytest
 from mesh_feeds import copy_all, member, store
 
 from tinkex.errors import DamagedDataError, InputError, NotFoundError
+from tinkex.mesh.feeds import saved
 from tinkex.mesh.feeds.policy import ERASURES
 from tinkex.mesh.feeds.vault import PersonKey, Vault
 
@@ -85,6 +86,21 @@ async def test_person_who_is_erased_while_entries_are_read_is_in_no_file_once_th
         assert len([entry async for entry in history]) == 999
         for path in tmp_path.iterdir():
             assert wrapped not in path.read_bytes()
+        await safe.close()
+
+
+async def test_key_that_is_on_the_disk_a_moment_before_it_is_known_is_given_afterwards(tmp_path):
+    async with store(tmp_path) as held:
+        safe = await vault(held)
+        key = PersonKey("u1", bytes(8), bytes(32))
+        wrapped = safe._wrap(key)
+        await held.database.write(
+            lambda transaction: saved.put_key(transaction.connection, "u1", key.key_id, wrapped)
+        )
+        keys, last = await safe.after(0, 9)
+        assert keys == []
+        await safe.add([key])
+        assert await safe.after(last, 9) == ([key], 1)
         await safe.close()
 
 
