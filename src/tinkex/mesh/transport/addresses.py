@@ -29,7 +29,18 @@ def split_address(text: str) -> tuple[str, int]:
         raise InputError(f"{text!r} is no address: write host:port, as 127.0.0.1:4433 or [::1]:0")
     if bracketed != (":" in host):
         raise InputError(f"{text!r} is no address: IPv6 goes in brackets, as [::1]:4433")
-    return host.strip("[]"), int(port)
+    host = host.strip("[]")
+    if not _is_name(host):
+        raise InputError(f"{text!r} is no address: there can be no host of that name")
+    return host, int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Whether a resolver can be asked for it; where not, asyncio raises what is no OSError."""
+    try:
+        return b"\0" not in host.encode("idna")
+    except UnicodeError:
+        return False
 
 
 def join_address(host: str, port: int) -> str:

@@ -36,8 +36,20 @@ def test_what_is_no_address_is_refused(text):
         split_address(text)
 
 
+@pytest.mark.parametrize("host", ["a..b", ".a", "x" * 64, "a\0b", "\udcff", "\u2260\u3002.x"])
+def test_a_host_that_no_resolver_takes_is_no_address(host):
+    with pytest.raises(InputError, match="no address"):
+        split_address(f"{host}:80")
+
+
+@pytest.mark.parametrize("host", ["mesh.example.", "b\u00fccher.example", "a_b", "x" * 63])
+def test_other_names_are_the_resolvers_business(host):
+    assert split_address(f"{host}:80") == (host, 80)
+
+
 def test_a_contact_of_strangers_is_read_with_care():
-    addresses = ("iroh:127.0.0.1:1", "tls:junk", "tls:127.0.0.1:0", *["tls:[::1]:5"] * 20)
+    good = ["tls:[::1]:5"] * 20
+    addresses = ("iroh:127.0.0.1:1", "tls:junk", "tls:127.0.0.1:0", "tls:a..b:4433", *good)
     assert dialable(Contact(PEER, addresses), "tls:") == [("::1", 5)] * MAX_ADDRESSES
 
 
