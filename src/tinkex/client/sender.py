@@ -36,6 +36,7 @@ from tinkex.errors import (
     APIResponseValidationError,
     CertificateError,
     CircuitOpenError,
+    InputError,
 )
 from tinkex.wire import endpoints
 from tinkex.wire import headers as names
@@ -178,6 +179,7 @@ class Sender:
             permit: makes what is held during each attempt, and never between two of them.
 
         Raises:
+            InputError: the request has text that cannot be written.
             APIStatusError: an error status, to the end of the retries.
             APIConnectionError: no answer, to the end of the retries.
             APIResponseValidationError: an answer of another form.
@@ -201,7 +203,15 @@ class Sender:
         sdk_method: str | None = None,
         timeout: float | None = None,
     ) -> HttpRequest:
-        """Make the request of a call. Its retries share one idempotency key."""
+        """Make the request of a call. Its retries share one idempotency key.
+
+        Raises:
+            InputError: it has text that cannot be written, such as a lone surrogate.
+        """
+        try:
+            written, url_path = _encoded(body), endpoint.url_path(**(path or {}))
+        except (TypeError, ValueError) as error:  # pydantic's, orjson's and Python's own
+            raise InputError(f"{endpoint.path}: the request cannot be sent: {error}.") from None
         own = {names.ACCEPT: names.JSON}
         if endpoint.method != "GET":
             own[names.CONTENT_TYPE] = names.PROTOBUF if isinstance(body, bytes) else names.JSON
@@ -210,9 +220,9 @@ class Sender:
             own[names.SDK_METHOD] = sdk_method
         return HttpRequest(
             method=endpoint.method,
-            path=endpoint.url_path(**(path or {})),
+            path=url_path,
             kind=endpoint.operation.value,
-            body=_encoded(body),
+            body=written,
             headers={**own, **(headers or {})},
             query={
                 **self.config.query,

@@ -69,12 +69,19 @@ def encode_forward_backward_request(request: ForwardBackwardRequest) -> bytes:
     """Encode a request.
 
     Raises:
-        InputError: for a chunk that protobuf cannot carry, a sequence id beyond 32 bits, or
-            provenance spans for only one side of a datum.
+        InputError: for a chunk or a text that protobuf cannot carry, a sequence id beyond 32 bits,
+            or provenance spans for only one side of a datum.
     """
-    inner = request.forward_backward_input
     if request.seq_id is not None and not 0 <= request.seq_id <= _MAX_SEQ_ID:
         raise InputError(f"The sequence id {request.seq_id} does not fit into 31 bits.")
+    try:
+        return _written(request)
+    except UnicodeEncodeError as error:  # a lone surrogate, as in the name of a file
+        raise InputError(f"The request has text that cannot be sent: {error}.") from None
+
+
+def _written(request: ForwardBackwardRequest) -> bytes:
+    inner = request.forward_backward_input
     message = pb.ForwardBackwardRequest(
         model_id=request.model_id,
         seq_id=request.seq_id or 0,

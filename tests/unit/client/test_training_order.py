@@ -172,6 +172,24 @@ def test_wrong_arguments_are_refused_at_the_call_and_use_no_number(peer, client,
     assert sequence_ids(peer, "optim_step") == [1]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.forward_backward([datum()], "a\udce9"),
+        lambda client: client.forward_backward([datum()], "cross_entropy", {"a\udce9": 1.0}),
+        lambda client: client.load_state("tinker://a\udce9/weights/b"),
+    ],
+)
+def test_text_that_cannot_be_sent_is_refused_and_uses_no_number(peer, client, call):
+    """A lone surrogate, as Python makes it of a file's name that is no UTF-8."""
+    with pytest.raises(InputError, match="surrogates not allowed"):
+        call(client).result(10)
+    peer.expect(STEP, future("step"))
+    peer.always(POLL, ok({"metrics": {}}))
+    client.optim_step(PARAMS).result(10)
+    assert sequence_ids(peer, "optim_step") == [1]
+
+
 def test_number_whose_fate_is_unknown_is_not_used_again(peer):
     with service(peer, max_retries=0) as running:
         client = training_client(peer, running)
