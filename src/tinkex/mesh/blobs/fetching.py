@@ -134,19 +134,20 @@ class AdapterFetcher:
         )
         keep = set(self._in_use())
         coming = await _here(lambda: self._store.begin(content, reply.manifest, keep=keep))
-        missing = await _here(coming.missing)
-        for first in range(0, len(missing), MOST_CHUNKS):
-            await self._chunks(
-                source,
-                coming,
-                FetchChunks(
-                    content=content,
-                    permit=permit,
-                    certificate=certificate,
-                    chunks=tuple(missing[first : first + MOST_CHUNKS]),
-                ),
-            )
-        return await _here(coming.finish)
+        with coming:
+            missing = await _here(coming.missing)
+            for first in range(0, len(missing), MOST_CHUNKS):
+                await self._chunks(
+                    source,
+                    coming,
+                    FetchChunks(
+                        content=content,
+                        permit=permit,
+                        certificate=certificate,
+                        chunks=tuple(missing[first : first + MOST_CHUNKS]),
+                    ),
+                )
+            return await _here(coming.finish)
 
     async def _chunks(self, source: Contact, coming: Coming, request: FetchChunks) -> None:
         wanted = iter(request.chunks)

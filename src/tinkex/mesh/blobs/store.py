@@ -4,7 +4,8 @@
     <root>/.coming/<content>/  one that is being fetched; chunks that are here are not asked for
 
 Owns the folder: nothing becomes visible before it is whole and was checked, what is read is checked
-again, and above its size the adapter not used for longest goes.
+again. Above its size what was given up while it came goes first, then the adapter not used for
+longest.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Self
 
 from tinkex.errors import DamagedDataError, InputError, NotFoundError, StorageError
 from tinkex.mesh.blobs.contents import check_contents
@@ -35,13 +37,14 @@ class BlobStore:
 
     Args:
         root: the folder; made when missing.
-        max_bytes: of all whole adapters together.
+        max_bytes: of all adapters together.
     """
 
     def __init__(self, root: Path, *, max_bytes: int) -> None:
         self._root = root
         self._max_bytes = max_bytes
         self._latest: tuple[str, Manifest] | None = None
+        self._coming: set[Coming] = set()
         (root / _COMING).mkdir(parents=True, exist_ok=True)
 
     @property
@@ -112,16 +115,16 @@ class BlobStore:
         content = content_id(encoded)
         if self.has(content):
             return content
-        coming = self.begin(content, encoded, keep=keep)
-        for file, chunk in coming.missing():
-            name = coming.manifest.files[file].name
-            if not coming.write((file, chunk), _read(folder / name, chunk)):
-                raise InputError(f"{name} changed while it was read: publish it again")
-        coming.finish()
+        with self.begin(content, encoded, keep=keep) as coming:
+            for file, chunk in coming.missing():
+                name = coming.manifest.files[file].name
+                if not coming.write((file, chunk), _read(folder / name, chunk)):
+                    raise InputError(f"{name} changed while it was read: publish it again")
+            coming.finish()
         return content
 
     def begin(self, content: str, encoded: bytes, *, keep: Collection[str] = ()) -> Coming:
-        """Begin to take an adapter in, or go on with it.
+        """Begin to take an adapter in, or go on with it; its room is held until it is closed.
 
         Args:
             content: its id.
@@ -134,11 +137,17 @@ class BlobStore:
         """
         manifest = read_manifest(encoded, content)
         folder = self._root / _COMING / content
+        coming = Coming(folder, self._root / content, manifest, on_close=self._coming.discard)
         with _keeping():
-            self._make_room(manifest.size, keep)
-            folder.mkdir(exist_ok=True)
-            (folder / _MANIFEST).write_bytes(encoded)
-        return Coming(folder, self._root / content, manifest)
+            self._make_room(content, manifest.size, keep)
+            self._coming.add(coming)
+            try:
+                folder.mkdir(exist_ok=True)
+                (folder / _MANIFEST).write_bytes(encoded)
+            except BaseException:
+                coming.close()
+                raise
+        return coming
 
     def remove(self, content: str) -> None:
         """Forget an adapter, if it is here."""
@@ -148,30 +157,73 @@ class BlobStore:
             (self._root / content).rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
-    def _make_room(self, size: int, keep: Collection[str]) -> None:
+    def _make_room(self, content: str, size: int, keep: Collection[str]) -> None:
         if size > self._max_bytes:
             raise StorageError(f"the adapter has {size} bytes; this peer keeps {self._max_bytes}")
-        used = {content: self._size(content) for content in self.contents}
-        for content in reversed(list(used)):
-            if sum(used.values()) + size <= self._max_bytes:
+        begun = {one.content: one.manifest.size for one in tuple(self._coming)}
+        begun.pop(content, None)
+        given_up = [
+            path
+            for path in sorted((self._root / _COMING).iterdir(), key=_changed_at)
+            if path.name not in begun and path.name != content
+        ]
+        used = {path: _size(path) for path in given_up}
+        used |= {self._root / name: _size(self._root / name) for name in reversed(self.contents)}
+        room = self._max_bytes - sum(begun.values()) - size
+        for path in list(used):
+            if sum(used.values()) <= room:
                 return
-            if content not in keep:
-                self.remove(content)
-                del used[content]
-        if sum(used.values()) + size > self._max_bytes:
+            if path in given_up:
+                shutil.rmtree(path, ignore_errors=True)
+                del used[path]
+            elif path.name not in keep:
+                self.remove(path.name)
+                del used[path]
+        if sum(used.values()) > room:
             raise StorageError("all adapters that this peer has room for are in use")
 
-    def _size(self, content: str) -> int:
-        return sum(path.stat().st_size for path in (self._root / content).iterdir())
+
+def _changed_at(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:  # another thread removed it
+        return 0
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            size += path.stat().st_size
+    return size
 
 
 class Coming:
-    """An adapter that is being taken in."""
+    """An adapter that is being taken in; closed as a context manager, or by `close`."""
 
-    def __init__(self, folder: Path, target: Path, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        target: Path,
+        manifest: Manifest,
+        *,
+        on_close: Callable[[Coming], None],
+    ) -> None:
         self._folder = folder
         self._target = target
+        self._on_close = on_close
+        self.content = target.name
         self.manifest = manifest
+
+    def close(self) -> None:
+        """Hold no room for it any more. Harmless twice."""
+        self._on_close(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def missing(self) -> list[tuple[int, int]]:
         """Return the chunks that are not here yet, by reading what is.

@@ -117,6 +117,51 @@ def test_adapter_not_used_for_longest_goes_and_none_that_is_in_use(tmp_path):
         store.add(adapter(tmp_path / "a", name="5", numbers=2000))
 
 
+def given_up(store, folder):
+    """Begin to take an adapter in, and go away after a chunk of its weights."""
+    encoded = make_manifest(folder)
+    with store.begin(content_id(encoded), encoded) as coming:
+        place = next(p for p in coming.missing() if coming.manifest.files[p[0]].name == WEIGHTS)
+        data = (folder / WEIGHTS).read_bytes()[:CHUNK_BYTES]
+        assert coming.write(place, data)
+    return content_id(encoded)
+
+
+def test_what_never_came_whole_goes_before_what_did(tmp_path):
+    each = CHUNK_BYTES + 1000
+    store = BlobStore(tmp_path / "store", max_bytes=3 * each)
+    numbers = CHUNK_BYTES // 4
+    whole = store.add(adapter(tmp_path / "a", numbers=numbers, name="0"))
+    coming, partly = tmp_path / "store" / ".coming", []
+    for i in range(1, 4):
+        folder = adapter(tmp_path / f"p{i}", numbers=numbers, name=f"p{i}")
+        partly.append(given_up(store, folder))
+        os.utime(coming / partly[-1], (1000 + i, 1000 + i))
+    assert sorted(path.name for path in coming.iterdir()) == sorted(partly[1:]), "the oldest went"
+    os.utime(tmp_path / "store" / whole, (1000, 1000))
+    assert store.add(tmp_path / "p3") == partly[2], "it goes on with what is there"
+    assert store.contents == (partly[2], whole)
+    more = store.add(adapter(tmp_path / "b", numbers=numbers, name="b"))
+    assert set(store.contents) == {more, partly[2], whole}
+    assert list(coming.iterdir()) == []
+
+
+def test_what_is_just_coming_has_its_room(tmp_path):
+    folder, other = adapter(tmp_path / "a", name="0"), adapter(tmp_path / "b", name="1")
+    encoded = make_manifest(folder)
+    size = read_manifest(encoded, content_id(encoded)).size
+    store = BlobStore(tmp_path / "store", max_bytes=size * 3 // 2)
+    with store.begin(content_id(encoded), encoded) as coming:
+        with pytest.raises(StorageError, match="in use"):
+            store.add(other)
+        for place in coming.missing():
+            name = coming.manifest.files[place[0]].name
+            assert coming.write(place, (folder / name).read_bytes())
+        coming.finish()
+    store.add(other)
+    assert len(store.contents) == 1
+
+
 @pytest.mark.parametrize("content", ["../../etc", "", "A" * 64, "a" * 63, ".coming"])
 def test_what_is_no_content_id_is_no_path(store, content):
     assert not store.has(content)
