@@ -91,7 +91,7 @@ class TokenMessage(Confidential, frozen=True, array_like=True):
 
 
 class PieceMessage(Confidential, frozen=True, array_like=True, tag="piece"):
-    """One piece of a completion."""
+    """One piece of a completion; see `is_sign_of_life` for one that has nothing in it."""
 
     index: int
     text: str = ""
@@ -100,6 +100,21 @@ class PieceMessage(Confidential, frozen=True, array_like=True, tag="piece"):
     tool_calls: tuple[tuple[str, str], ...] = ()
     finish_reason: FinishReason | None = None
     stop_string: str | None = None
+
+
+def is_sign_of_life(piece: PieceMessage) -> bool:
+    """Whether a piece says nothing but that who sends it is still at work.
+
+    It is of no completion, whatever its index says.
+    """
+    return not (
+        piece.text
+        or piece.tokens
+        or piece.echo
+        or piece.tool_calls
+        or piece.finish_reason
+        or piece.stop_string is not None
+    )
 
 
 class Counted(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import msgspec
 import pytest
-from mesh_gateway import CONTEXT, MODEL, until
+from mesh_gateway import CONTEXT, MODEL, ScriptedProcessor, until
 from mesh_rpc import caught
 from mesh_scripted import completion, text_of
 
@@ -19,8 +19,9 @@ from tinkex.errors import (
     NotFoundError,
 )
 from tinkex.mesh.api import auth
-from tinkex.mesh.api.completion import completion_message
+from tinkex.mesh.api.completion import PieceMessage, completion_message
 from tinkex.mesh.api.gateway import GatewayApi, Receipt
+from tinkex.mesh.processing.backend import KEEP_ALIVE_S
 from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt, verify_receipt
 from tinkex.mesh.usage import Countersigned
 from tinkex.mesh.workers.calling.http_app import MAX_BODY_BYTES, http_app
@@ -88,6 +89,37 @@ async def test_a_prompts_size_may_be_known_at_the_end_only(world):
     await read(found)
     assert found.prompt_tokens == 5
     assert found.receipt.prompt_tokens == 5
+
+
+class SlowToBegin(ScriptedProcessor):
+    """Reads its prompt for minutes, as a large model without a GPU does, giving signs of life."""
+
+    SIGNS = 14
+
+    async def rpc_complete(self, request, call):
+        self.works.append(request)
+        begun, *rest = self.events(request)
+        yield begun
+        for _ in range(self.SIGNS):
+            await self.clock.sleep(KEEP_ALIVE_S)
+            yield PieceMessage(0)
+        for event in rest:
+            yield event
+
+
+@pytest.mark.parametrize("changes", [{}, {"echo": True, "prompt_logprobs": True}], ids=str)
+async def test_a_prompt_that_is_read_for_minutes_is_waited_for(world, changes):
+    processor = SlowToBegin()
+    processor.clock = world.clock
+    await world.add_processor(processor)
+    await world.add_gateway()
+    client = await world.add_client()
+    found = await world.in_time(client.completer.complete("right", request(**changes)))
+    text, _, alive = await world.in_time(read(found), step=0.25)
+    assert text.endswith(text_of(completion(completion_message(request(**changes)), 0, 12)))
+    assert alive > SlowToBegin.SIGNS
+    assert len(processor.works) == 1
+    assert found.receipt.completion_tokens == 12
 
 
 async def test_errors_of_a_gateway_reach_the_program(world):

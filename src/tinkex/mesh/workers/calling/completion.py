@@ -24,7 +24,7 @@ from tinkex.errors import (
     TinkerError,
     status_error,
 )
-from tinkex.mesh.api.completion import PieceMessage, piece_of
+from tinkex.mesh.api.completion import PieceMessage, is_sign_of_life, piece_of
 from tinkex.mesh.api.gateway import (
     Accepted,
     Complete,
@@ -320,6 +320,8 @@ class MeshCompletion:
             assert self._contact is not None, "a gateway was asked"
             self.receipt = self._on_receipt(self._contact, event, self)
             return
+        if is_sign_of_life(event):
+            return  # it ends the silence of the link; the reader hears more often that nothing came
         self._check(event)
         self._used = True
         self._give(piece_of(event))

@@ -21,7 +21,7 @@ from tinkex._clock import Clock
 from tinkex.errors import TinkerError
 from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.accounts.scopes import INFER
-from tinkex.mesh.api.completion import CompletionMessage, PieceMessage
+from tinkex.mesh.api.completion import CompletionMessage, PieceMessage, is_sign_of_life
 from tinkex.mesh.api.gateway import Complete, CompletionEvent, Finished, Receipt
 from tinkex.mesh.api.processor import Work
 from tinkex.mesh.balancer import Offer, Wanted
@@ -144,7 +144,7 @@ class CompletionService:
                 async with aclosing(self._dispatch.events(served.job)) as events:
                     async for event in events:
                         entry = entry or await served.reserved()
-                        if served.first_s is None and isinstance(event, PieceMessage):
+                        if served.first_s is None and _tells_something(event):
                             served.first_s = self._clock.monotonic() - served.began
                         yield event
                 yield self._finished(served)
@@ -306,3 +306,8 @@ class CompletionService:
             receipt=receipt,
         )
         return self._tasks.spawn(writing, name="settle a request")
+
+
+def _tells_something(event: CompletionEvent) -> bool:
+    """Whether an event has something of a completion in it."""
+    return isinstance(event, PieceMessage) and not is_sign_of_life(event)

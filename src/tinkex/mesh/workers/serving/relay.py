@@ -9,17 +9,24 @@ nothing that it sent in that message reaches the client.
                       starts anew, and the client has noticed nothing.
     tool calls        come with a completion's last piece, or not at all.
     signs of life     are of no completion, whatever their index says: they may come at any time,
-                      are not passed on, and take no room where all is held.
+                      and are passed on at once, also where all is held: they take no room there.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import msgspec
 
 from tinkex.errors import PeerProtocolError
-from tinkex.mesh.api.completion import ChatMessage, CompletionMessage, PieceMessage, TokenMessage
+from tinkex.mesh.api.completion import (
+    ChatMessage,
+    CompletionMessage,
+    PieceMessage,
+    TokenMessage,
+    is_sign_of_life,
+)
 from tinkex.mesh.api.processor import Begun, Ended
 from tinkex.mesh.trust.receipts import OutputDigest
 from tinkex.mesh.workers.serving.bounds import Cost
@@ -127,11 +134,16 @@ class Relay:
             PeerProtocolError: it cannot follow what was there.
         """
         self._check_index(piece)
-        if _is_sign_of_life(piece):
-            return ()
+        if is_sign_of_life(piece):
+            return self._sign_of_life()
         if self._request.prompt_logprobs:
             return self._hold(piece)
         return (piece,) if self._accept(piece) else ()
+
+    def _sign_of_life(self) -> tuple[PieceMessage, ...]:
+        """Name a completion that goes on: one that has ended would be a breach to older clients."""
+        going_on = (index for index, one in enumerate(self._sequences) if not one.finished)
+        return tuple(PieceMessage(index) for index in itertools.islice(going_on, 1))
 
     def _check_index(self, piece: PieceMessage) -> None:
         if not 0 <= piece.index < len(self._sequences):
@@ -265,15 +277,3 @@ class Relay:
             if other.top:
                 raise PeerProtocolError("alternatives of an alternative")
             self._check_token(other)
-
-
-def _is_sign_of_life(piece: PieceMessage) -> bool:
-    """Whether a processor says nothing but that it is still at work."""
-    return not (
-        piece.text
-        or piece.tokens
-        or piece.echo
-        or piece.tool_calls
-        or piece.finish_reason
-        or piece.stop_string is not None
-    )

@@ -61,24 +61,25 @@ def test_pieces_pass_as_they_come_and_are_counted():
 SIGN_OF_LIFE = PieceMessage(0)
 
 
-def test_a_sign_of_life_is_not_passed_on():
+def test_a_sign_of_life_is_passed_on_and_is_nothing_that_was_sent():
     made = relay()
-    assert made.take(SIGN_OF_LIFE) == ()
+    assert made.take(SIGN_OF_LIFE) == (SIGN_OF_LIFE,)
     assert not made.sent
 
 
 def test_a_sign_of_life_may_come_when_the_first_of_several_completions_has_ended():
     made = relay(n=2)
     made.take(piece(0, finish_reason="stop"))
-    assert made.take(SIGN_OF_LIFE) == ()
+    assert made.take(SIGN_OF_LIFE) == (PieceMessage(1),), "of one that goes on"
     last = piece(1, finish_reason="stop")
     assert made.take(last) == (last,)
     assert made.complete
+    assert made.take(SIGN_OF_LIFE) == ()
 
 
 def test_signs_of_life_before_an_echo_are_no_tokens_that_come_too_early():
     made = relay(echo=True)
-    assert made.take(SIGN_OF_LIFE) == ()
+    assert made.take(SIGN_OF_LIFE) == (SIGN_OF_LIFE,)
     for echo in echo_pieces(request(echo=True)):
         assert made.take(echo) == (echo,)
 
@@ -86,7 +87,7 @@ def test_signs_of_life_before_an_echo_are_no_tokens_that_come_too_early():
 def test_signs_of_life_take_no_room_in_a_reply_that_is_held():
     made = relay(echo=True, prompt_logprobs=True, max_tokens=1)
     for _ in range(1000):
-        assert made.take(SIGN_OF_LIFE) == ()
+        assert made.take(SIGN_OF_LIFE) == (SIGN_OF_LIFE,)
     came = (*echo_pieces(request()), piece(0, finish_reason="length"))
     for one in came:
         made.take(one)
