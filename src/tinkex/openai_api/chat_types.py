@@ -37,6 +37,8 @@ class FunctionCall(FaceRequest):
     name: str
     arguments: str
     """A JSON object."""
+    parsed_arguments: Any = None
+    """As `ChatMessage.parsed`: the arguments, read."""
 
 
 class MessageToolCall(FaceRequest):
@@ -45,6 +47,8 @@ class MessageToolCall(FaceRequest):
     id: str
     type: Literal["function"]
     function: FunctionCall
+    index: int | None = None
+    """Its place in the list, which a stream's call has: the list tells it too."""
 
 
 class ChatMessage(FaceRequest):
@@ -60,6 +64,10 @@ class ChatMessage(FaceRequest):
     refusal: Annotated[str | None, never("no model here refuses apart from its text")] = None
     audio: Annotated[None, never("no model here has sound")] = None
     function_call: Annotated[Any, never("use tool_calls")] = None
+    annotations: Annotated[list[Any] | None, only(None, [])] = None
+    """Nothing here searches the web; OpenAI's package has the field in every reply's message."""
+    parsed: Any = None
+    """What OpenAI's package read from the content of a message that it joined or parsed."""
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> ChatMessage:

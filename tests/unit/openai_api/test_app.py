@@ -4,6 +4,8 @@ import asyncio
 import json
 
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tinkex.errors import EngineError, InputError, StorageError, status_error
 from tinkex.openai_api import ChatPrompt, Piece, TextPrompt, Token, TokenPrompt, ToolCall
@@ -100,6 +102,33 @@ async def test_calls_of_tools_come_whole(face, completer, piece, stream):
         {"name": "g", "arguments": "{}"},
     ]
     assert len({call["id"] for call in found}) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("calls", [(), (ToolCall("f", '{"a": 1}'),)], ids=["text", "call"])
+async def test_reply_as_openais_package_writes_it_is_a_message_of_the_next_request(
+    face, completer, piece, stream, calls
+):
+    reason = "tool_calls" if calls else "stop"
+    completer.say(piece("" if calls else "Hi", finish_reason=reason, tool_calls=calls))
+    response = await face.post(CHAT, messages=HELLO, stream=stream)
+    if stream:
+        joined = ChatCompletionStreamState()
+        for chunk in events(response)[:-1]:
+            joined.handle_chunk(ChatCompletionChunk.model_validate_json(chunk))
+        reply = joined.get_final_completion()
+    else:
+        reply = ChatCompletion.model_validate_json(response.text)
+    message = reply.choices[0].message.model_dump()
+    completer.say(piece("Yes", finish_reason="stop"))
+    again = await face.post(CHAT, messages=[*HELLO, message, *HELLO])
+    assert again.status_code == 200, again.text
+    told = completer.requests[-1].prompt.messages[1]
+    assert told["content"] == ("" if calls else "Hi")
+    if calls:
+        (call,) = told["tool_calls"]
+        assert call["function"] == {"name": "f", "arguments": {"a": 1}}
+        assert set(call) == {"id", "type", "function"}
 
 
 @pytest.mark.parametrize("path", [CHAT, PLAIN])

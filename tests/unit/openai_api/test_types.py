@@ -103,6 +103,10 @@ def test_field_of_openais_is_taken_or_refused_by_name(message, body, name):
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages.0.mood"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "annotations": [{}]}]},
+            "messages.0.annotations",
+        ),
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type"),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
     ],
