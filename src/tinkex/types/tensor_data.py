@@ -314,15 +314,11 @@ class TensorData:
     def from_torch_sparse(cls, tensor: torch.Tensor, pad_value: int = 0) -> Self:
         """Store a 2-D tensor as sparse rows, leaving `pad_value` out, if that is smaller.
 
-        The rule is the official one: sparse when (rows + 1) + 2 nnz < rows * columns.
-
-        Raises:
-            InputError: when the tensor does not have two dimensions.
+        The rule is the official one: sparse when (rows + 1) + 2 nnz < rows * columns. A tensor of
+        another number of dimensions stays dense.
         """
         dense = cls.from_torch(tensor)
-        if len(dense.dimensions) != 2:
-            raise InputError(f"A sparse tensor has 2 dimensions, not {len(dense.dimensions)}.")
-        return dense.to_sparse(pad_value)
+        return dense.to_sparse(pad_value) if len(dense.dimensions) == 2 else dense
 
     def to_sparse(self, pad_value: int = 0) -> Self:
         """Return this 2-D tensor as sparse rows where that is smaller, else itself."""

@@ -205,8 +205,15 @@ def test_torch_matrix_becomes_sparse_when_smaller():
     tensor = TensorData.from_torch_sparse(matrix)
     assert tensor.is_sparse
     assert torch.equal(tensor.to_torch(), matrix)
-    with pytest.raises(InputError, match="2 dimensions"):
-        TensorData.from_torch_sparse(torch.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(), (30,), (2, 3, 5)])
+def test_torch_tensor_that_is_no_matrix_stays_dense(shape):
+    """As with the official SDK: programs convert whatever they have by the same call."""
+    torch = pytest.importorskip("torch")
+    tensor = TensorData.from_torch_sparse(torch.zeros(shape))
+    assert not tensor.is_sparse
+    assert tensor.dimensions == shape
 
 
 @pytest.mark.parametrize(
