@@ -330,6 +330,10 @@ class APIStatusError(APIError):
             self._response = self._response()
         return self._response
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with the answer itself, not with what would make it."""
+        return type(self), self.args, {**self.__dict__, "_response": self.response}
+
 
 class BadRequestError(APIStatusError):
     """400: the request is malformed or asks for something impossible."""

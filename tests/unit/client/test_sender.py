@@ -1,6 +1,7 @@
 """One request and its answer, over a real socket: retries, typed errors, headers, secrets."""
 
 import json
+import pickle
 
 import pytest
 from scripted_tinker import API, KEY, JumpingClock, ok, scripted_peer, service
@@ -66,6 +67,16 @@ def test_refusal_is_a_typed_error_in_the_words_of_the_server(peer, status, error
     assert caught.value.status_code == status
     assert caught.value.body == {"detail": "not like this"}
     assert caught.value.request_id == "r-7"
+
+
+def test_refusal_survives_pickling_before_anybody_read_its_response(peer):
+    """A pool of processes pickles what its workers raise."""
+    with pytest.raises(tinker.NotFoundError) as caught:
+        ask(peer, ok({"detail": "no such thing"}, 404))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (tinker.NotFoundError, str(caught.value))
+    assert again.body == {"detail": "no such thing"}
+    assert (again.response.status_code, again.response.json()) == (404, again.body)
 
 
 def test_retries_end_and_raise_the_last_error(peer):
