@@ -77,6 +77,7 @@ def receipts(context: typer.Context, url: Url = None, data_dir: DataDir = None) 
             "model": one.receipt.model,
             "prompt_tokens": one.receipt.prompt_tokens,
             "completion_tokens": one.receipt.completion_tokens,
+            "reproducible": one.receipt.reproducible,
             "verdict": one.verdict,
         }
         for one in checked

@@ -1,12 +1,16 @@
 """`tinkex mesh receipts`: signatures are checked here, and counts against the usage report."""
 
 import dataclasses
+import json
 import math
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from tinkex.cli.main import app
 from tinkex.cli.mesh.accounts import whole_report
+from tinkex.cli.mesh.endpoint import Endpoint
 from tinkex.cli.mesh.receipts import check_receipts, oldest_of
 from tinkex.errors import TrustError
 from tinkex.mesh.identity import KeyPair
@@ -41,8 +45,8 @@ ENTRY = {
 }
 
 
-def held(**changes):
-    encoded, signature = sign_receipt(GATEWAY, BODY)
+def held(body=BODY, **changes):
+    encoded, signature = sign_receipt(GATEWAY, body)
     made = SignedReceipt(GATEWAY.peer_id, encoded, signature, countersign(CLIENT, encoded))
     return [dataclasses.replace(made, **changes).as_json()]
 
@@ -125,3 +129,19 @@ def test_changed_receipt_or_foreign_signature_is_refused():
     for one in changed:
         with pytest.raises(TrustError):
             check(held(**one), ENTRY)
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_receipt_says_whether_its_seed_gives_the_same_again(tmp_path, monkeypatch, reproducible):
+    kept = held(msgspec.structs.replace(BODY, reproducible=reproducible))
+    answers = {
+        "/mesh/receipts": {"receipts": kept, "client": str(CLIENT.peer_id)},
+        "/mesh/usage": {"entries": [ENTRY], "listed_since": 0.0},
+    }
+    monkeypatch.setenv("TINKEX_MESH_KEY", "tmk-x")
+    monkeypatch.setattr(Endpoint, "ask", lambda self, verb, path, *, credential: answers[path])
+    place = ["--url", "http://127.0.0.1:1", "--data-dir", str(tmp_path)]
+    shown = CliRunner().invoke(app, ["-f", "json", "mesh", "receipts", *place])
+    assert shown.exit_code == 0, shown.output
+    (told,) = json.loads(shown.stdout)
+    assert (told["verdict"], told["reproducible"]) == ("agrees", reproducible)
