@@ -12,8 +12,8 @@ import typer
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.mesh.endpoint import Endpoint
-from tinkex.cli.mesh.places import DataDir, find_ready, mesh_dir
-from tinkex.errors import ConfigurationError
+from tinkex.cli.mesh.places import DAY_S, DataDir, find_ready, mesh_dir
+from tinkex.errors import ConfigurationError, InputError
 
 WORKERS = ("client", "gateway", "auth", "processor", "bootstrap")
 """Whose page is asked, if several run here."""
@@ -32,6 +32,8 @@ COLUMNS = (
 MOST_WANTED = 6
 """So many of them fit into 80 columns."""
 ALL_COLUMNS_WIDTH = 110
+SHORTEST_PAUSE_S = 0.1
+"""A look asks every worker: oftener, nobody sees more."""
 AdminUrl = Annotated[
     str | None,
     typer.Option(
@@ -76,6 +78,8 @@ def top(
 
     from tinkex._clock import SystemClock
 
+    if not SHORTEST_PAUSE_S <= every <= DAY_S:  # nan is neither
+        raise InputError(f"--every is {SHORTEST_PAUSE_S} to {DAY_S:.0f} seconds, not {every:g}")
     clock = SystemClock()
     with Live(console=Console(), screen=False, auto_refresh=False) as live:
         while True:

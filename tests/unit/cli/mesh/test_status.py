@@ -4,9 +4,12 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tinkex.cli import output
+from tinkex.cli.main import app
 from tinkex.cli.mesh.status import COLUMNS, _table
+from tinkex.errors import ConfigurationError, InputError
 
 PROCESSOR = {
     "role": "processor",
@@ -51,3 +54,20 @@ def test_what_does_not_fit_is_named_and_shown_where_it_does():
     assert "wider" not in wide
     assert "1023.0 MB" in wide
     assert all(column in wide for column in COLUMNS)
+
+
+def top(tmp_path, every):
+    asked = ["mesh", "top", "--every", every, "--data-dir", str(tmp_path)]
+    return CliRunner().invoke(app, asked).exception
+
+
+@pytest.mark.parametrize("every", ["nan", "inf", "-1", "0", "0.001", "1e300"])
+def test_pause_that_is_no_sensible_number_of_seconds_is_refused_by_name(tmp_path, every):
+    refused = top(tmp_path, every)
+    assert isinstance(refused, InputError)
+    assert "--every" in str(refused)
+
+
+@pytest.mark.parametrize("every", ["0.1", "86400"])
+def test_pause_of_a_tenth_of_a_second_to_a_day_is_taken(tmp_path, every):
+    assert isinstance(top(tmp_path, every), ConfigurationError), "no worker runs there"
