@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from tinkex.cli.connect import invocation
 from tinkex.cli.mesh.endpoint import Endpoint, Url, find_endpoint
 from tinkex.cli.mesh.places import DAY_S, DataDir
 from tinkex.cli.mesh.secrets import NEW_PASSWORD_VARIABLE, PASSWORD_VARIABLE, ask_secret
+from tinkex.errors import AuthenticationError
 
 Email = Annotated[str, typer.Option("--email", prompt=True, help="Address of the account.")]
 
@@ -50,7 +52,8 @@ def login(
 def logout(url: Url = None, data_dir: DataDir = None) -> None:
     """End the session, here and in the network."""
     endpoint = find_endpoint(url, data_dir)
-    endpoint.ask("POST", "/mesh/logout", credential=endpoint.access_token())
+    with suppress(AuthenticationError):  # it has ended there already, or is another network's
+        endpoint.ask("POST", "/mesh/logout", credential=endpoint.access_token())
     endpoint.forget_session()
     output.remark("logged out")
 

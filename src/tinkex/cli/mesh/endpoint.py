@@ -18,6 +18,7 @@ import typer
 from tinkex.cli.mesh.places import SESSION_NAME, find_ready, mesh_dir, read_private, write_private
 from tinkex.errors import (
     APIConnectionError,
+    AuthenticationError,
     ConfigurationError,
     CredentialError,
     InputError,
@@ -115,6 +116,7 @@ class Endpoint:
 
         Raises:
             CredentialError: nobody is logged in.
+            AuthenticationError: the session has ended.
         """
         from tinkex._clock import SystemClock
 
@@ -123,7 +125,13 @@ class Endpoint:
             raise CredentialError("you are not logged in: run `tinkex mesh login`")
         if session["access_expires_at"] - RENEW_S <= SystemClock().now():
             body = {"refresh_token": session["refresh_token"]}
-            session = self.ask("POST", "/mesh/refresh", json=body)
+            try:
+                session = self.ask("POST", "/mesh/refresh", json=body)
+            except AuthenticationError as error:
+                raise AuthenticationError(
+                    f"{self.url} does not go on with your session ({error}): run `tinkex mesh "
+                    "login`, or `tinkex mesh logout` to go on without one"
+                ) from error
             self.keep_session(session)
         return str(session["access_token"])
 
@@ -132,6 +140,7 @@ class Endpoint:
 
         Raises:
             CredentialError: there is neither.
+            AuthenticationError: the session has ended.
         """
         return self.api_key or self.access_token()
 
@@ -145,7 +154,10 @@ class Endpoint:
 
 
 def find_endpoint(url: str | None, data_dir: Path | None) -> Endpoint:
-    """Find the endpoint, and the key for it: of the environment, or of the ready file.
+    """Find the endpoint, and the key for it.
+
+    The environment's key goes before a session, and a session before the key of the ready file:
+    who has logged in acts, not the account of what happens to run here.
 
     Raises:
         ConfigurationError: none is given, and none runs.
@@ -161,8 +173,9 @@ def find_endpoint(url: str | None, data_dir: Path | None) -> Endpoint:
             )
         url = str(ready["url"])
     url = url.rstrip("/").removesuffix("/v1")
-    if ready is not None and ready["url"] == url:
-        key = key or ready.get("api_key")
+    logged_in = (folder / SESSION_NAME).exists()
+    if key is None and not logged_in and ready is not None and ready["url"] == url:
+        key = ready.get("api_key")
     return Endpoint(url, key, folder)
 
 
