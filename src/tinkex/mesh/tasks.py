@@ -12,6 +12,12 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
 from typing import Any, cast
 
+from tinkex._clock import Clock
+
+FIRST_PAUSE_S = 1.0
+"""Before endless work that failed is begun anew; twice as long each time."""
+LONGEST_PAUSE_S = 60.0
+
 
 class Tasks:
     """The tasks of one owner. Lives on one event loop.
@@ -31,6 +37,31 @@ class Tasks:
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """Run `work` in the background; while the owner stops, it is cancelled like the rest."""
         return self._own(asyncio.get_running_loop().create_task(work, name=name))
+
+    def keep(
+        self, work: Callable[[], Coroutine[Any, Any, None]], *, name: str, clock: Clock
+    ) -> asyncio.Task[None]:
+        """Run endless work in the background: where it fails it is begun anew, after a pause.
+
+        What a worker does again and again must not end with the first exception that nobody
+        thought of: it would go on without it, until it is restarted.
+        """
+        return self.spawn(self._kept(work, clock), name=name)
+
+    async def _kept(self, work: Callable[[], Coroutine[Any, Any, None]], clock: Clock) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            began = clock.monotonic()
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - as of every other task
+                self._on_error(error)
+            else:
+                return
+            if clock.monotonic() - began >= LONGEST_PAUSE_S:
+                pause = FIRST_PAUSE_S
+            await clock.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _own(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._running[task] = None

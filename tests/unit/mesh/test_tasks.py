@@ -2,8 +2,12 @@
 
 import asyncio
 from contextvars import ContextVar
+from itertools import pairwise
 
-from tinkex.mesh.tasks import Tasks, let_others_run, own_task
+import pytest
+
+from tinkex.mesh.tasks import LONGEST_PAUSE_S, Tasks, let_others_run, own_task
+from tinkex.testing.clock import VirtualClock
 
 
 async def forever():
@@ -26,6 +30,46 @@ async def test_failed_task_is_reported_and_stops_no_other():
     assert len(tasks) == 1
     await tasks.stop()
     assert len(tasks) == 0
+
+
+async def test_endless_work_that_fails_is_begun_anew_after_ever_longer_pauses():
+    clock, errors, begun = VirtualClock(), [], []
+    tasks = Tasks(on_error=errors.append)
+
+    async def work():
+        begun.append(clock.monotonic())
+        if len(begun) == 9:
+            await clock.sleep(LONGEST_PAUSE_S)
+        if len(begun) < 11:
+            raise KeyError("x")
+        await forever()
+
+    start = clock.monotonic()
+    tasks.keep(work, name="endless", clock=clock)
+    while len(begun) < 11:
+        await let_others_run()
+        clock.advance(0.5)
+    pauses = [later - earlier for earlier, later in pairwise(begun)]
+    assert begun[0] == start
+    assert pauses == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60 + 1, 2], abs=2)
+    assert [type(error) for error in errors] == [KeyError] * 10
+    await tasks.stop()
+    assert len(tasks) == 0
+
+
+async def test_endless_work_that_ends_or_is_cancelled_is_not_begun_anew():
+    clock, errors, begun = VirtualClock(), [], []
+    tasks = Tasks(on_error=errors.append)
+
+    async def work():
+        begun.append(clock.monotonic())
+
+    await tasks.keep(work, name="ends", clock=clock)
+    assert len(begun) == 1
+    tasks.keep(forever, name="goes on", clock=clock)
+    await let_others_run()
+    await tasks.stop()
+    assert (len(tasks), errors) == (0, [])
 
 
 async def test_stop_awaits_the_end_of_what_it_cancels_and_of_what_that_spawns():

@@ -165,8 +165,8 @@ class DhtNode:
             await self.stop()
             raise
         self._tasks.spawn(self._refresh_far(), name="be known all over the DHT")
-        self._tasks.spawn(self._maintain(), name="maintain the DHT")
-        self._tasks.spawn(self._renew(), name="renew announcements")
+        self._tasks.keep(self._maintain, name="maintain the DHT", clock=self._clock)
+        self._tasks.keep(self._renew, name="renew announcements", clock=self._clock)
 
     async def stop(self) -> None:
         """Withdraw what is announced, and end. Harmless twice, and before `start`."""

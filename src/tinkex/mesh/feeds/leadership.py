@@ -107,7 +107,7 @@ class Leadership(LeadershipApi):
         self._mark = self.mark()
         self._end = [self._store.subscribe(LEADERSHIP, self._told)]
         self._timers.start()
-        self._tasks.spawn(self._run(), name="lead or follow")
+        self._tasks.keep(self._run, name="lead or follow", clock=self._clock)
 
     async def stop(self) -> None:
         """Take part no more. Harmless twice."""

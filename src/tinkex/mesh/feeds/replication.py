@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from tinkex._backoff import Backoff
@@ -298,7 +299,8 @@ class Replicator:
 
     def _run(self, source: _Source) -> None:
         name = f"follow {source.puller.contact.peer_id.short}"
-        source.task = self._tasks.spawn(self._ask_for_ever(source), name=name)
+        ask = partial(self._ask_for_ever, source)
+        source.task = self._tasks.keep(ask, name=name, clock=self._clock)
 
     async def _ask_for_ever(self, source: _Source) -> None:
         while True:

@@ -156,7 +156,7 @@ class Peers:
             raise
         self._around.stopping = False
         self._around.timers.start()
-        self._around.tasks.spawn(self._links.accept(), name="accept links")
+        self._around.tasks.keep(self._links.accept, name="accept links", clock=self._around.clock)
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Refuse new calls, finish those that run, close all links, stop the transport.

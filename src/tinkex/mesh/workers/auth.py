@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Protocol
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -221,8 +222,9 @@ class AuthWorker(Worker):
         await self._member.discovery.announce(Role.AUTH.value, Offer())
         stack.push_async_callback(self._member.discovery.withdraw, Role.AUTH.value)
         watching = Tasks(on_error=_report)
-        watching.spawn(self.orders.run(), name="heed the root")
-        watching.spawn(self._account_for_ever(), name="account for leases that ended")
+        keep = partial(watching.keep, clock=self._member.clock)
+        keep(self.orders.run, name="heed the root")
+        keep(self._account_for_ever, name="account for leases that ended")
         stack.push_async_callback(watching.stop)
 
     async def drain(self, grace_s: float) -> None:

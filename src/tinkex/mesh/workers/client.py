@@ -133,7 +133,7 @@ class ClientWorker(Worker):
         self._timers.start()
         stack.push_async_callback(self._timers.stop)
         stack.push_async_callback(self._tasks.stop)
-        self._tasks.spawn(self._gateways.run(), name="keep links to gateways")
+        self._tasks.keep(self._gateways.run, name="keep links to gateways", clock=self._clock)
         if self._shelf is not None:
             await self._shelf.open(stack)
         if self._config.host is None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random, SystemRandom
 from typing import Protocol
 
@@ -202,12 +203,15 @@ class GatewayWorker(Worker):
         stack.callback(member.peers.on_lost(self._directory.lost))
         member.peers.serve(self._service)
         await self._directory.refresh()
-        self._tasks.spawn(self._directory.run(), name="look for processors")
-        self._tasks.spawn(self._again(self._sweep, self._config.sweep_s), name="give leases back")
+        clock, config = member.clock, self._config
+        self._tasks.keep(self._directory.run, name="look for processors", clock=clock)
+        sweep = partial(self._again, self._sweep, config.sweep_s)
+        self._tasks.keep(sweep, name="give leases back", clock=clock)
         stack.push_async_callback(self._ledger.close)
         stack.push_async_callback(member.discovery.withdraw, Role.GATEWAY.value)
         await self._announce()
-        self._tasks.spawn(self._again(self._announce, self._config.announce_s), name="announce")
+        announce = partial(self._again, self._announce, config.announce_s)
+        self._tasks.keep(announce, name="announce", clock=clock)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new completions; let those in progress end, and other calls that are under way."""

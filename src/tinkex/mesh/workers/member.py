@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 
 from tinkex.errors import ConfigurationError, TinkerError
 from tinkex.mesh.config import MeshConfig
@@ -317,13 +318,15 @@ class Member:
             pruned=self.replicator.announce,
         )
         self._background = Tasks(on_error=report)
-        self._background.spawn(self._follow_for_ever(), name="find auth workers to follow")
-        self._background.spawn(self.renewal.run(), name="renew the certificate")
+        keep = partial(self._background.keep, clock=self.clock)
+        keep(self._follow_for_ever, name="find auth workers to follow")
+        keep(self.renewal.run, name="renew the certificate")
         stack.push_async_callback(self._background.stop)
 
     def prune(self, feed: str) -> None:
         """Have one of this worker's own logs pruned from now on, whenever it has grown enough."""
-        self._background.spawn(self.pruning.run(feed), name=f"prune {feed}")
+        run = partial(self.pruning.run, feed)
+        self._background.keep(run, name=f"prune {feed}", clock=self.clock)
 
     def _got_own_back(self) -> bool:
         sources = self.replicator.sources()

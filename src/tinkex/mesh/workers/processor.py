@@ -121,7 +121,7 @@ class ProcessorWorker(Worker):
         stack.push_async_callback(self._tasks.stop)
         stack.push_async_callback(self._withdraw)
         await self._announce()
-        self._tasks.spawn(self._keep_announcing(), name="announce")
+        self._tasks.keep(self._keep_announcing, name="announce", clock=member.clock)
 
     def made_service(
         self,

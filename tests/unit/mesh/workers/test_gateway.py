@@ -562,3 +562,29 @@ async def test_one_client_cannot_flood_the_auth_workers(world):
     await world.call(gateway, GatewayApi.rpc_logout, auth.Logout("t"))
     with pytest.raises(RateLimitError):
         await world.call(gateway, GatewayApi.rpc_logout, auth.Logout("t"))
+
+
+async def test_a_gateway_goes_on_looking_after_an_error_that_nobody_thought_of(world, monkeypatch):
+    gateway = await world.add_gateway()
+    failed = []
+
+    async def lookup(topic):
+        failed.append(topic)
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.member.discovery, "lookup", lookup)
+        while not failed:
+            await pass_a_second(world)
+    await world.add_processor()
+    for _ in range(60):
+        if gateway._directory.context(MODEL) is not None:
+            break
+        await pass_a_second(world)
+    assert gateway._directory.context(MODEL) == CONTEXT
+
+
+async def pass_a_second(world):
+    world.clock.advance(1.0)
+    for _ in range(100):
+        await asyncio.sleep(0)  # noqa: TID251 - no time passes
