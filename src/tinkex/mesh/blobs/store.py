@@ -207,7 +207,7 @@ class Coming:
         target: Path,
         manifest: Manifest,
         *,
-        on_close: Callable[[Coming], None],
+        on_close: Callable[[Coming], None] = lambda _: None,
     ) -> None:
         self._folder = folder
         self._target = target
