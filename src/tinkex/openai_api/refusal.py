@@ -34,8 +34,9 @@ _CODES = {
 }
 _TYPES = {402: "insufficient_quota", 429: "rate_limit_error"}
 _BRANCHES = frozenset({"str", "int", "float", "bool"})
+_UNKNOWN = "extra_forbidden"
 _FAULT_CODES = {
-    "extra_forbidden": "unknown_parameter",
+    _UNKNOWN: "unknown_parameter",
     "missing": "missing_required_parameter",
     "unsupported": "unsupported_parameter",
 }
@@ -122,7 +123,7 @@ def error_body(error: TinkerError) -> dict[str, Any]:
 
 def _fault(fault: ErrorDetails) -> str:
     where = _place(fault) or "body"
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] == _UNKNOWN:
         return f"{where}: this server knows no such field"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
 
@@ -132,18 +133,29 @@ def _worth_telling(faults: list[ErrorDetails]) -> list[ErrorDetails]:
 
     def told_better(fault: ErrorDetails) -> bool:
         *place, branch = fault["loc"] or ("",)
-        return branch in _BRANCHES and any(
-            other is not fault and other["loc"][: len(place)] == tuple(place) for other in faults
+        return (
+            fault["type"] != _UNKNOWN
+            and branch in _BRANCHES
+            and any(
+                other is not fault and other["loc"][: len(place)] == tuple(place)
+                for other in faults
+            )
         )
 
     return [fault for fault in faults if not told_better(fault)] or faults
 
 
 def _place(fault: ErrorDetails) -> str:
-    """Name a field by its path; the branches of unions, which pydantic adds, are left out."""
+    """Name a field by its path; the branches of unions, which pydantic adds, are left out.
+
+    An unknown field ends its path, and may be called anything.
+    """
+    place = fault["loc"]
+    unknown = place[-1:] if fault["type"] == _UNKNOWN else ()
     parts = [
         part
-        for part in fault["loc"]
+        for part in place[: len(place) - len(unknown)]
         if isinstance(part, int) or (part.isidentifier() and part not in _BRANCHES)
     ]
+    parts += unknown
     return ".".join(str(part) for part in parts)

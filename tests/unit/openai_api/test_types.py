@@ -96,6 +96,8 @@ def test_field_of_openais_is_taken_or_refused_by_name(message, body, name):
         ({"max_tokens": 5, "max_completion_tokens": 5}, None),
         ({"top_logprobs": 2}, None),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"foo-bar": 1}, "foo-bar"),
+        ({"str": 1}, "str"),
         ({"stream_options": {"surprise": 1}}, "stream_options.surprise"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": ""}]}, "messages.0.role"),
@@ -103,6 +105,11 @@ def test_field_of_openais_is_taken_or_refused_by_name(message, body, name):
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "messages.0"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages.0.mood"),
+        ({"messages": [{"role": "user", "content": "x", "my mood": 1}]}, "messages.0.my mood"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "a.b": 1}]}]},
+            "messages.0.content.0.a.b",
+        ),
         (
             {"messages": [{"role": "assistant", "content": "x", "annotations": [{}]}]},
             "messages.0.annotations",
@@ -125,6 +132,12 @@ def test_image_is_refused_as_such():
     assert param == "messages.0.content.0.type"
     assert code == "unsupported_parameter"
     assert "'text'" in text
+
+
+def test_field_called_like_a_type_is_told_beside_another():
+    text, _, _ = refusal(ChatRequest, {**CHAT, "str": 1, "foo-bar": 1})
+    assert "str: this server knows no such field" in text
+    assert "foo-bar: this server knows no such field" in text
 
 
 def test_many_faults_are_told_in_one_message():
