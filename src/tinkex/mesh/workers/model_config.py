@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from tinkex._clock import Clock
 from tinkex._process import in_a_thread_that_ends
 from tinkex.errors import ConfigurationError, MissingPackageError
+from tinkex.mesh.dht.records import MAX_TOPIC_CHARACTERS
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.processing.backend import Backend
+from tinkex.mesh.workers.discovery import model_topic
 from tinkex.mesh.workers.processor import ProcessorConfig
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class ModelConfig:
     """The model: `tinkex/sprout`, a folder in Hugging Face's layout, or a hub id."""
 
     model_name: str | None = None
-    """What the mesh calls it; None: its own name."""
+    """What the mesh calls it, in 122 characters at most; None: its own name."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
@@ -67,7 +69,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.backend_url is not None:
             self.foreign()
-        if problems := not_positive(self):
+        problems = not_positive(self)
+        name = self.model_name or self.base_model
+        most = MAX_TOPIC_CHARACTERS - len(model_topic(""))
+        if len(name) > most:
+            problems.append(
+                f"the model's name has {len(name)} characters, and the mesh announces {most} at "
+                "most: give it another with --model-name (TINKEX_MESH_PROCESSOR_MODEL_NAME)"
+            )
+        if problems:
             raise ConfigurationError(problems)
 
     def foreign(self) -> OpenAIBackendConfig:

@@ -28,3 +28,12 @@ def test_settings_that_cannot_be_are_told_at_once():
         ModelConfig(backend_url="ollama", backend_context_length=0)
     with pytest.raises(ConfigurationError, match="threads"):
         ModelConfig(threads=0)
+
+
+def test_name_that_is_too_long_to_be_announced_is_told_with_what_gives_another():
+    place = "/" + "a" * 122
+    with pytest.raises(ConfigurationError, match=r"123 characters.*122.*--model-name"):
+        ModelConfig(base_model=place)
+    assert ModelConfig(base_model=place, model_name="a" * 122).base_model == place
+    with pytest.raises(ConfigurationError, match="--model-name"):
+        ModelConfig(model_name="a" * 123)
