@@ -27,6 +27,7 @@ write them."""
 FORMS: tuple[Literal["NFC", "NFKC"], ...] = ("NFC", "NFKC")
 """Into which tokenizers turn a text first. Some letters become longer by it, of Hindi for one."""
 MAX_STOP_CHARACTERS = 1024
+MAX_TOP_K = 2**31 - 1
 MAX_HELD_TOKENS = 1 << 16
 """Tokens of a reply with `prompt_logprobs`, which is held until all of it is there."""
 
@@ -70,8 +71,8 @@ def check_request(request: CompletionMessage) -> None:
         raise refused("temperature must not be negative.", param="temperature")
     if not 0 < request.top_p <= 1:
         raise refused("top_p is above 0 and at most 1.", param="top_p")
-    if not -1 <= request.top_k < 2**31:
-        raise refused("top_k is -1 (all tokens) or more.", param="top_k")
+    if not -1 <= request.top_k <= MAX_TOP_K:
+        raise refused(f"top_k is -1 (all tokens) to {MAX_TOP_K}.", param="top_k")
     if request.seed is not None and not -SEED_BOUND <= request.seed < SEED_BOUND:
         raise refused("seed is a 64-bit integer.", param="seed")
     if len(request.stop) > MAX_STOPS or not all(

@@ -49,6 +49,13 @@ def test_what_no_model_takes_is_refused_by_name(changes):
     assert caught.value.body["param"] in changes
 
 
+@pytest.mark.parametrize("top_k", [-2, 2**31])
+def test_range_of_top_k_is_told_to_both_sides(top_k):
+    with pytest.raises(BadRequestError, match=f"-1 .*to {2**31 - 1}"):
+        check_request(request(top_k=top_k))
+    check_request(request(top_k=2**31 - 1))
+
+
 def test_an_ordinary_request_passes():
     check_request(request(n=128, max_tokens=5, top_logprobs=20, seed=-(2**63), stop=("a",) * 4))
 
