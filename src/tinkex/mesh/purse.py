@@ -7,7 +7,7 @@ gateway appends to its "usage" feed before it acts on it. Whoever holds a purse 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tinkex.mesh.usage import (
@@ -68,7 +68,7 @@ class Purse:
         self, request_id: str, account_id: str, key_id: str, model: str, tokens: int, now: float
     ) -> Reserved | None:
         """Set tokens aside for a request: the entry to append, or None if no lease has them."""
-        now = self._time(now)
+        now = self.time(now)
         for lease in self._leases.get((account_id, key_id), {}).values():
             if lease.left >= tokens and now < lease.expires_at:
                 lease.left -= tokens
@@ -104,29 +104,38 @@ class Purse:
         reserved = lease.reserved.pop(request_id)
         lease.left += max(0, reserved.tokens - prompt_tokens - completion_tokens)
         return _settled(
-            reserved, self._time(now), prompt_tokens, completion_tokens, SETTLED, receipt
+            reserved, self.time(now), prompt_tokens, completion_tokens, SETTLED, receipt
         )
 
-    def close_ended(self, now: float) -> list[LeaseClosed]:
-        """Close the leases whose time is over and of which every request is settled."""
-        now = self._time(now)
-        return self._close((one for one in self._all() if now >= one.expires_at), now)
+    def close_ended(self, now: float, *, unless: Container[str] = ()) -> list[LeaseClosed]:
+        """Close the leases whose time is over and of which every request is settled.
 
-    def give_back(self, account_id: str, key_id: str, now: float) -> list[LeaseClosed]:
+        Args:
+            now: unix seconds.
+            unless: leases that stay, by id: one of their settlements is not written yet.
+        """
+        now = self.time(now)
+        return self._close((one for one in self._all() if now >= one.expires_at), now, unless)
+
+    def give_back(
+        self, account_id: str, key_id: str, now: float, *, unless: Container[str] = ()
+    ) -> list[LeaseClosed]:
         """Close a caller's leases that no request needs, so that a larger one can be asked for."""
         mine = self._leases.get((account_id, key_id), {})
-        return self._close(mine.values(), self._time(now))
+        return self._close(mine.values(), self.time(now), unless)
 
-    def close_all(self, now: float) -> list[LeaseClosed]:
+    def close_all(self, now: float, *, unless: Container[str] = ()) -> list[LeaseClosed]:
         """Close every lease that no request needs: the gateway stops."""
-        return self._close(self._all(), self._time(now))
+        return self._close(self._all(), self.time(now), unless)
 
     def still_here(self, now: float) -> StillHere:
         """Say that nothing else happened."""
-        return StillHere(at=self._time(now))
+        return StillHere(at=self.time(now))
 
-    def _close(self, leases: Iterable[_Held], now: float) -> list[LeaseClosed]:
-        done = [one for one in leases if not one.reserved]
+    def _close(
+        self, leases: Iterable[_Held], now: float, unless: Container[str]
+    ) -> list[LeaseClosed]:
+        done = [one for one in leases if not one.reserved and one.lease_id not in unless]
         for one in done:
             del self._leases[one.who][one.lease_id]
             if not self._leases[one.who]:
@@ -138,7 +147,8 @@ class Purse:
             of_caller.values() for of_caller in self._leases.values()
         )
 
-    def _time(self, now: float) -> float:
+    def time(self, now: float) -> float:
+        """Return the time that counts: `now`, or what was seen before, if that is later."""
         self._latest = max(self._latest, now)
         return self._latest
 

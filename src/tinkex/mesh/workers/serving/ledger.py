@@ -23,6 +23,7 @@ from tinkex.errors import (
     NotFoundError,
     PermissionDeniedError,
     RateLimitError,
+    StorageError,
     TinkerError,
     status_error,
 )
@@ -44,6 +45,7 @@ from tinkex.mesh.usage import (
     encode_usage,
 )
 from tinkex.mesh.workers.serving.auth_calls import AuthCalls
+from tinkex.mesh.workers.serving.settlements import Settlements
 
 REMEMBERED_RECEIPTS = 10_000
 LEASE_TIMEOUT_S = 5.0
@@ -90,6 +92,7 @@ class Ledger:
         self._tasks = tasks
         self._clock = clock
         self._purse = Purse()
+        self._settlements = Settlements(self._write_settled, tasks)
         self._used: dict[str, int] = {}
         """Tokens settled under each lease that is open."""
         self._asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -157,6 +160,7 @@ class Ledger:
 
     async def _write_down(self, reserved: Reserved, written: asyncio.Future[EntryId]) -> None:
         try:
+            await self._settlements.write_owed()  # else a crash would count a lease's tokens twice
             entry = await self._write(reserved, flush=False)
         except Exception as error:
             written.set_exception(error)
@@ -174,7 +178,12 @@ class Ledger:
         completion_tokens: int,
         receipt: Receipt | None,
     ) -> None:
-        """Write what a request cost; to be begun after the reservation's `write_down`."""
+        """Write what a request cost; to be begun after the reservation's `write_down`.
+
+        Raises:
+            StorageError: the disk refuses it. It is written once there is room; where the gateway
+                stops before, the next start settles from the reservation.
+        """
         settled = self._purse.settle(
             reservation.entry.request_id,
             prompt_tokens=prompt_tokens,
@@ -187,7 +196,8 @@ class Ledger:
         self._used[settled.lease_id] = self._used.get(settled.lease_id, 0) + spent
         if receipt is not None:
             self._remember(settled, receipt)
-        await self._write(settled)
+        # What nobody reserved and nobody had is not kept for later: a full disk refuses many.
+        await self._settlements.write(settled, lambda: spent > 0 or not _refused(reservation))
 
     async def countersign(self, message: Countersign, client: PeerId) -> None:
         """Write that a client agrees with a receipt.
@@ -231,7 +241,8 @@ class Ledger:
 
     async def close_ended(self) -> None:
         """Give back the leases whose time is over."""
-        await self._close(self._purse.close_ended(self._clock.now()))
+        await self._settlements.write_owed()
+        await self._close(self._purse.close_ended(self._clock.now(), unless=self._settlements))
 
     async def tell(self) -> None:
         """Say that nothing happened, where somebody may wait for a word."""
@@ -241,7 +252,10 @@ class Ledger:
 
     async def close(self) -> None:
         """Give every lease back that no request needs; waits `GIVE_BACK_S` at most for answers."""
-        await self._close(self._purse.close_all(self._clock.now()), timeout_s=GIVE_BACK_S)
+        await self._settlements.none_under_way()
+        await self._settlements.write_owed()
+        ended = self._purse.close_all(self._clock.now(), unless=self._settlements)
+        await self._close(ended, timeout_s=GIVE_BACK_S)
 
     def _take(self, request_id: str, caller: Caller, model: str, tokens: int) -> Reserved | None:
         return self._purse.reserve(
@@ -253,7 +267,9 @@ class Ledger:
             await self._lease(caller, tokens)
         except (BillingError, RateLimitError):
             # What is left may lie in one's own leases, each too small.
-            ended = self._purse.give_back(caller.account_id, caller.key_id, self._clock.now())
+            ended = self._purse.give_back(
+                caller.account_id, caller.key_id, self._clock.now(), unless=self._settlements
+            )
             if not ended:
                 raise
             await self._close(ended)
@@ -287,7 +303,20 @@ class Ledger:
             self._wrote_at = self._clock.monotonic()
         return await self._feed.append(encode_usage(event), flush=flush)
 
+    async def _write_settled(self, settled: Settled) -> None:
+        # Times never go back within a feed, and one that was refused may come after others.
+        at = self._purse.time(self._clock.now())
+        await self._write(msgspec.structs.replace(settled, at=at))
+
     def _remember(self, settled: Settled, receipt: Receipt) -> None:
         self._receipts[settled.request_id] = (receipt.body, settled.lease_id)
         if len(self._receipts) > REMEMBERED_RECEIPTS:
             self._receipts.popitem(last=False)
+
+
+def _refused(reservation: Reservation) -> bool:
+    """Whether the disk refused a reservation."""
+    written = reservation.written
+    if not written.done() or written.cancelled():
+        return False
+    return isinstance(written.exception(), StorageError)

@@ -8,7 +8,7 @@ from mesh_rpc import settled
 
 from tinkex.errors import StorageError, status_error
 from tinkex.mesh.tasks import Tasks, let_others_run
-from tinkex.mesh.usage import decode_usage
+from tinkex.mesh.usage import GatewayUsage, LeaseClosed, Reserved, Settled, decode_usage
 from tinkex.mesh.workers.serving.ledger import GIVE_BACK_S, Ledger
 from tinkex.testing import VirtualClock
 
@@ -87,3 +87,153 @@ async def test_end_waits_once_for_auth_workers_that_are_gone_whatever_it_has_to_
     await settled()
     assert closing.done()
     await closing
+
+
+class Disk(WholeFeed):
+    """A feed whose disk may be full, or slow."""
+
+    def __init__(self):
+        self.is_full, self.has_time = False, asyncio.Event()
+        self.has_time.set()
+
+    async def append(self, payload, *, flush=True):
+        await self.has_time.wait()
+        if self.is_full:
+            raise StorageError("the disk is full")
+        await super().append(payload, flush=flush)
+
+    def fold(self):
+        usage = GatewayUsage()
+        for number, entry in enumerate(self):
+            usage.apply(entry, epoch=b"e", sequence=number)
+        return usage
+
+    @property
+    def kinds(self):
+        return [type(entry) for entry in self]
+
+
+class WillingAuth:
+    """Auth workers that take leases back."""
+
+    def __init__(self):
+        self.settled = {}
+
+    async def ask(self, method, request, *, deadline):
+        self.settled[request.lease_id] = request.used_tokens
+
+
+class Books:
+    """A ledger with a lease of a thousand tokens for a minute."""
+
+    def __init__(self):
+        self.clock, self.disk, self.auth = VirtualClock(), Disk(), WillingAuth()
+        self.ledger = self.start()
+        end = self.clock.now() + 60
+        self.ledger._purse.put_in("lease", "account", "key", 1000, end)
+
+    def start(self):
+        tasks = Tasks(on_error=lambda error: None)
+        return Ledger(self.disk, self.auth, tasks, clock=self.clock)
+
+    async def begin(self, request_id):
+        account = SimpleNamespace(account_id="account", key_id="key")
+        reservation = await self.ledger.reserve(request_id, account, "model", 500)
+        self.ledger.write_down(reservation)
+        await settled()
+        return reservation
+
+    async def end(self, reservation, tokens):
+        await self.ledger.settle(
+            reservation, prompt_tokens=tokens, completion_tokens=0, receipt=None
+        )
+
+    async def with_refused(self, *tokens):
+        """Requests that have ended, of which the disk refused to note so."""
+        reservations = [await self.begin(f"r{count}") for count in tokens]
+        self.disk.is_full = True
+        for reservation, count in zip(reservations, tokens, strict=True):
+            with pytest.raises(StorageError):
+                await self.end(reservation, count)
+
+
+async def test_a_settlement_that_the_disk_refused_is_written_once_there_is_room():
+    books = Books()
+    await books.with_refused(7, 8)
+    books.clock.advance(70)
+    with pytest.raises(StorageError):
+        await books.ledger.close_ended()
+    assert books.disk.kinds == [Reserved, Reserved], "its lease is not closed"
+    books.disk.is_full = False
+    await asyncio.gather(books.ledger.close_ended(), books.ledger.close_ended())
+    assert books.disk.kinds == [Reserved, Reserved, Settled, Settled, LeaseClosed]
+    use = books.disk.fold().lease("lease")
+    assert (use.tokens, use.reserved, use.closed) == (15, {}, True)
+    assert [one.settled.prompt_tokens for one in books.disk.fold().requests()] == [7, 8]
+    assert [entry.at for entry in books.disk] == sorted(entry.at for entry in books.disk)
+    assert books.auth.settled == {"lease": 15}
+
+
+async def test_a_settlement_that_the_disk_refused_comes_before_whatever_is_reserved_next():
+    books = Books()
+    await books.with_refused(7)
+    again = await books.begin("again")
+    assert isinstance(again.written.exception(), StorageError)
+    with pytest.raises(StorageError):
+        await books.end(again, 0)
+    books.disk.is_full = False
+    await books.end(await books.begin("r9"), 9)
+    await books.ledger.close()
+    assert books.disk.kinds == [Reserved, Settled, Reserved, Settled, LeaseClosed]
+    assert [one.settled.request_id for one in books.disk.fold().requests()] == ["r7", "r9"]
+
+
+async def test_who_is_called_off_while_a_refused_settlement_is_written_doubles_nothing():
+    books = Books()
+    await books.with_refused(7)
+    books.disk.is_full = False
+    books.disk.has_time.clear()
+    sweep = asyncio.ensure_future(books.ledger.close_ended())
+    await settled()
+    sweep.cancel()
+    closing = asyncio.ensure_future(books.ledger.close())
+    await settled()
+    books.disk.has_time.set()
+    await closing
+    assert books.disk.kinds == [Reserved, Settled, LeaseClosed]
+
+
+@pytest.mark.parametrize("room_at_the_end", [False, True])
+async def test_a_gateway_that_stops_before_a_settlement_has_room_settles_from_the_reservation(
+    room_at_the_end,
+):
+    books = Books()
+    await books.with_refused(7)
+    books.disk.is_full = not room_at_the_end
+    if room_at_the_end:
+        await books.ledger.close()
+    else:
+        with pytest.raises(StorageError):
+            await books.ledger.close()
+    books.disk.is_full = False
+    assert await books.start().recover(books.disk.fold()) == (0 if room_at_the_end else 1)
+    assert books.disk.kinds == [Reserved, Settled, LeaseClosed]
+    use = books.disk.fold().lease("lease")
+    assert (use.tokens, use.reserved) == (7 if room_at_the_end else 500, {})
+
+
+async def test_a_lease_is_closed_after_the_settlement_that_is_under_way_when_the_gateway_stops():
+    books = Books()
+    reservation = await books.begin("r")
+    books.disk.has_time.clear()
+    ending = asyncio.ensure_future(books.end(reservation, 7))
+    await settled()
+    closing = asyncio.ensure_future(books.ledger.close())
+    await settled()
+    books.disk.is_full = True
+    books.disk.has_time.set()
+    with pytest.raises(StorageError):
+        await ending
+    with pytest.raises(StorageError):
+        await closing
+    assert books.disk.kinds == [Reserved], "open: the next start settles from the reservation"
