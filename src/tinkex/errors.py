@@ -274,9 +274,14 @@ class CertificateError(APIConnectionError):
 
 
 class CircuitOpenError(APIConnectionError):
-    """Nothing was sent: the client's circuit breaker is open; `retry_after_ms` says until when."""
+    """Nothing was sent: the client's circuit breaker is open; `retry_after_ms` says until when.
+
+    Attributes:
+        tried: whether the request had been sent before, and this was to be its next try.
+    """
 
     category = "server"
+    tried = False
 
 
 class APIResponseValidationError(APIError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Awaitable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -446,7 +447,7 @@ def create_sampling_client(
     """Make a client of a base model or of saved weights, whose path may still be on its way.
 
     Raises:
-        InputError: neither was given, or the path is no checkpoint's.
+        InputError: neither was given, one has the wrong type, or the path is no checkpoint's.
     """
     if model_path is None and base_model is None:
         raise InputError("A sampling client needs a model_path or a base_model.")
@@ -455,6 +456,17 @@ def create_sampling_client(
             f"model_path {model_path!r} must start with tinker://, as save_weights_for_sampler "
             "returns it. To sample from a base model, pass base_model."
         )
+
+    def body(session_id: str, path: str | None, number: int) -> CreateSamplingSessionRequest:
+        return CreateSamplingSessionRequest(
+            session_id=session_id,
+            sampling_session_seq_id=number,
+            base_model=base_model,
+            model_path=path,
+        )
+
+    there = None if isinstance(model_path, Awaitable) else model_path
+    operations.checked(lambda: body("", there, 0))  # wrong arguments fail here, before any request
     number = session.next_sampler()
 
     async def run() -> SamplingClient:
@@ -464,12 +476,7 @@ def create_sampling_client(
         sender = session.connection.sender
         created = await sender.call(
             endpoints.CREATE_SAMPLING_SESSION,
-            CreateSamplingSessionRequest(
-                session_id=await session.id(),
-                sampling_session_seq_id=number,
-                base_model=base_model,
-                model_path=path,
-            ),
+            body(await session.id(), path, number),
             sdk_method=sdk_method,
         )
         name = base_model

@@ -245,7 +245,10 @@ class Sender:
             try:
                 async with permit():
                     reply = await (send or self.send)(request)
-            except (CertificateError, CircuitOpenError):
+            except CertificateError:
+                raise
+            except CircuitOpenError as refused:
+                refused.tried = attempt > 0
                 raise
             except APIConnectionError as no_answer:
                 error, failure = no_answer, Failure(None, {})

@@ -6,11 +6,11 @@ POST of the next call starts only after the last POST of this one was answered.
 
 Numbers are given at sending time for one reason: a server runs the calls of a model in the order
 of their numbers and must wait for a missing one. So a call that fails before its POST (it cannot
-be encoded, its custom loss raises, it is cancelled while it waits) uses no number, and one the
-server refused with a 4xx gives its number to the next call. Only a POST whose fate is unknown (a
-lost connection, a 5xx to the end) leaves a gap: the number may belong to a request the server
-holds, and using it again could hand the next call the wrong answer. The server resolves such a
-gap by its own time-out.
+be encoded, its custom loss raises, it is cancelled while it waits, a circuit breaker is open) uses
+no number, and one the server refused with a 4xx gives its number to the next call. Only a POST
+whose fate is unknown (a lost connection, a 5xx to the end) leaves a gap: the number may belong to
+a request the server holds, and using it again could hand the next call the wrong answer. The
+server resolves such a gap by its own time-out.
 
 A call that fails with part of its gradient on the server, or none of it, must not be followed by
 the optim_step that was meant to apply it. `skip_until_seen` therefore fails the calls that are
@@ -25,7 +25,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from tinkex.errors import APIStatusError, InputError, SkippedCallError
+from tinkex.errors import APIStatusError, CircuitOpenError, InputError, SkippedCallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -186,7 +186,7 @@ class Turn:
         number = self._sequencer.take_number()
         try:
             return await post(number)
-        except (InputError, APIStatusError) as error:
+        except (InputError, APIStatusError, CircuitOpenError) as error:
             if not _may_be_held(error):
                 self._sequencer.give_back(number)
             raise
@@ -203,8 +203,10 @@ class Turn:
         self._over.set_result(None)
 
 
-def _may_be_held(error: InputError | APIStatusError) -> bool:
+def _may_be_held(error: InputError | APIStatusError | CircuitOpenError) -> bool:
     """Whether the server may hold a request that ended in `error`."""
     if isinstance(error, InputError):  # our own encoder refused it: nothing was sent
         return False
+    if isinstance(error, CircuitOpenError):
+        return error.tried
     return error.status_code >= 500 or error.status_code in _FATE_UNKNOWN

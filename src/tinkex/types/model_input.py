@@ -93,8 +93,8 @@ class ModelInput:
         """Return the fields as JSON text."""
         return to_json(self.model_dump(**options)).decode()
 
-    def model_copy(self) -> Self:
-        """Return a copy that shares the chunks, which are immutable."""
+    def model_copy(self, *, deep: bool = False) -> Self:  # noqa: ARG002 - pydantic's parameter
+        """Return a copy; a deep one too shares the chunks, since they are immutable."""
         return type(self)(self.chunks)
 
     def to_wire(self) -> dict[str, Any]:

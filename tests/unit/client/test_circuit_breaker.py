@@ -154,3 +154,22 @@ def test_client_with_a_breaker_stops_asking_a_server_that_fails():
         with pytest.raises(CircuitOpenError):
             client.get_server_capabilities()
         assert len(peer.requests_to(capabilities)) == 2
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_refusal_says_whether_an_earlier_try_of_the_request_had_left(retries):
+    """What was sent once may be held by the server: its sequence number is not for another call."""
+    policy = CircuitBreakerPolicy(threshold=1, reset_seconds=1000.0)
+    capabilities = f"{API}/get_server_capabilities"
+    with (
+        scripted_peer() as peer,
+        service(peer, circuit_breaker=policy, max_retries=retries) as client,
+    ):
+        peer.expect(capabilities, ok({}, 500), method="GET")
+        with pytest.raises(CircuitOpenError if retries else InternalServerError) as first:
+            client.get_server_capabilities()
+        with pytest.raises(CircuitOpenError) as second:
+            client.get_server_capabilities()
+        assert not second.value.tried
+        if retries:
+            assert first.value.tried

@@ -156,6 +156,9 @@ def test_path_that_is_no_checkpoints_is_refused_before_any_request(peer, runtime
             client.create_sampling_client(model_path="some/model")
         with pytest.raises(InputError, match="model_path or a base_model"):
             client.create_sampling_client()
+        for wrong in ({"base_model": 3}, {"model_path": 3}, {"base_model": ["tinkex/sprout"]}):
+            with pytest.raises(InputError, match=f"{next(iter(wrong))} does not fit"):
+                client.create_sampling_client(**wrong)
     assert peer.requests == []
 
 

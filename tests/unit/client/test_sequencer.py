@@ -7,7 +7,12 @@ from client_support import settle, status_error
 
 from tinkex.client.future import APIFuture
 from tinkex.client.sequencer import Sequencer
-from tinkex.errors import InputError, SkippedCallError
+from tinkex.errors import CircuitOpenError, InputError, SkippedCallError
+
+
+def tried_before(error):
+    error.tried = True
+    return error
 
 
 async def test_calls_are_numbered_from_one_in_call_order():
@@ -63,6 +68,8 @@ async def test_next_post_waits_until_the_one_before_was_answered():
         (status_error(409), 2),
         (status_error(503), 2),
         (ConnectionError("reset"), 2),
+        (CircuitOpenError("not sent"), 1),
+        (tried_before(CircuitOpenError("not sent again")), 2),
     ],
 )
 async def test_failed_post_releases_the_turn_and_settles_its_number(error, next_number):

@@ -155,7 +155,7 @@ def test_copies_of_every_kind_are_equal():
     original = ModelInput([EncodedTextChunk([1, 2]), ImageChunk(b"x", "png", 3), DmelChunk(b"d")])
     assert pickle.loads(pickle.dumps(original)) == original
     assert copy.deepcopy(original) == original
-    assert original.model_copy() == original
+    assert original.model_copy() == original == original.model_copy(deep=True)
     assert ModelInput.model_validate_json(original.model_dump_json()) == original
     assert original != ModelInput.from_ints([1, 2])
 

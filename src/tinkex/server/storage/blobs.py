@@ -83,8 +83,10 @@ class Blobs:
         """
         final = self.folder(key)
         if final.exists() and not overwrite:
+            # Only `save_state` can replace what is there.
+            other = "overwrite=True" if key.kind == "weights" else "delete it first"
             raise InputError(
-                f"Checkpoint {key.path} exists already. Choose another name, or overwrite=True."
+                f"Checkpoint {key.path} exists already. Choose another name, or {other}."
             )
         for folder in (self._root, self._root / key.run_id, final.parent):
             private_folder(folder)

@@ -55,6 +55,16 @@ def test_existing_checkpoint_is_kept_without_overwrite(tmp_path):
     assert (blobs.folder(KEY) / "file").read_text() == "old"
 
 
+@pytest.mark.parametrize(
+    ("kind", "advice"), [("weights", "overwrite=True"), ("sampler_weights", "delete it first")]
+)
+def test_refusal_names_what_the_call_can_do(tmp_path, kind, advice):
+    blobs, key = Blobs(tmp_path), CheckpointKey(RUN, kind, "a")
+    save(blobs, key)
+    with pytest.raises(InputError, match=f"another name, or {advice}"):
+        save(blobs, key)
+
+
 def test_overwrite_replaces_and_leaves_nothing_beside(tmp_path):
     blobs = Blobs(tmp_path)
     save(blobs, content="old")
