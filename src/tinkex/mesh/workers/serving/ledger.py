@@ -116,7 +116,9 @@ class Ledger:
             if settled.receipt:
                 receipt = msgspec.msgpack.decode(settled.receipt, type=Receipt)
                 self._remember(settled, receipt)
-        entries = closing_entries(own, self._clock.now())
+        # Auth workers take a lease for ended by what the feed says, whatever the clock says now.
+        now = self._purse.time(max(self._clock.now(), own.seen_until))
+        entries = closing_entries(own, now)
         for entry in entries:
             await self._write(entry)
         return sum(isinstance(entry, Settled) for entry in entries)
@@ -277,9 +279,10 @@ class Ledger:
 
     async def _lease(self, caller: Caller, tokens: int) -> None:
         self._owes_until = self._clock.monotonic() + OWES_S
+        now = self._purse.time(self._clock.now())
         lease = await self._auth.ask(
             AuthApi.rpc_lease,
-            LeaseRequest(caller.account_id, caller.key_id, tokens, self._clock.now()),
+            LeaseRequest(caller.account_id, caller.key_id, tokens, now),
             deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
         )
         self._purse.put_in(

@@ -4,11 +4,19 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from mesh_rpc import settled
+from mesh_rpc import SkewedClock, settled
 
-from tinkex.errors import StorageError, status_error
+from tinkex.errors import BillingError, RateLimitError, StorageError, status_error
+from tinkex.mesh.quota import LeaseGranted, QuotaLedger
 from tinkex.mesh.tasks import Tasks, let_others_run
-from tinkex.mesh.usage import GatewayUsage, LeaseClosed, Reserved, Settled, decode_usage
+from tinkex.mesh.usage import (
+    GatewayUsage,
+    LeaseClosed,
+    Reserved,
+    Settled,
+    decode_usage,
+    encode_usage,
+)
 from tinkex.mesh.workers.serving.ledger import GIVE_BACK_S, Ledger
 from tinkex.testing import VirtualClock
 
@@ -237,3 +245,61 @@ async def test_a_lease_is_closed_after_the_settlement_that_is_under_way_when_the
     with pytest.raises(StorageError):
         await closing
     assert books.disk.kinds == [Reserved], "open: the next start settles from the reservation"
+
+
+class LendingAuth:
+    """An auth worker that reads a gateway's feed, and accounts for leases as soon as it can."""
+
+    def __init__(self, disk, quota):
+        self.disk, self.quota, self.granted = disk, quota, 0
+        self.book = QuotaLedger(lambda _: disk.fold())
+
+    async def ask(self, method, request, *, deadline):
+        if method.__name__ != "rpc_lease":
+            return None
+        self.granted += 1
+        wanted = LeaseGranted(
+            f"lease{self.granted}",
+            bytes(32),
+            request.account_id,
+            request.key_id,
+            request.tokens,
+            request.now,
+            request.now + 30,
+        )
+        self.account()
+        lease = self.book.decide(wanted, least=request.tokens, quota=self.quota, cap=None)
+        self.book.apply(lease)
+        self.account()
+        return lease
+
+    def account(self):
+        for event in self.book.accountable("account", 0.0):
+            self.book.apply(event)
+
+
+async def spend(ledger, most):
+    """Ask until no more is lent, or so much is spent: how much that was."""
+    account = SimpleNamespace(account_id="account", key_id="key")
+    for spent in range(0, most, 100):
+        try:
+            reservation = await ledger.reserve(f"r{spent}", account, "model", 100)
+        except (BillingError, RateLimitError):
+            return spent
+        ledger.write_down(reservation)
+        await ledger.settle(reservation, prompt_tokens=100, completion_tokens=0, receipt=None)
+    return most
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_clock_that_was_set_back_passes_no_quota_and_stops_no_gateway(restarts):
+    disk, clock = Disk(), SkewedClock(VirtualClock(), 0)
+    auth = LendingAuth(disk, quota=1000)
+    ledger = Ledger(disk, auth, Tasks(on_error=print), clock=clock)
+    await disk.append(encode_usage(ledger._purse.still_here(clock.now())))
+    clock._seconds = -45
+    if restarts:
+        ledger = Ledger(disk, auth, Tasks(on_error=print), clock=clock)
+        await ledger.recover(disk.fold())
+    assert await spend(ledger, 2000) == 1000 == auth.book.spending("account").tokens
+    assert [entry.at for entry in disk] == sorted(entry.at for entry in disk)
