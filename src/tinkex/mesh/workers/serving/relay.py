@@ -157,6 +157,16 @@ class Relay:
                 held is forgotten.
         """
         held, self._held = self._held, []
+        said_before = self.prompt_tokens
+        try:
+            given = self._accept_end(ended, held)
+        except PeerProtocolError:
+            self.prompt_tokens = said_before  # the next one is not held to what was refused
+            raise
+        self.cached_tokens = ended.cached_tokens
+        return given
+
+    def _accept_end(self, ended: Ended, held: list[PieceMessage]) -> tuple[PieceMessage, ...]:
         self._check_claim(ended)
         if not self.prompt_tokens:
             self._check_prompt(ended.prompt_tokens)
@@ -164,7 +174,6 @@ class Relay:
         self._check_cached(ended, self.prompt_tokens)
         given = self._accept_held(held)
         self._check_complete()
-        self.cached_tokens = ended.cached_tokens
         return given
 
     def _check_claim(self, ended: Ended) -> None:

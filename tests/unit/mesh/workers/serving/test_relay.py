@@ -192,6 +192,29 @@ def test_a_foreign_back_end_may_say_the_prompts_size_at_the_end_within_the_same_
                 made.end(ended)
 
 
+@pytest.mark.parametrize(
+    ("refused", "why"),
+    [
+        (Ended(completion_tokens=1, prompt_tokens=3, cached_tokens=4), "cached"),
+        (Ended(completion_tokens=1, prompt_tokens=3), "ended its stream"),
+    ],
+)
+def test_what_a_foreign_back_end_says_in_an_end_that_is_refused_binds_no_other(refused, why):
+    message = request()
+    made = Relay(message, cost_of(message, CONTEXT), CONTEXT)
+    unknown = Begun(prompt_tokens=0, fingerprint="", deterministic=False)
+    made.check_begun(unknown)
+    made.begin(unknown)
+    made.take(piece())
+    with pytest.raises(PeerProtocolError, match=why):
+        made.end(refused)
+    made.check_begun(unknown)
+    made.begin(unknown)
+    made.take(piece(finish_reason="stop"))
+    made.end(Ended(completion_tokens=1, prompt_tokens=2))
+    assert made.prompt_tokens == 2
+
+
 def test_the_context_bounds_a_completion_too():
     made = relay(max_tokens=None)
     made.take(piece(0, [1] * (CONTEXT + 1 - 3)))
