@@ -86,6 +86,7 @@ class Leadership(LeadershipApi):
             store, LEADERSHIP, Terms, name="terms", by_author=False, on_error=on_error
         )
         self.election = Election(self._me, self._config, rng, clock.monotonic())
+        self._terms.on_refold(self._look)
         self._ballots = asyncio.Lock()
         self._mark = 0
         self._on_change: list[Callable[[], None]] = []
@@ -133,7 +134,7 @@ class Leadership(LeadershipApi):
 
     def mark(self) -> int:
         """Changes with what `counts` says."""
-        return self._terms.state().last
+        return self._terms.state().mark
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` told when other entries count than before; give it a view's `refold`."""
@@ -144,7 +145,10 @@ class Leadership(LeadershipApi):
         self._on_leading.append(callback)
 
     def _told(self, _: Sequence[Entry]) -> None:
-        if self.mark() != self._mark:  # the view of terms was told first
+        self._look()  # the view of terms was told first, unless it folds again
+
+    def _look(self) -> None:
+        if self.mark() != self._mark:
             self._mark = self.mark()
             for callback in self._on_change:
                 callback()

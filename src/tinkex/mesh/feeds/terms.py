@@ -129,6 +129,11 @@ class Terms:
         return self._line[-1][1].number if self._line else 0
 
     @property
+    def mark(self) -> int:
+        """Changes with what `counts` says: also when a term before the newest becomes known."""
+        return self.last << 32 | len(self._line)
+
+    @property
     def last_leader(self) -> PeerId | None:
         """Who leads, or led, in it."""
         return self._line[-1][0] if self._line else None

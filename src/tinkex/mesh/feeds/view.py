@@ -77,6 +77,8 @@ class _Part(Generic[S]):
     state: S
     positions: dict[ChainId, int] = field(default_factory=dict)
     order: _Order = _NO_ORDER
+    mark: int = 0
+    """Of the filter, when its folding began."""
 
 
 class View(Generic[S]):
@@ -120,6 +122,7 @@ class View(Generic[S]):
         self._held_back: dict[PeerId | None, list[Entry]] = {}
         self._early: list[Entry] | None = None
         self._failed: Exception | None = None
+        self._on_refold: list[Callable[[], None]] = []
         self._unsaved = 0
         self._end: list[Callable[[], None]] = []
 
@@ -167,6 +170,10 @@ class View(Generic[S]):
         """Fold everything again: other entries count than before."""
         for key in list(self._parts):
             self._again(key)
+
+    def on_refold(self, callback: Callable[[], None]) -> None:
+        """Have `callback` told whenever a part was folded again."""
+        self._on_refold.append(callback)
 
     def _mark(self) -> int:
         return 0 if self._only is None else self._only.mark()
@@ -230,14 +237,13 @@ class View(Generic[S]):
     async def save(self) -> None:
         """Keep the states, so that the next start folds only what came after."""
         self._unsaved = 0
-        mark = self._mark()
         kept = {
             b"" if key is None else key.raw: msgspec.msgpack.encode(
                 _Kept(
                     [(c.author.raw, c.epoch, number) for c, number in part.positions.items()],
                     part.order,
                     part.state.dump(),
-                    mark,
+                    part.mark,
                 )
             )
             for key, part in self._parts.items()
@@ -269,11 +275,12 @@ class View(Generic[S]):
             return
         part = self._parts.get(key)
         if part is None:
-            part = self._parts[key] = _Part(self._restore(None))
+            part = self._parts[key] = _Part(self._restore(None), mark=self._mark())
         at = part.positions.get(entry.chain, -1)
         if entry.sequence <= at:
             return
-        if entry.order > part.order and entry.sequence == at + 1:
+        in_order = entry.order > part.order and entry.sequence == at + 1
+        if in_order and part.mark == self._mark():
             self._fold(part, entry)
         else:
             self._again(key)
@@ -323,13 +330,27 @@ class View(Generic[S]):
             raise
         for entry in self._held_back.pop(key):
             self._take(entry)
+        for callback in tuple(self._on_refold):
+            callback()
 
     async def _fill(self, key: PeerId | None, part: _Part[S] | None) -> None:
-        """Fold what is stored beyond a saved part, or from the start."""
-        if part is None or not await self._fold_stored(key, part, in_order=True):
-            part = await self._begin(key)
-            if part is not None:
-                await self._fold_stored(key, part, in_order=False)
+        """Fold what is stored beyond a saved part, or from the start.
+
+        Once more where the filter changed its mind meanwhile: what was folded before is of the old.
+        """
+        while True:
+            mark = self._mark()
+            if (
+                part is None
+                or part.mark != mark
+                or not await self._fold_stored(key, part, in_order=True)
+            ):
+                part = await self._begin(key)
+                if part is not None:
+                    part.mark = mark
+                    await self._fold_stored(key, part, in_order=False)
+            if part is None or part.mark == self._mark():
+                break
         if part is None:
             self._parts.pop(key, None)
         else:
@@ -387,7 +408,7 @@ class View(Generic[S]):
             fits = saved_part.mark == self._mark() and self._fits(key, positions, held)
             if fits and (key is None) is not self.by_author:
                 state = self._restore(saved_part.state)
-                self._parts[key] = _Part(state, positions, saved_part.order)
+                self._parts[key] = _Part(state, positions, saved_part.order, saved_part.mark)
         authors = {self._key(chain.author) for chain in held}
         return list(authors if self.by_author else {None})
 

@@ -333,6 +333,18 @@ def test_term_without_a_majority_of_ballots_is_refused():
     assert Terms(terms.dump()).last == 1
 
 
+def test_term_that_becomes_known_after_its_successor_changes_the_mark():
+    terms = Terms()
+    alone = entry(1, b"x", feed=LED, time=20)
+    terms.fold(term_of(3, 2, 3, number=3, previous=2, start=30, end=25))
+    before = terms.mark
+    assert terms.counts(alone)
+    terms.fold(term_of(2, 2, 3, number=2, previous=0, start=10))
+    assert not terms.counts(alone)
+    assert terms.last == 3
+    assert terms.mark != before
+
+
 def test_entries_count_that_their_author_wrote_while_it_led():
     terms = Terms()
     led = {name: entry(name, b"x", feed=LED, time=0) for name in (1, 2, 3)}

@@ -65,10 +65,15 @@ async def revive_one(party, rng):
 
 async def test_committed_entries_count_after_crashes_in_any_order(tmp_path):
     seed = random.SystemRandom().randrange(1 << 32)
-    await live(tmp_path, seed, steps=10)
+    await live(tmp_path, seed, steps=20)
+
+
+@pytest.mark.parametrize("seed", [33, 52, 98])
+async def test_who_returns_counts_what_a_leader_wrote_whose_term_it_hears_of_later(tmp_path, seed):
+    await live(tmp_path, seed, steps=40)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(250))
 async def test_committed_entries_count_after_crashes_in_any_order_long(tmp_path, seed):
     await live(tmp_path, seed, steps=40)

@@ -408,16 +408,22 @@ async def copy_all_after(source, target):
         await target.ingest([entry.encoded() for entry in run])
 
 
+class Even:
+    """Counts the even ones, or the odd ones; it may change its mind in the middle of folding."""
+
+    wanted = 0
+    turns_at = b""
+
+    def counts(self, entry):
+        if entry.payload == self.turns_at:
+            self.wanted, self.turns_at = 1, b""
+        return int(entry.payload[-1:]) % 2 == self.wanted
+
+    def mark(self):
+        return self.wanted
+
+
 async def test_refolding_gives_what_counts_now(tmp_path, views):
-    class Even:
-        wanted = 0
-
-        def counts(self, entry):
-            return int(entry.payload[-1:]) % 2 == self.wanted
-
-        def mark(self):
-            return self.wanted
-
     only = Even()
     async with store(tmp_path) as held:
         await write(held, "a=1", "a=2", "a=3", "a=4")
@@ -431,6 +437,38 @@ async def test_refolding_gives_what_counts_now(tmp_path, views):
         view.refold()
         await view.current()
         assert view.state(ONE).values == {"a": b"24"}
+
+
+async def test_mind_that_changed_unheard_is_noticed_at_the_next_entry_and_the_next_start(
+    tmp_path, views
+):
+    only = Even()
+    async with store(tmp_path) as held:
+        await write(held, "a=1", "a=2", "a=3")
+        view = await views(held, only=only)
+        only.wanted = 1
+        await view.close()
+        view = await views(held, only=only)
+        assert view.state(ONE).values == {"a": b"13"}, "what was saved was folded by another mind"
+        only.wanted = 0
+        await write(held, "a=4")
+        await view.current()
+        assert view.state(ONE).values == {"a": b"24"}
+
+
+async def test_mind_that_changes_while_all_is_folded_again_is_heeded(tmp_path, views):
+    only, told = Even(), []
+    async with store(tmp_path) as held:
+        await write(held, "a=1", "a=2", "a=3", "a=4")
+        view = await views(held, only=only)
+        view.on_refold(lambda: told.append(dict(view.state(ONE).values)))
+        only.turns_at = b"a=3"
+        view.refold()
+        await view.current()
+        assert told == [{"a": b"13"}]
+        only.wanted, only.turns_at = 0, b"a=2"
+        opened = await views(held, only=only, version=2)
+        assert opened.state(ONE).values == {"a": b"13"}
 
 
 async def test_nonsense_is_no_snapshot():
