@@ -10,9 +10,10 @@ import typer
 
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
-from tinkex.cli.mesh.endpoint import Endpoint, Url, find_endpoint
+from tinkex.cli.mesh.endpoint import Endpoint, Url, find_caller, find_endpoint
 from tinkex.cli.mesh.places import DAY_S, DataDir
 from tinkex.cli.mesh.secrets import NEW_PASSWORD_VARIABLE, PASSWORD_VARIABLE, ask_secret
+from tinkex.cli.mesh.sessions import read_session
 from tinkex.errors import AuthenticationError
 
 Email = Annotated[str, typer.Option("--email", prompt=True, help="Address of the account.")]
@@ -52,7 +53,12 @@ def login(
 def logout(url: Url = None, data_dir: DataDir = None) -> None:
     """End the session, here and in the network."""
     endpoint = find_endpoint(url, data_dir)
-    with suppress(AuthenticationError):  # it has ended there already, or is another network's
+    kept = read_session(endpoint.folder)
+    if kept is not None and not kept.is_of(endpoint.place):
+        endpoint.forget_session()
+        output.remark(f"the session of {kept.source} is forgotten here, and not ended there")
+        return
+    with suppress(AuthenticationError):  # it has ended there already
         endpoint.ask("POST", "/mesh/logout", credential=endpoint.access_token())
     endpoint.forget_session()
     output.remark("logged out")
@@ -161,7 +167,7 @@ def usage(
     data_dir: DataDir = None,
 ) -> None:
     """Show what your account used, entry by entry, and what is left of its quota."""
-    endpoint = find_endpoint(url, data_dir)
+    endpoint = find_caller(url, data_dir)
     report = whole_report(endpoint, endpoint.credential(), since=0.0 if everything else math.inf)
     sums = [
         [

@@ -1,7 +1,7 @@
 """The commands' way to the mesh: the local endpoint that a client worker serves.
 
 Owns finding it, whose credential is sent, and reading its errors. The endpoint keeps no session:
-`tinkex mesh login` keeps one in a file of its user's.
+`tinkex mesh login` keeps one in a file of its user's (`sessions`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinkex.cli.mesh.places import SESSION_NAME, find_ready, mesh_dir, read_private, write_private
+from tinkex.cli import output
+from tinkex.cli.mesh.places import find_ready, mesh_dir
+from tinkex.cli.mesh.sessions import Place, delete_session, read_session, write_session
 from tinkex.errors import (
     APIConnectionError,
     AuthenticationError,
@@ -39,6 +41,7 @@ Url = Annotated[
 RENEW_S = 60.0
 """An access token that lasts no longer than this is renewed before it is used."""
 ANSWER_S = 120.0
+_KEY_VARIABLE = "TINKEX_MESH_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,13 @@ class Endpoint:
     """Without `/v1`."""
     api_key: str | None
     folder: Path
+    network: str | None = None
+    """Id of its network, where the ready file of what runs there says it."""
+
+    @property
+    def place(self) -> Place:
+        """What a session is bound to."""
+        return Place(self.url, self.network)
 
     @contextmanager
     def http(self) -> Iterator[httpx.Client]:
@@ -115,14 +125,20 @@ class Endpoint:
         """Return the user's access token, renewed if it is about to end.
 
         Raises:
-            CredentialError: nobody is logged in.
+            CredentialError: nobody is logged in, or somewhere else.
             AuthenticationError: the session has ended.
         """
         from tinkex._clock import SystemClock
 
-        session = read_private(self.folder / SESSION_NAME)
-        if session is None:
+        kept = read_session(self.folder)
+        if kept is None:
             raise CredentialError("you are not logged in: run `tinkex mesh login`")
+        if not kept.is_of(self.place):
+            raise CredentialError(
+                f"you are not logged in at {self.url}: the session that is kept is of "
+                f"{kept.source}, and is sent to no other network; run `tinkex mesh login` here"
+            )
+        session = kept.fields
         if session["access_expires_at"] - RENEW_S <= SystemClock().now():
             body = {"refresh_token": session["refresh_token"]}
             try:
@@ -132,39 +148,44 @@ class Endpoint:
                     f"{self.url} does not go on with your session ({error}): run `tinkex mesh "
                     "login`, or `tinkex mesh logout` to go on without one"
                 ) from error
-            self.keep_session(session)
+            # What was known of its network stays known where no ready file says it just now.
+            place = Place(self.url, self.network or kept.network)
+            write_session(self.folder, session, place)
         return str(session["access_token"])
 
     def credential(self) -> str:
         """Return the API key, or else the access token.
 
         Raises:
-            CredentialError: there is neither.
+            CredentialError: there is neither, for this endpoint.
             AuthenticationError: the session has ended.
         """
         return self.api_key or self.access_token()
 
     def keep_session(self, session: dict[str, Any]) -> None:
         """Remember a session for later commands."""
-        write_private(self.folder / SESSION_NAME, session)
+        write_session(self.folder, session, self.place)
 
     def forget_session(self) -> None:
         """Forget it."""
-        (self.folder / SESSION_NAME).unlink(missing_ok=True)
+        delete_session(self.folder)
 
 
 def find_endpoint(url: str | None, data_dir: Path | None) -> Endpoint:
     """Find the endpoint, and the key for it.
 
     The environment's key goes before a session, and a session before the key of the ready file:
-    who has logged in acts, not the account of what happens to run here.
+    who has logged in acts, not the account of what happens to run here. A session of another
+    network or endpoint is none here.
 
     Raises:
         ConfigurationError: none is given, and none runs.
     """
     folder = mesh_dir(data_dir)
-    key = os.environ.get("TINKEX_MESH_KEY") or None
-    ready = find_ready(folder, ("client",))
+    key = os.environ.get(_KEY_VARIABLE) or None
+    if url is not None:
+        url = url.rstrip("/").removesuffix("/v1")
+    ready = find_ready(folder, ("client",), url=url)
     if url is None:
         if ready is None:
             raise ConfigurationError(
@@ -172,11 +193,37 @@ def find_endpoint(url: str | None, data_dir: Path | None) -> Endpoint:
                 "client`, or give --url"
             )
         url = str(ready["url"])
-    url = url.rstrip("/").removesuffix("/v1")
-    logged_in = (folder / SESSION_NAME).exists()
-    if key is None and not logged_in and ready is not None and ready["url"] == url:
-        key = ready.get("api_key")
-    return Endpoint(url, key, folder)
+    found = Endpoint(url, key, folder, None if ready is None else ready.get("network_id"))
+    own_key = None if ready is None else ready.get("api_key")
+    if key is None and own_key is not None and not _logged_in(found):
+        found = replace(found, api_key=own_key)
+    return found
+
+
+def find_caller(url: str | None, data_dir: Path | None) -> Endpoint:
+    """Find the endpoint for what API keys are good for, too; says where no login of yours acts.
+
+    Raises:
+        ConfigurationError: see `find_endpoint`.
+    """
+    found = find_endpoint(url, data_dir)
+    if found.api_key is not None and not os.environ.get(_KEY_VARIABLE):
+        kept = read_session(found.folder)
+        if kept is not None:
+            output.remark(
+                f"you are logged in at {kept.source}, which is another network: the account of "
+                "what runs here acts"
+            )
+    return found
+
+
+def _logged_in(endpoint: Endpoint) -> bool:
+    """Whether the kept session acts here. One that cannot be read is told where it is used."""
+    try:
+        kept = read_session(endpoint.folder)
+    except ConfigurationError:
+        return True
+    return kept is not None and kept.is_of(endpoint.place)
 
 
 def answer_of(reply: httpx.Response) -> Any:

@@ -54,11 +54,19 @@ def worker_dir(folder: Path, role: str, name: str | None) -> Path:
     return folder / name
 
 
-def find_ready(folder: Path, workers: Sequence[str]) -> dict[str, Any] | None:
-    """Read the ready file of what runs: of `tinkex mesh up`, else of the first of these workers."""
+def find_ready(
+    folder: Path, workers: Sequence[str], *, url: str | None = None
+) -> dict[str, Any] | None:
+    """Read the ready file of what runs: of `tinkex mesh up`, else of the first of these workers.
+
+    Args:
+        folder: the mesh's.
+        workers: names of their folders.
+        url: only of what serves this, without `/v1`; None: of any.
+    """
     for path in (folder, *(folder / worker for worker in workers)):
         ready = read_private(path / READY_NAME)
-        if ready is not None:
+        if ready is not None and url in (None, ready.get("url")):
             return ready
     return None
 

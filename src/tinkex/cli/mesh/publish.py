@@ -15,7 +15,7 @@ import typer
 
 from tinkex.cli import output
 from tinkex.cli.connect import Invocation, invocation
-from tinkex.cli.mesh.endpoint import Url, find_endpoint
+from tinkex.cli.mesh.endpoint import Url, find_caller
 from tinkex.cli.mesh.places import DataDir
 from tinkex.errors import InputError
 
@@ -38,7 +38,7 @@ def publish(
 
     A tinker:// path is downloaded from the training server of TINKEX_BASE_URL first.
     """
-    endpoint = find_endpoint(url, data_dir)
+    endpoint = find_caller(url, data_dir)
     credential = endpoint.credential()
     name = name or source.rstrip("/").rpartition("/")[2]
     with _adapter(invocation(context), source) as folder, tempfile.TemporaryFile() as archive:
@@ -70,7 +70,7 @@ def unpublish(
     data_dir: DataDir = None,
 ) -> None:
     """Take an adapter back: it is no model of the network any more."""
-    endpoint = find_endpoint(url, data_dir)
+    endpoint = find_caller(url, data_dir)
     endpoint.ask("DELETE", f"/mesh/adapters/{name}", credential=endpoint.credential())
     output.remark(f"{name} is published no more")
 

@@ -17,7 +17,7 @@ from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.extras import require_mesh_extra
 from tinkex.cli.mesh.accounts import whole_report
-from tinkex.cli.mesh.endpoint import Url, find_endpoint
+from tinkex.cli.mesh.endpoint import Url, find_caller
 from tinkex.cli.mesh.places import DataDir
 from tinkex.errors import TrustError
 
@@ -47,7 +47,7 @@ def receipts(context: typer.Context, url: Url = None, data_dir: DataDir = None) 
     require_mesh_extra("tinkex mesh receipts")
     from tinkex._clock import SystemClock
 
-    endpoint = find_endpoint(url, data_dir)
+    endpoint = find_caller(url, data_dir)
     credential = endpoint.credential()
     held = endpoint.ask("GET", "/mesh/receipts", credential=credential)
     report = whole_report(endpoint, credential, since=oldest_of(held["receipts"]))

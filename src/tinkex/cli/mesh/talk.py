@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinkex.cli.mesh.endpoint import Endpoint, Url, answer_of, find_endpoint
+from tinkex.cli.mesh.endpoint import Endpoint, Url, answer_of, find_caller
 from tinkex.cli.mesh.places import DataDir
 from tinkex.errors import APIConnectionError, status_error
 
@@ -32,7 +32,7 @@ def chat(
 ) -> None:
     """Talk to a model: /reset forgets the conversation, /exit or Ctrl-D ends."""
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    talk = _Talk(find_endpoint(url, data_dir), model, system, options)
+    talk = _Talk(find_caller(url, data_dir), model, system, options)
     if message is not None:
         talk.say(message)
         return

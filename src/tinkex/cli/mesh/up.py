@@ -118,6 +118,7 @@ def _described(network: LocalNetwork) -> dict[str, Any]:
         "url": network.url,
         "base_url": f"{network.url}/v1",
         "api_key": network.user.api_key,
+        "network_id": str(network.id),
         "admin_url": network.admin_url,
         "pid": os.getpid(),
         "peers": {

@@ -154,6 +154,7 @@ def describe(worker: WholeWorker) -> dict[str, Any]:
         "role": member.role.value,
         "peer_id": str(member.key_pair.peer_id),
         "network": member.membership.network.name,
+        "network_id": str(member.membership.network.id),
         "contact": format_contact(member.contact),
         "admin_url": member.admin_url,
         "pid": os.getpid(),

@@ -20,6 +20,7 @@ from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi
 from tinkex.mesh.config import MeshConfig
+from tinkex.mesh.identity import PeerId
 from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.certificates import certified
 from tinkex.mesh.trust.rootkey import Cipher
@@ -100,6 +101,11 @@ class LocalNetwork(Worker):
     def folder(self) -> Path:
         """Where everything lies."""
         return self._config.data_dir
+
+    @property
+    def id(self) -> PeerId:
+        """The network's."""
+        return self.workers["client"].member.membership.network.id
 
     @property
     def url(self) -> str:

@@ -1,18 +1,27 @@
 """The commands' way to the local endpoint: whose key is sent, and what cannot be sent at all."""
 
+import base64
+import json
 import math
 
 import pytest
 from typer.testing import CliRunner
 
 from tinkex.cli.main import app
-from tinkex.cli.mesh.endpoint import Endpoint, find_endpoint
-from tinkex.cli.mesh.places import write_private
+from tinkex.cli.mesh.endpoint import Endpoint, find_caller, find_endpoint
+from tinkex.cli.mesh.places import read_private, write_private
 from tinkex.cli.mesh.talk import chat
 from tinkex.errors import AuthenticationError, ConfigurationError, CredentialError, InputError
 
 NOBODY = "http://127.0.0.1:1"
-SESSION = {"access_token": "logged-in", "refresh_token": "more", "access_expires_at": math.inf}
+OTHER = "http://127.0.0.1:2"
+SESSION = {
+    "access_token": "logged-in",
+    "refresh_token": "more",
+    "access_expires_at": math.inf,
+    "url": NOBODY,
+    "network_id": None,
+}
 UNSENDABLE = [{"days": math.nan}, {"days": math.inf}, {"name": "\udcff"}]
 
 
@@ -51,6 +60,88 @@ def test_nobody_is_anybody_without_key_and_login(tmp_path, monkeypatch):
     monkeypatch.delenv("TINKEX_MESH_KEY", raising=False)
     with pytest.raises(CredentialError, match="tinkex mesh login"):
         find_endpoint(NOBODY, tmp_path).credential()
+
+
+def runs_here(folder, network, url=NOBODY):
+    ready = {"url": url, "api_key": "tmk-ready", "network_id": network}
+    write_private(folder / "ready.json", ready)
+
+
+def old_session(network):
+    """As versions before this one kept it: of no named place, but for its token."""
+    claims = base64.urlsafe_b64encode(json.dumps({"aud": network}).encode()).rstrip(b"=")
+    kept = {**SESSION, "access_token": f"e30.{claims.decode()}.c2ln"}
+    return {name: value for name, value in kept.items() if name not in ("url", "network_id")}
+
+
+def test_session_is_sent_to_no_endpoint_but_the_one_that_gave_it(folder):
+    write_private(folder / "session.json", SESSION)
+    elsewhere = find_endpoint(OTHER, folder)
+    for use in (elsewhere.access_token, elsewhere.credential):
+        with pytest.raises(CredentialError, match=f"not logged in at {OTHER}.* of {NOBODY}"):
+            use()
+
+
+def test_session_that_is_about_to_end_is_not_renewed_at_another_endpoint(folder, monkeypatch):
+    monkeypatch.setattr(Endpoint, "ask", lambda self, *parts, **more: pytest.fail("it was sent"))
+    write_private(folder / "session.json", SESSION | {"access_expires_at": 0.0})
+    with pytest.raises(CredentialError):
+        find_endpoint(OTHER, folder).access_token()
+
+
+def test_session_of_another_network_gives_way_to_the_key_of_what_runs_here(folder, capsys):
+    write_private(folder / "session.json", SESSION | {"network_id": "theirs"})
+    runs_here(folder, "ours")  # at the very URL where the other network was
+    found = find_caller(None, folder)
+    assert found.credential() == "tmk-ready"
+    assert "another network" in capsys.readouterr().err
+    with pytest.raises(CredentialError, match="tinkex mesh login"):
+        found.access_token()
+
+
+def test_session_acts_at_every_endpoint_of_its_network_on_this_machine(folder):
+    runs_here(folder, "ours")
+    find_endpoint(None, folder).keep_session(SESSION)
+    runs_here(folder, "ours", url=OTHER)  # it took another port at its next start
+    assert find_endpoint(None, folder).credential() == "logged-in"
+
+
+def test_endpoint_that_puts_another_network_into_its_tokens_gains_no_account_there(folder):
+    write_private(folder / "session.json", {**old_session("ours"), "url": OTHER})
+    runs_here(folder, "ours")
+    assert find_endpoint(None, folder).credential() == "tmk-ready"
+
+
+def test_session_of_an_older_version_acts_where_its_token_is_of_and_nowhere_else(folder):
+    write_private(folder / "session.json", old_session("ours"))
+    runs_here(folder, "ours")
+    assert find_endpoint(None, folder).credential().startswith("e30.")
+    runs_here(folder, "theirs")
+    assert find_endpoint(None, folder).credential() == "tmk-ready"
+    with pytest.raises(CredentialError, match="its file does not name"):
+        find_endpoint(OTHER, folder).credential()
+
+
+def test_renewed_session_stays_bound_while_nothing_says_what_runs(folder, monkeypatch):
+    kept = SESSION | {"network_id": "ours", "access_expires_at": 0.0}
+    write_private(folder / "session.json", kept)
+    (folder / "ready.json").unlink()
+    renewed = {"access_token": "renewed", "access_expires_at": math.inf, "refresh_token": "next"}
+    monkeypatch.setattr(Endpoint, "ask", lambda self, *parts, **more: renewed)
+    assert find_endpoint(NOBODY, folder).access_token() == "renewed"
+    assert read_private(folder / "session.json") == {**kept, **renewed}
+    runs_here(folder, "theirs")
+    assert find_endpoint(None, folder).credential() == "tmk-ready"
+
+
+def test_logout_elsewhere_forgets_the_session_and_sends_it_nowhere(folder, monkeypatch):
+    monkeypatch.setattr(Endpoint, "ask", lambda self, *parts, **more: pytest.fail("it was sent"))
+    write_private(folder / "session.json", SESSION)
+    command = ["mesh", "logout", "--url", OTHER, "--data-dir", str(folder)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "not ended there" in done.output
+    assert read_private(folder / "session.json") is None
 
 
 @pytest.fixture
