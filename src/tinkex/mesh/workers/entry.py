@@ -179,7 +179,7 @@ async def _gateway(member: Member, stack: AsyncExitStack) -> Worker:
     )
     member.prune(USAGE)
     member.work = lambda: Work(
-        load=worker.in_progress / config.admission.in_all, trouble=worker.freshness.trouble
+        load=worker.in_progress / config.admission.in_all, trouble=worker.trouble
     )
     return worker
 

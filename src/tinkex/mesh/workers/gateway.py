@@ -173,6 +173,11 @@ class GatewayWorker(Worker):
         """Completions that were let in and are not over."""
         return self._admission.in_progress
 
+    @property
+    def trouble(self) -> str:
+        """Why everybody is refused; empty where nobody is."""
+        return self.freshness.trouble or self._ledger.trouble
+
     def readings(self) -> Iterable[Reading]:
         """What its metrics are to show of it."""
         most = self._config.admission.in_all

@@ -34,6 +34,7 @@ from tinkex.mesh.feeds.entry import EntryId
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.purse import Purse, closing_entries
 from tinkex.mesh.tasks import Tasks
+from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
 from tinkex.mesh.trust.receipts import ReceiptBody, is_countersigned
 from tinkex.mesh.usage import (
     Countersigned,
@@ -57,6 +58,9 @@ OWES_S = 300.0
 """For so long after a start, or after a lease was asked for, there may be one that is not known
 here: lost in a crash, or with an answer. It counts until an entry comes that is later than its end;
 so, where they were told of nothing else for `TELL_S`, an entry says that."""
+AHEAD_S = 2 * CLOCK_SKEW_S
+"""What was written is further ahead of the clock than this: then it is so for auth workers, too,
+however far their clocks are off. They take no such entry, and no lease of theirs outlasts it."""
 
 
 class Feed(Protocol):
@@ -95,6 +99,8 @@ class Ledger:
         self._settlements = Settlements(self._write_settled, tasks)
         self._used: dict[str, int] = {}
         """Tokens settled under each lease that is open."""
+        self._unclosed: list[LeaseClosed] = []
+        """Leases that are over and of which the disk refused to note so."""
         self._asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._receipts: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self.tokens: Counter[str] = Counter(prompt=0, completion=0)
@@ -227,6 +233,15 @@ class Ledger:
         )
 
     @property
+    def trouble(self) -> str:
+        """Why nothing can be reserved; empty where something can."""
+        now = self._clock.now()
+        ahead = self._purse.time(now) - now
+        if ahead <= AHEAD_S:
+            return ""
+        return f"its log is {ahead:.0f} s ahead of its clock, which is to be set, or comes there"
+
+    @property
     def leases(self) -> int:
         """How many are open."""
         return self._purse.leases
@@ -250,7 +265,11 @@ class Ledger:
         """Say that nothing happened, where somebody may wait for a word."""
         now = self._clock.monotonic()
         if now < self._owes_until and now >= self._wrote_at + TELL_S:
-            await self._write(self._purse.still_here(self._clock.now()))
+            try:
+                await self._write(self._purse.still_here(self._clock.now()))
+            except StorageError:
+                self._owes_until = max(self._owes_until, now + OWES_S)
+                raise
 
     async def close(self) -> None:
         """Give every lease back that no request needs; waits `GIVE_BACK_S` at most for answers."""
@@ -265,6 +284,10 @@ class Ledger:
         )
 
     async def _ask_for_lease(self, caller: Caller, tokens: int) -> None:
+        if self.trouble:
+            raise status_error(
+                503, f"This gateway lends no tokens: {self.trouble}. Ask another gateway."
+            )
         try:
             await self._lease(caller, tokens)
         except (BillingError, RateLimitError):
@@ -291,10 +314,16 @@ class Ledger:
 
     async def _close(self, ended: list[LeaseClosed], *, timeout_s: float = LEASE_TIMEOUT_S) -> None:
         """Write that leases are closed, and tell the auth workers; of all at the same time."""
+        ended, self._unclosed = [*self._unclosed, *ended], []
         await asyncio.gather(*(self._close_one(closed, timeout_s) for closed in ended))
 
     async def _close_one(self, closed: LeaseClosed, timeout_s: float) -> None:
-        await self._write(closed)
+        at = self._purse.time(self._clock.now())  # one that was refused may come after others
+        try:
+            await self._write(msgspec.structs.replace(closed, at=at))
+        except BaseException:
+            self._unclosed.append(closed)  # if it was written after all: twice says the same
+            raise
         settled = SettleLease(closed.lease_id, self._used.pop(closed.lease_id, 0))
         deadline = self._clock.monotonic() + timeout_s
         with contextlib.suppress(TinkerError):

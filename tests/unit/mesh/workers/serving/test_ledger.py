@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from mesh_rpc import SkewedClock, settled
 
-from tinkex.errors import BillingError, RateLimitError, StorageError, status_error
+from tinkex.errors import APIStatusError, BillingError, RateLimitError, StorageError, status_error
 from tinkex.mesh.quota import LeaseGranted, QuotaLedger
 from tinkex.mesh.tasks import Tasks, let_others_run
 from tinkex.mesh.usage import (
@@ -14,10 +14,11 @@ from tinkex.mesh.usage import (
     LeaseClosed,
     Reserved,
     Settled,
+    StillHere,
     decode_usage,
     encode_usage,
 )
-from tinkex.mesh.workers.serving.ledger import GIVE_BACK_S, Ledger
+from tinkex.mesh.workers.serving.ledger import GIVE_BACK_S, OWES_S, TELL_S, Ledger
 from tinkex.testing import VirtualClock
 
 
@@ -125,9 +126,11 @@ class WillingAuth:
     """Auth workers that take leases back."""
 
     def __init__(self):
-        self.settled = {}
+        self.settled, self.full = {}, False
 
     async def ask(self, method, request, *, deadline):
+        if self.full:
+            raise RateLimitError("others hold what is left", retry_after_ms=1)
         self.settled[request.lease_id] = request.used_tokens
 
 
@@ -247,6 +250,50 @@ async def test_a_lease_is_closed_after_the_settlement_that_is_under_way_when_the
     assert books.disk.kinds == [Reserved], "open: the next start settles from the reservation"
 
 
+async def test_a_lease_whose_closing_the_disk_refused_is_closed_once_there_is_room():
+    books = Books()
+    await books.end(await books.begin("r7"), 7)
+    books.clock.advance(70)
+    books.disk.is_full = True
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            await books.ledger.close_ended()
+    assert not books.auth.settled
+    books.disk.is_full = False
+    books.clock.advance(OWES_S)  # long after any word that nothing happens here
+    await books.ledger.close_ended()
+    await books.ledger.close_ended()
+    assert books.disk.kinds == [Reserved, Settled, LeaseClosed]
+    assert books.disk[-1].at == books.clock.now()
+    assert books.auth.settled == {"lease": 7}
+
+
+async def test_a_lease_that_could_not_be_given_back_for_a_larger_one_is_closed_at_the_end():
+    books = Books()
+    await books.end(await books.begin("r7"), 7)
+    books.auth.full = True
+    books.disk.is_full = True
+    account = SimpleNamespace(account_id="account", key_id="key")
+    with pytest.raises(StorageError):
+        await books.ledger.reserve("large", account, "model", 2000)
+    books.disk.is_full = False
+    await books.ledger.close()
+    assert books.disk.kinds == [Reserved, Settled, LeaseClosed]
+
+
+async def test_a_word_that_nothing_happens_is_given_however_long_the_disk_refused_it():
+    books = Books()
+    books.disk.is_full = True
+    for _ in range(int(OWES_S / TELL_S) + 2):
+        books.clock.advance(TELL_S)
+        with pytest.raises(StorageError):
+            await books.ledger.tell()
+    books.disk.is_full = False
+    books.clock.advance(TELL_S)
+    await books.ledger.tell()
+    assert books.disk.kinds == [StillHere]
+
+
 class LendingAuth:
     """An auth worker that reads a gateway's feed, and accounts for leases as soon as it can."""
 
@@ -303,3 +350,26 @@ async def test_a_clock_that_was_set_back_passes_no_quota_and_stops_no_gateway(re
         await ledger.recover(disk.fold())
     assert await spend(ledger, 2000) == 1000 == auth.book.spending("account").tokens
     assert [entry.at for entry in disk] == sorted(entry.at for entry in disk)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_clock_that_was_set_back_by_an_hour_is_told_and_costs_auth_workers_nothing(
+    restarts,
+):
+    disk, clock = Disk(), SkewedClock(VirtualClock(), 0)
+    auth = LendingAuth(disk, quota=1000)
+    ledger = Ledger(disk, auth, Tasks(on_error=print), clock=clock)
+    await disk.append(encode_usage(ledger._purse.still_here(clock.now())))
+    assert ledger.trouble == ""
+    clock._seconds = -3600
+    if restarts:
+        ledger = Ledger(disk, auth, Tasks(on_error=print), clock=clock)
+        await ledger.recover(disk.fold())
+    assert "3600 s ahead" in ledger.trouble
+    account = SimpleNamespace(account_id="account", key_id="key")
+    with pytest.raises(APIStatusError, match=r"3600 s ahead.*another gateway") as refused:
+        await ledger.reserve("r", account, "model", 100)
+    assert (refused.value.status_code, auth.granted) == (503, 0)
+    clock._seconds = 1
+    assert ledger.trouble == ""
+    await ledger.reserve("r", account, "model", 100)
