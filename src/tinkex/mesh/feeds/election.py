@@ -116,6 +116,11 @@ class Election:
             self.leader = None
         self.wait(now)
 
+    def give_way(self, now: float) -> None:
+        """Lead no more, and let the others want to lead first."""
+        self.step_down(now)
+        self._due_at += self._config.election_s
+
     def may_vote(self, candidate: PeerId, term: int, now: float) -> bool:
         """Whether a vote for a candidate is open to this member, but for what the other holds."""
         if self.hears_a_leader(now) or term < self.term:

@@ -199,6 +199,16 @@ class Leadership(LeadershipApi):
             retry_after_ms=self._config.election_s * 2000,
         )
 
+    async def give_way(self) -> None:
+        """Lead no more, as this worker's disk takes nothing; unless the others are too few to."""
+        term = self.election.term
+        could = self.election.leads and await self._gather(
+            lambda member: self._ask_one(member, Hold(term, ())), 0
+        )
+        if could and self.election.term == term:
+            _LOG.warning("this worker cannot write, and lets another auth worker lead")
+            self.election.give_way(self._clock.monotonic())
+
     # --- what others ask ------------------------------------------------------
 
     async def rpc_vote(self, request: AskVote, call: Call) -> Vote:

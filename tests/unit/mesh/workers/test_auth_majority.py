@@ -1,6 +1,7 @@
 """Three auth workers: one writes, the others take over with everything that was answered."""
 
 import random
+import sqlite3
 
 import pytest
 from mesh_auth import EMAIL, PASSWORD, QUICK, Member, Place, failed
@@ -8,7 +9,7 @@ from mesh_leadership import History, Party
 from mesh_rpc import caught
 from mesh_trust import CERTIFICATE_S
 
-from tinkex.errors import AuthenticationError, NoQuorumError, UnsupportedError
+from tinkex.errors import AuthenticationError, NoQuorumError, StorageError, UnsupportedError
 from tinkex.mesh.accounts.config import AuthConfig
 from tinkex.mesh.accounts.events import encode_events
 from tinkex.mesh.api import auth
@@ -104,6 +105,47 @@ class AuthParty(Party):
         return await self.while_time_passes(
             self.gateway.peers.call(node.contact, method, request, timeout_s=30)
         )
+
+
+def disk_full(_):
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+async def test_a_leader_whose_disk_is_full_gives_way_to_those_who_can_write(tmp_path):
+    async with AuthParty(tmp_path) as party:
+        await party.begin()
+        party.gateway = await party.node(Role.GATEWAY)
+        leader, _ = await party.elected()
+        await party.pass_time(1)
+        register = auth.Register(EMAIL, PASSWORD, source=b"client")
+        leader.store.database.commit = disk_full
+        error = await caught(party.ask(leader, AuthApi.rpc_register, register))
+        assert isinstance(error, StorageError)
+        await party.pass_time(1)
+        assert party.leaders() == []
+        second, _ = await party.elected()
+        assert second is not leader
+        await party.pass_time(1)
+        await party.ask(second, AuthApi.rpc_register, register)
+        await party.pass_time(10)
+        assert party.leaders() == [second]
+        del leader.store.database.commit
+
+
+async def test_a_leader_whose_disk_is_full_stays_where_the_others_are_too_few(tmp_path):
+    async with AuthParty(tmp_path) as party:
+        await party.begin()
+        party.gateway = await party.node(Role.GATEWAY)
+        leader, leadership = await party.elected()
+        await party.pass_time(1)
+        await party.stop(party.others(leader)[0])
+        leader.store.database.commit = disk_full
+        register = auth.Register(EMAIL, PASSWORD, source=b"client")
+        await caught(party.ask(leader, AuthApi.rpc_register, register))
+        await party.pass_time(5)
+        assert leadership.is_leader
+        del leader.store.database.commit
+        await party.ask(leader, AuthApi.rpc_register, register)
 
 
 async def test_another_auth_worker_takes_over_with_all_that_was_answered(tmp_path):

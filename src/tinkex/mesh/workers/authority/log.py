@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from tinkex._clock import Clock
-from tinkex.errors import NoQuorumError, TinkerError
+from tinkex.errors import DamagedDataError, NoQuorumError, StorageError, TinkerError
 from tinkex.mesh.accounts.accounts import Decision
 from tinkex.mesh.accounts.events import (
     AuthEvent,
@@ -53,6 +53,9 @@ class Leadership(Protocol):
             NoQuorumError: too few hold it; whether it counts is not known yet.
             StorageError: the disk is full or refuses.
         """
+
+    async def give_way(self) -> None:
+        """Let another auth worker write, if there is one that could: this one's disk refuses."""
 
     @property
     def is_leader(self) -> bool:
@@ -106,6 +109,9 @@ class SoleMember:
             StorageError: the disk is full or refuses.
         """
         return await self._journal.append(payload)
+
+    async def give_way(self) -> None:
+        """There is nobody else."""
 
     @property
     def is_leader(self) -> bool:
@@ -210,6 +216,8 @@ class AuthLog:
             async with self._turn:
                 found = await self._decided(decide)
         except Exception as error:  # noqa: BLE001 - it is the caller's, whatever it is
+            if isinstance(error, StorageError | DamagedDataError):
+                self._tasks.spawn(self._leadership.give_way(), name="let another lead")
             if not answer.done():
                 answer.set_exception(error)
         else:
