@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -26,12 +29,28 @@ from tinkex.engine.models.support import check_supported, context_length
 from tinkex.engine.models.tokenizer import TextDecoder, load_decoder
 from tinkex.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 SPROUT = "tinkex/sprout"
 """The base model that ships with the package."""
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _DEFAULT_CONTEXT = 2048
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+_LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    StrictDataclassError,
+    UnpicklingError,
+)
+"""What transformers raises of a model that it cannot read, by what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -83,29 +102,35 @@ def load_base_model(
         allow_pickle: Take pickled weights where there is no safetensors file.
 
     Raises:
-        ConfigurationError: nothing there, weights as pickle only, code of its own, or an
-            architecture that the engine cannot drive.
+        ConfigurationError: nothing there, weights as pickle only, weights that are damaged or not
+            all there, code of its own, or an architecture that the engine cannot drive.
     """
     location = str(_ASSETS / "sprout") if source == SPROUT else source
     _check_folder(source, location, allow_pickle=allow_pickle)
     transformers_logging.disable_progress_bar()
 
     def load(weights: str | torch.dtype) -> Any:
-        return _auto_class(config).from_pretrained(
+        model, report = _auto_class(config).from_pretrained(
             location,
             config=config,
             dtype=weights,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
             **_dequantized(source, config),
         )
+        _check_complete(source, report)
+        return model
 
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
         model = load("auto" if dtype == "auto" else getattr(torch, dtype))
         if dtype == "auto" and _has_short_buffers(model):
             model = load(torch.float32)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except ConfigurationError:
+        raise
+    except _LOAD_ERRORS as error:
         raise ConfigurationError(_explain(source, error)) from error
     return wrap_model(model.to(device), name=name or source, tokenizer_id=location)
 
@@ -146,6 +171,12 @@ def _check_folder(source: str, location: str, *, allow_pickle: bool) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"{source} has no config.json; give a Hugging Face model folder")
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigurationError(
+            f"{source} holds an adapter (adapter_config.json) beside a model. Merge it into the "
+            "model (`tinkex checkpoint merge`), or move its files elsewhere to serve the model "
+            "without it"
+        )
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
@@ -153,6 +184,21 @@ def _check_folder(source: str, location: str, *, allow_pickle: bool) -> None:
         raise ConfigurationError(f"{source} has no weights (*.safetensors)")
     if not allow_pickle:
         raise ConfigurationError(_pickle_refusal(source, ", ".join(pickles)))
+
+
+def _check_complete(source: str, report: Mapping[str, Any]) -> None:
+    """Refuse weights that the files lack: transformers fills those with random numbers."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ConfigurationError(
+            f"{source} lacks {len(missing)} of the weights that its config.json asks for, "
+            f"{missing[0]} among them: the files are not whole, or of another kind of model"
+        )
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise ConfigurationError(
+            f"{source} has {name} of shape {list(stored)} where its config.json asks for "
+            f"{list(wanted)}: the two are not of the same model"
+        )
 
 
 def _pickle_refusal(source: str, found: str) -> str:
@@ -192,10 +238,12 @@ def _explain(source: str, error: Exception) -> str:
             f"{source} needs code from its own repository, which is refused unless a flag names "
             f"the model: --trust-remote-code {source}"
         )
-    if "safetensors" in text:
+    if "use_safetensors" in text:
         return _pickle_refusal(source, "other formats")
-    first_line = text.strip().split("\n", 1)[0]
-    return f"cannot load the base model {source!r}: {first_line}"
+    if isinstance(error, KeyError) and " " not in text:
+        text = f"its config.json names {text}, which transformers does not know"
+    reason = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return f"cannot load the base model {source!r}: {reason[:500] or type(error).__name__}"
 
 
 def _eos_token_ids(model: Any) -> tuple[int, ...]:

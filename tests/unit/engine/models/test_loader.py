@@ -64,6 +64,60 @@ def test_folder_without_a_configuration_is_refused(tmp_path):
         load_base_model(str(tmp_path))
 
 
+def without(folder, name):
+    """Take one tensor out of a model's file, as of another kind of model or a broken copy."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_weights_that_the_files_lack_are_named_and_not_made_up(folder, name):
+    without(folder, name)
+    with pytest.raises(ConfigurationError, match=rf"lacks 1 of the weights.*{name}"):
+        load_base_model(str(folder))
+
+
+def test_tied_unembedding_need_not_be_in_the_files(tmp_path):
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert load_base_model(str(tmp_path)).vocab_size == VOCAB
+
+
+def test_weights_of_another_shape_are_named(folder):
+    changed = json.loads((folder / "config.json").read_text()) | {"num_key_value_heads": 4}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(ConfigurationError, match=r"k_proj\.weight of shape \[32, 32\].*\[64, 32\]"):
+        load_base_model(str(folder))
+
+
+def test_file_that_was_cut_off_is_refused(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ConfigurationError, match=r"cannot load the base model.*incomplete"):
+        load_base_model(str(folder))
+
+
+def test_shard_that_is_not_there_is_named(tmp_path):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    sorted(tmp_path.glob("model-*"))[1].unlink()
+    with pytest.raises(ConfigurationError, match=r"No such file.*model-00002-of-"):
+        load_base_model(str(tmp_path))
+
+
+def test_configuration_that_contradicts_itself_is_refused_with_the_reason(folder):
+    changed = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": "two"}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(ConfigurationError, match=r"num_hidden_layers.*expected int"):
+        load_base_model(str(folder))
+
+
+def test_adapter_beside_a_model_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="holds an adapter"):
+        load_base_model(str(folder))
+
+
 def test_code_of_the_models_own_is_refused_with_the_flag(folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {
