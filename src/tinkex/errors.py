@@ -31,14 +31,14 @@
     │   ├── TrustError                  a certificate, permit or signature does not hold
     │   ├── NoQuorumError               too few auth workers reached: nothing was written
     │   └── LogForkError                an author signed two entries with one number
-    └── APIError                        talking to a server failed; .body
+    └── APIError                        talking to a server failed; .request .body
         ├── APIConnectionError          no answer
         │   ├── APITimeoutError         no answer in time
         │   ├── CertificateError        the server's certificate was not accepted
         │   └── CircuitOpenError        not sent: the circuit breaker is open
-        ├── APIResponseValidationError  an answer that does not fit; .status_code
+        ├── APIResponseValidationError  an answer that does not fit; .status_code .response
         │   └── WireDecodeError         bytes that are no such message
-        └── APIStatusError              4xx or 5xx; .status_code
+        └── APIStatusError              4xx or 5xx; .status_code .response
             ├── BadRequestError 400          ├── ConflictError 409
             ├── AuthenticationError 401      ├── UnprocessableEntityError 422
             ├── BillingError 402             ├── RateLimitError 429
@@ -51,6 +51,8 @@ one. Programmer errors (a wrong argument type) stay Python's own TypeError.
 
 from __future__ import annotations
 
+import contextlib
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -246,25 +248,73 @@ class LogForkError(MeshError):
 
 
 class APIError(TinkerError):
-    """Talking to a server failed; `body` is what it answered, decoded, if anything."""
+    """Talking to a server failed; `body` is what it answered, decoded, if anything.
 
-    def __init__(self, message: str = "", *, body: object | None = None, **details: Any) -> None:
+    Args:
+        message: what went wrong.
+        request: the `httpx.Request` that was sent, or a function that makes it when it is wanted.
+        body: the answer, decoded.
+        details: as of `TinkerError`.
+    """
+
+    def __init__(
+        self, message: str = "", request: Any = None, *, body: object | None = None, **details: Any
+    ) -> None:
         super().__init__(message, **details)
         self.body = body
+        self._request = request
+        self._response: Any = None
+
+    @property
+    def request(self) -> Any:
+        """The request as an `httpx.Request`, without key or body; None where there was none."""
+        if isinstance(self._request, FunctionType):
+            self._request = self._request()
+        elif self._request is None and self._answer() is not None:
+            with contextlib.suppress(RuntimeError):  # somebody made a response without a request
+                self._request = self._answer().request
+        return self._request
+
+    def _answer(self) -> Any:
+        """Return the answer as an `httpx.Response`, made when it is first asked for."""
+        if isinstance(self._response, FunctionType):
+            self._response = self._response()
+        return self._response
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with request and answer themselves, not with what would make them."""
+        made = {"_response": self._answer(), "_request": self.request}
+        return type(self), self.args, {**self.__dict__, **made}
 
 
 class APIConnectionError(APIError):
-    """No answer came: the server is not there, or the connection broke."""
+    """No answer came: the server is not there, or the connection broke.
 
-    def __init__(self, message: str = "Connection error.", **details: Any) -> None:
-        super().__init__(message, **details)
+    Args:
+        given: the message, the `httpx.Request`, or both, in any order: the official class takes
+            the request first.
+        message: the message.
+        request: as of `APIError`.
+        details: as of `APIError`.
+    """
+
+    usual_message = "Connection error."
+
+    def __init__(
+        self, *given: Any, message: str | None = None, request: Any = None, **details: Any
+    ) -> None:
+        for value in given:
+            if isinstance(value, str):
+                message = value
+            else:
+                request = value
+        super().__init__(self.usual_message if message is None else message, request, **details)
 
 
 class APITimeoutError(APIConnectionError):
     """No answer came in time."""
 
-    def __init__(self, message: str = "Request timed out.", **details: Any) -> None:
-        super().__init__(message, **details)
+    usual_message = "Request timed out."
 
 
 class CertificateError(APIConnectionError):
@@ -285,19 +335,42 @@ class CircuitOpenError(APIConnectionError):
 
 
 class APIResponseValidationError(APIError):
-    """An answer came that does not have the expected form."""
+    """An answer came that does not have the expected form.
+
+    Args:
+        given: the message; or, as the official class takes them, the `httpx.Response`, the body
+            and the message.
+        message: the message.
+        response: the `httpx.Response`, or a function that makes it when it is wanted.
+        body: the answer, decoded.
+        status_code: the HTTP status; else that of the response.
+        details: as of `APIError`.
+    """
 
     category = "server"
 
     def __init__(
         self,
-        message: str = "The server's answer does not have the expected form.",
-        *,
+        *given: Any,
+        message: str | None = None,
+        response: Any = None,
+        body: object | None = None,
         status_code: int | None = None,
         **details: Any,
     ) -> None:
-        super().__init__(message, **details)
-        self.status_code = status_code
+        if given and isinstance(given[0], str):
+            given = (response, body, given[0])
+        values: list[Any] = [*given, *(response, body, message)[len(given) :]]
+        response, body, message = values
+        usual = "The server's answer does not have the expected form."
+        super().__init__(usual if message is None else message, body=body, **details)
+        self._response = response
+        self.status_code = _status_of(response) if status_code is None else status_code
+
+    @property
+    def response(self) -> Any:
+        """The answer as an `httpx.Response`; None where there was none."""
+        return self._answer()
 
 
 class WireDecodeError(APIResponseValidationError):
@@ -306,6 +379,13 @@ class WireDecodeError(APIResponseValidationError):
 
 class APIStatusError(APIError):
     """The server answered with a 4xx or 5xx status.
+
+    Args:
+        message: what it said.
+        response: the `httpx.Response`, or a function that makes it when it is wanted.
+        body: the answer, decoded.
+        status_code: the HTTP status; else that of the response, else that of the class.
+        details: as of `APIError`.
 
     Attributes:
         status_code: the HTTP status.
@@ -316,14 +396,16 @@ class APIStatusError(APIError):
     def __init__(
         self,
         message: str = "",
+        response: Any = None,
+        body: object | None = None,
         *,
         status_code: int | None = None,
-        response: Any = None,
         **details: Any,
     ) -> None:
-        super().__init__(message, **details)
-        if status_code is not None:
-            self.status_code = status_code
+        super().__init__(message, body=body, **details)
+        status = _status_of(response) if status_code is None else status_code
+        if status is not None:
+            self.status_code = status
         self._response = response
         if details.get("category") is None:
             self.category = "user" if self.status_code < 500 else "server"
@@ -331,13 +413,7 @@ class APIStatusError(APIError):
     @property
     def response(self) -> Any:
         """The answer as an `httpx.Response`; None where there was none."""
-        if callable(self._response):
-            self._response = self._response()
-        return self._response
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with the answer itself, not with what would make it."""
-        return type(self), self.args, {**self.__dict__, "_response": self.response}
+        return self._answer()
 
 
 class BadRequestError(APIStatusError):
@@ -392,6 +468,11 @@ class InternalServerError(APIStatusError):
     """5xx: the server failed."""
 
     status_code = 500
+
+
+def _status_of(response: Any) -> int | None:
+    """Return the status of a response; one that is yet to be made has none."""
+    return getattr(response, "status_code", None)
 
 
 STATUS_ERRORS: dict[int, type[APIStatusError]] = {

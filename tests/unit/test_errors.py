@@ -4,6 +4,7 @@ import inspect
 import pickle
 import re
 
+import httpx
 import pytest
 
 from tinkex import errors
@@ -56,6 +57,47 @@ def test_status_has_its_class_and_category(status, cls, category):
     assert type(error) is cls
     assert error.status_code == status
     assert error.category == category
+
+
+REQUEST = httpx.Request("POST", "http://server.invalid/api/v1/asample")
+RESPONSE = httpx.Response(429, json={"detail": "slow down"}, request=REQUEST)
+BODY = {"detail": "slow down"}
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "response"),
+    [
+        (errors.APIError("failed", REQUEST, body=BODY), "failed", None),
+        (errors.APIStatusError("slow down", RESPONSE, BODY), "slow down", RESPONSE),
+        (errors.RateLimitError("slow", response=RESPONSE, body=BODY), "slow", RESPONSE),
+        (errors.APIResponseValidationError(RESPONSE, BODY, "odd"), "odd", RESPONSE),
+        (errors.APIResponseValidationError(RESPONSE, BODY, message="odd"), "odd", RESPONSE),
+        (errors.APIResponseValidationError(response=RESPONSE, body=BODY), "The server's", RESPONSE),
+        (errors.APIConnectionError(REQUEST), "Connection error.", None),
+        (errors.APIConnectionError(REQUEST, "gone"), "gone", None),
+        (errors.APIConnectionError(message="gone", request=REQUEST), "gone", None),
+        (errors.APITimeoutError(REQUEST), "Request timed out.", None),
+        (errors.APITimeoutError(request=REQUEST), "Request timed out.", None),
+    ],
+)
+def test_errors_are_made_as_the_official_ones_are(error, message, response):
+    assert str(error).startswith(message)
+    again = pickle.loads(pickle.dumps(error))
+    for one in (error, again):
+        assert one.message == str(error)
+        assert str(one.request.url) == str(REQUEST.url)
+    if not isinstance(error, errors.APIConnectionError):
+        assert error.body == again.body == BODY
+    if response is not None:
+        assert error.response is response
+        assert error.status_code == again.status_code == again.response.status_code == 429
+
+
+def test_error_without_an_answer_says_so_with_none():
+    error = errors.status_error(404, "x")
+    assert (error.request, error.response, error.body) == (None, None, None)
+    unsent = errors.BadRequestError("x", httpx.Response(400))
+    assert (unsent.request, unsent.status_code) == (None, 400)
 
 
 def test_own_category_wins():

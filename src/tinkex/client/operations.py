@@ -143,6 +143,7 @@ def json_result(cls: type[M]) -> Callable[[Reply], M]:
             raise APIResponseValidationError(
                 f"The result is no {cls.__name__} ({where}: {fault['msg']}).",
                 status_code=reply.status,
+                response=lambda: reply.response,
             ) from None
 
     return decode
@@ -154,6 +155,7 @@ def _protobuf(reply: Reply) -> bytes:
             f"The result came as {reply.content_type or 'an unnamed type'}, not as protobuf: the "
             "server speaks an older dialect of the API. Update the server.",
             status_code=reply.status,
+            response=lambda: reply.response,
         )
     return reply.body
 

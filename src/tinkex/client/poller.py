@@ -221,6 +221,7 @@ def _misplaced(reply: Reply, request_id: str, what: str) -> APIResponseValidatio
         f"The answer to retrieve_future {what} (content type {reply.content_type or 'missing'!r}). "
         "Does the base URL lead to a Tinker server?",
         status_code=reply.status,
+        response=lambda: reply.response,
         request_id=request_id,
     )
 

@@ -214,7 +214,8 @@ class StreamReader:
             if started:
                 raise APIConnectionError(
                     f"The stream broke off ({error}). What came until then was handed out; sample "
-                    "again for the rest."
+                    "again for the rest.",
+                    request=error.request,
                 ) from error
             return self._submitter.no_answer(error)
         raise APIConnectionError(
@@ -260,6 +261,7 @@ async def _events(streamed: StreamedReply) -> AsyncIterator[dict[str, Any]]:
             f"The stream is {reply.content_type or 'of no type'}, not text/event-stream. Does the "
             "base URL lead to a Tinker server?",
             status_code=reply.status,
+            response=lambda: reply.response,
         )
     async for line in streamed.lines():
         if line.startswith("data:"):

@@ -350,6 +350,7 @@ def read_answer(endpoint: Endpoint[R], reply: Reply) -> R:
             f"The answer to {endpoint.path} does not have the expected form ({where}: "
             f"{fault['msg']}). Does the base URL lead to a Tinker server?",
             status_code=reply.status,
+            response=lambda: reply.response,
             body=reply.body[:2000].decode(errors="replace"),
         ) from None
     return found

@@ -187,6 +187,7 @@ class SessionPoller:
                     "The answer to retrieve_futures cannot be understood. Does the base URL lead "
                     "to a Tinker server?",
                     status_code=reply.status,
+                    response=lambda: reply.response,
                 ),
             )
 

@@ -34,7 +34,7 @@ from tinkex.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from tinkex.client.config import ClientConfig
 
@@ -99,7 +99,7 @@ class Reply:
             for name, value in self.headers.items()
             if name not in {"content-encoding", "content-length", "transfer-encoding"}
         ]
-        request = httpx.Request(self.method, self.url)
+        request = _httpx_request(self.method, self.url)
         return httpx.Response(self.status, headers=headers, content=self.body, request=request)
 
 
@@ -158,7 +158,7 @@ class Transport:
         outgoing = pyqwest.Request(
             request.method, url, pyqwest.Headers(list(request.headers.items())), request.body or b""
         )
-        with _typed_errors(url, request.timeout):
+        with _typed_errors(request, url):
             response = await self._pool(request).execute(outgoing)
             async with response:
                 headers: Any = response.headers
@@ -199,19 +199,30 @@ class Transport:
 
 
 @contextmanager
-def _typed_errors(url: str, timeout: float) -> Iterator[None]:
+def _typed_errors(request: HttpRequest, url: str) -> Iterator[None]:
     try:
         yield
     except (APIError, InputError):
         raise
     except pyqwest.ConnectTimeout as error:
-        raise _connection_error(url, error) from error
+        raise _connection_error(request, url, error) from error
     except TimeoutError as error:
-        raise APITimeoutError(
-            f"No answer from {_address(url)} to {urlsplit(url).path} in {timeout:g} s."
-        ) from error
+        words = f"No answer from {_address(url)} to {urlsplit(url).path} in {request.timeout:g} s."
+        raise APITimeoutError(words, request=_asked(request, url)) from error
     except (OSError, pyqwest.RemoteProtocolError, pyqwest.ReadError, pyqwest.WriteError) as error:
-        raise _connection_error(url, error) from error
+        raise _connection_error(request, url, error) from error
+
+
+def _httpx_request(method: str, url: str) -> Any:
+    import httpx  # noqa: PLC0415 - it is slow to import, and seldom needed
+
+    return httpx.Request(method, url)
+
+
+def _asked(request: HttpRequest, url: str) -> Callable[[], Any]:
+    """Say how to make what an error calls its request, if anybody wants to see it."""
+    method = request.method
+    return lambda: _httpx_request(method, url)
 
 
 def error_from_reply(reply: Reply) -> APIStatusError:
@@ -281,18 +292,23 @@ def _phrase(status: int) -> str:
         return "no reason given"
 
 
-def _connection_error(url: str, error: Exception) -> APIConnectionError | APIError:
+def _connection_error(request: HttpRequest, url: str, error: Exception) -> APIError:
     words = redact(str(error)) or type(error).__name__
+    asked = _asked(request, url)
     if "certificate" in words.lower():
         return CertificateError(
             f"The certificate of {_address(url)} was not accepted ({words}). Set SSL_CERT_FILE to "
-            "the authority that signed it."
+            "the authority that signed it.",
+            request=asked,
         )
     if any(word in words.lower() for word in _UNREADABLE):
-        return APIResponseValidationError(f"The server's answer cannot be decompressed: {words}")
+        return APIResponseValidationError(
+            f"The server's answer cannot be decompressed: {words}", request=asked
+        )
     return APIConnectionError(
         f"No connection to {_address(url)} ({words}). Is the server running, and is the base URL "
-        "right?"
+        "right?",
+        request=asked,
     )
 
 

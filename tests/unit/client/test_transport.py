@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import ssl
 import subprocess
@@ -79,16 +80,34 @@ def test_redirect_of_a_call_is_a_typed_error():
 async def test_silence_is_a_timeout(peer):
     gate = threading.Event()
     peer.expect("/api/v1/x", PeerResponse(gate=gate), method="GET")
-    with pytest.raises(APITimeoutError, match="/api/v1/x"):
+    with pytest.raises(APITimeoutError, match="/api/v1/x") as caught:
         await send(peer.url, replace(GET, timeout=0.05))
     gate.set()
+    assert str(pickle.loads(pickle.dumps(caught.value)).request.url) == f"{peer.url}/api/v1/x"
 
 
 @pytest.mark.parametrize("status", [200, 500])
 async def test_cut_connection_is_a_connection_error(peer, status):
     peer.expect("/api/v1/x", PeerResponse(status, drop=True), method="GET")
-    with pytest.raises(APIConnectionError, match="Is the server running"):
+    with pytest.raises(APIConnectionError, match="Is the server running") as caught:
         await send(peer.url)
+    assert caught.value.request.url == f"{peer.url}/api/v1/x"
+
+
+def test_errors_of_a_call_carry_request_response_and_body():
+    with scripted_peer() as peer, service(peer) as client:
+        path = f"{API}/get_server_capabilities"
+        peer.expect(path, ok({"detail": "no"}, 404), method="GET")
+        peer.expect(path, ok({"supported_models": 3}), method="GET")
+        for expected in (tinker.NotFoundError, tinker.APIResponseValidationError):
+            with pytest.raises(expected) as caught:
+                client.get_server_capabilities()
+            error = caught.value
+            assert (error.request.method, error.request.url) == ("GET", peer.url + path)
+            assert error.response.status_code == error.status_code
+            assert error.response.json()
+            assert error.body
+            assert KEY not in str(error.request.headers)
 
 
 async def test_body_that_does_not_decompress_is_a_typed_error(peer):
