@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvicorn
-from mesh_processor import MODEL, backend_of, pieces_of, request_of, told
+from mesh_processor import MODEL, Mesh, backend_of, message_of, pieces_of, request_of, told
 from patience import until
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -27,8 +28,11 @@ from tinkex.errors import (
     PeerProtocolError,
     UnsupportedError,
 )
+from tinkex.mesh.api.completion import ChatMessage
 from tinkex.mesh.processing.backend import Job
 from tinkex.mesh.processing.openai_backend import OpenAIBackend, OpenAIBackendConfig
+from tinkex.mesh.workers.serving.bounds import cost_of
+from tinkex.mesh.workers.serving.relay import Relay
 from tinkex.openai_api import (
     ChatPrompt,
     CompletionRequest,
@@ -77,9 +81,9 @@ def text(words, *, reason=None, chat=True, **delta):
     return json.dumps({"choices": [{"index": 0, "finish_reason": reason, **choice}]}).encode()
 
 
-def usage(tokens, cached=0):
+def usage(tokens, cached=0, prompt=9):
     details = {"prompt_tokens_details": {"cached_tokens": cached}}
-    counts = {"prompt_tokens": 9, "completion_tokens": tokens}
+    counts = {"prompt_tokens": prompt, "completion_tokens": tokens}
     return json.dumps({"choices": [], "usage": counts | details}).encode()
 
 
@@ -354,3 +358,27 @@ async def test_prompt_that_the_server_does_not_count_is_estimated(foreign, backe
     run = await backend.begin(Job(request=chat(), account="ada"))
     await pieces_of(run)
     assert run.prompt_tokens == await backend.count_tokens(chat()) == 5
+
+
+@pytest.mark.parametrize("chat", [False, True])
+async def test_template_of_the_servers_own_makes_no_processor_a_liar(foreign, tmp_path, chat):
+    """As Ollama's: a system prompt of the model's, around whatever it is asked."""
+    foreign.say = [text("a", chat=chat, reason="stop"), usage(1, prompt=900, cached=890), b"[DONE]"]
+    faults = []
+    config = OpenAIBackendConfig(url=foreign.url, model="llama", context_length=1000)
+    backend = OpenAIBackend(config, clock=VirtualClock(), on_fault=faults.append)
+    backend.faults = faults
+    message = message_of("Hi", model="llama")
+    if chat:
+        message = msgspec.structs.replace(message, prompt=ChatMessage([HI]))
+    cost = cost_of(message, 1000)
+    assert cost.prompt < 900
+    async with Mesh() as mesh:
+        await mesh.begin(tmp_path, backend=backend)
+        begun, *pieces, ended = await mesh.ask(mesh.work(message))
+    relay = Relay(message, cost, 1000)
+    relay.check_begun(begun)
+    relay.begin(begun)
+    assert [relay.take(piece) for piece in pieces] == [(piece,) for piece in pieces]
+    relay.end(ended)
+    assert relay.prompt_tokens == cost.prompt

@@ -46,6 +46,7 @@ from tinkex.mesh.processing.slots import Slots
 from tinkex.mesh.rpc.service import Call
 from tinkex.mesh.trust.permits import Permit, PermitCheck
 from tinkex.mesh.workers.request_log import log_ended, request_of
+from tinkex.mesh.workers.serving.bounds import cost_of
 from tinkex.openai_api.completer import CompletionRequest
 
 _LOG = logging.getLogger("tinkex.mesh.processor")
@@ -132,10 +133,11 @@ class Processor(ProcessorApi):
                         made += 0 if piece.echo else len(piece.tokens)
                         for part in piece_messages(piece):
                             yield part
+                prompt = known or self._believable(message, run.prompt_tokens)
                 yield Ended(
                     completion_tokens=made,
-                    cached_tokens=run.cached_tokens,
-                    prompt_tokens=0 if known else run.prompt_tokens,
+                    cached_tokens=min(run.cached_tokens, prompt),
+                    prompt_tokens=0 if known else prompt,
                 )
                 outcome = "ok"
             except TinkerError as error:
@@ -196,6 +198,14 @@ class Processor(ProcessorApi):
             resume=work.resume,
             finished=work.finished,
         )
+
+    def _believable(self, message: CompletionMessage, count: int) -> int:
+        """Lower a foreign server's count of a prompt to what its gateway reserved for it.
+
+        Such a server may put a template of its own around each prompt, however short that is; a
+        gateway takes who counts more than it reserved for a liar.
+        """
+        return min(count, cost_of(message, self._backend.model.max_context_length).prompt)
 
     async def _fetch(self, job: Job, work: Work, call: Call) -> None:
         if job.adapter in self._backend.adapters:
