@@ -50,6 +50,9 @@ from tinkex.passwords import Passwords
 _LOG = logging.getLogger("tinkex.mesh.auth")
 ACCOUNT_S = 300.0
 """Seconds between two looks for leases that ended and were not accounted for."""
+KEY_WAIT_S = 60.0
+"""For so long nobody registers while the key of a person's address is missing: it comes with its
+entries, from whoever has those. One that does not come is lost, and its person registers anew."""
 
 
 class AuthMember(Linked, Protocol):
@@ -106,7 +109,8 @@ class AuthWorker(Worker):
         self._member = member
         self._tasks = Tasks(on_error=_report)
         self._vault = member.vault
-        self._unreadable: set[str] = set()
+        self._unreadable: dict[str, float] = {}
+        """Accounts whose key is not here, and since when, in monotonic seconds."""
         self._lockout = LockOut(config, _derived(member.key_pair))
         self._public = PublicView(feeds, place.network.id, on_error=_report)
         self._known = member.known
@@ -162,6 +166,7 @@ class AuthWorker(Worker):
             state=lambda: self.book.state,
             verify=self._public.verify,
             vault=self._vault,
+            awaits_keys=self._awaits_keys,
             hashing=Hashing(Passwords(memory_kib=config.password_memory_kib), config),
             lockout=self._lockout,
             signing=self._signing,
@@ -273,15 +278,24 @@ class AuthWorker(Worker):
             return self._vault.unseal(account_id, sealed, field=field)
         except NotFoundError:
             if not self._vault.erased(account_id):
-                self._unreadable.add(account_id)
+                self._unreadable.setdefault(account_id, self._member.clock.monotonic())
             return None
 
     def _keyed(self, keys: Sequence[PersonKey]) -> None:
         """Fold again what could not be read while its key was on its way."""
-        came = self._unreadable.intersection(key.person for key in keys)
+        came = [key.person for key in keys if key.person in self._unreadable]
+        for person in came:
+            self._unreadable.pop(person, None)
         if came:
-            self._unreadable -= came
             self._private.refold()
+
+    def _awaits_keys(self) -> bool:
+        """Whether there are accounts of which nobody can say yet whose they are."""
+        since = self._member.clock.monotonic() - KEY_WAIT_S
+        return any(
+            noticed > since and not self._vault.erased(account_id)
+            for account_id, noticed in self._unreadable.items()
+        )
 
     def _usage_of(self, gateway: bytes) -> UsageBook:
         return self._usage.state(PeerId(gateway))

@@ -33,6 +33,7 @@ from tinkex.mesh.accounts.events import (
 from tinkex.mesh.accounts.tokens import Claims, TokenSigner
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.auth import AuthApi
+from tinkex.mesh.feeds.vault import PersonKey
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.purse import Purse
 from tinkex.mesh.roles import Role
@@ -47,6 +48,7 @@ from tinkex.mesh.trust.network import (
 )
 from tinkex.mesh.trust.revocations import Revocations
 from tinkex.mesh.usage import Countersigned
+from tinkex.mesh.workers.auth import KEY_WAIT_S
 from tinkex.mesh.workers.authority import hashing, spending
 from tinkex.mesh.workers.authority.api import AuthService
 from tinkex.mesh.workers.public_accounts import NetworkView, PublicView
@@ -334,6 +336,44 @@ async def test_an_erasure_that_a_crash_cut_off_is_made_good_at_the_next_start(ho
     assert isinstance(await caught(home.call(AuthApi.rpc_close_account, right)), StorageError)
     await home.restart()
     assert home.worker._vault.erased(registered.account_id)
+
+
+async def without_key(home, account_id):
+    """As an auth worker that has an account's entries, and not yet the key that reads them."""
+    vault = home.vault
+    (name,) = [name for name in vault._keys if name[0] == account_id]
+    key = PersonKey(*name, vault._keys.pop(name))
+    del vault._newest[account_id]
+    home.worker._private.refold()
+    await home.worker._private.current()
+    return key
+
+
+async def test_no_address_is_registered_twice_while_a_persons_key_is_on_its_way(home):
+    key = await without_key(home, (await home.register()).account_id)
+    for address in (EMAIL, "bob@example.org"):  # whose account it is, nobody can say
+        error = await caught(home.register(address))
+        assert isinstance(error, NoQuorumError)
+        assert "try again" in str(error)
+    await home.vault.add([key])
+    assert isinstance(await caught(home.register()), ConflictError)
+    await home.register("bob@example.org")
+
+
+async def test_key_that_is_lost_for_good_keeps_nobody_from_registering_for_long(home):
+    lost = (await home.register()).account_id
+    await without_key(home, lost)
+    assert isinstance(await caught(home.register()), NoQuorumError)
+    home.clock.advance(KEY_WAIT_S + 1)
+    assert (await home.register()).account_id != lost
+    await home.log_in()
+
+
+async def test_erased_person_keeps_nobody_from_registering(home):
+    lost = (await home.register()).account_id
+    await without_key(home, lost)
+    await home.vault.erase(lost)
+    await home.register()
 
 
 # --- keys ---------------------------------------------------------------------

@@ -13,7 +13,13 @@ from typing import TypeVar
 import msgspec
 
 from tinkex._clock import Clock
-from tinkex.errors import AuthenticationError, InputError, PermissionDeniedError, RateLimitError
+from tinkex.errors import (
+    AuthenticationError,
+    InputError,
+    NoQuorumError,
+    PermissionDeniedError,
+    RateLimitError,
+)
 from tinkex.mesh.accounts.accounts import (
     Accounts,
     Decision,
@@ -39,6 +45,7 @@ from tinkex.mesh.workers.authority.signing import Signing
 T = TypeVar("T")
 
 HOUR_S = 3600.0
+RETRY_MS = 2000
 
 
 class People:
@@ -49,6 +56,7 @@ class People:
         state: the accounts as they are now.
         verify: says who a credential speaks for.
         vault: seals personal fields.
+        awaits_keys: whether somebody's key is on its way, so that no address is known to be free.
         hashing: hashes passwords.
         lockout: counts wrong ones.
         signing: signs access tokens.
@@ -64,6 +72,7 @@ class People:
         state: Callable[[], AccountsState],
         verify: Callable[[str, float], Caller],
         vault: Vault,
+        awaits_keys: Callable[[], bool],
         hashing: Hashing,
         lockout: LockOut,
         signing: Signing,
@@ -75,6 +84,7 @@ class People:
         self._state = state
         self._verify = verify
         self._vault = vault
+        self._awaits_keys = awaits_keys
         self._hashing = hashing
         self._lockout = lockout
         self._signing = signing
@@ -93,6 +103,7 @@ class People:
             RateLimitError: the client tried too often, or too many wait.
             InputError: that is no address, or the password is too short or too long.
             ConflictError: the address cannot be registered.
+            NoQuorumError: it is not known yet whether it can.
         """
         self._accounts.check_open()
         wait = self._registrations.take(source.hex(), 1, self._clock.monotonic())
@@ -107,6 +118,12 @@ class People:
         async def decide(now: float) -> Decision[str]:
             accounts = self._accounts
             accounts.check_free(address)
+            if self._awaits_keys():
+                raise NoQuorumError(
+                    "this auth worker waits for another to tell whose accounts there are: nothing "
+                    "was written; try again in some seconds",
+                    retry_after_ms=RETRY_MS,
+                )
             account_id = accounts.new_account_id()
             person = msgspec.msgpack.encode(Person(address, password_hash))
             sealed = await self._vault.seal(account_id, person, field=PERSON)
