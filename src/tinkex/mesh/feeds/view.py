@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from tinkex.errors import UnsupportedError
+from tinkex.errors import StorageError, UnsupportedError
 from tinkex.mesh.feeds import saved
 from tinkex.mesh.feeds.database import Transaction
 from tinkex.mesh.feeds.entry import ChainId, Entry
@@ -121,7 +121,8 @@ class View(Generic[S]):
         self._parts: dict[PeerId | None, _Part[S]] = {}
         self._held_back: dict[PeerId | None, list[Entry]] = {}
         self._early: list[Entry] | None = None
-        self._failed: Exception | None = None
+        self._failed: dict[PeerId | None, Exception] = {}
+        """Why parts could not be folded again: what is here of them is not given out."""
         self._on_refold: list[Callable[[], None]] = []
         self._unsaved = 0
         self._end: list[Callable[[], None]] = []
@@ -155,7 +156,7 @@ class View(Generic[S]):
             return
         self._unfollow()
         await self._tasks.stop()
-        if not self._held_back and self._failed is None:
+        if not self._held_back and not self._failed:
             await self.save()
 
     def _unfollow(self) -> None:
@@ -164,6 +165,8 @@ class View(Generic[S]):
 
     async def current(self) -> None:
         """Wait until nothing is being folded again; appended entries are in the view at once."""
+        for key in list(self._failed):
+            self._retry(key)
         await self._tasks.finished()
 
     def refold(self) -> None:
@@ -187,10 +190,10 @@ class View(Generic[S]):
         """What an author's entries came to; of a joint view, what all did (None).
 
         Raises:
-            TinkerError: the view could not be folded again; close it and open it anew.
+            TinkerError: the view could not be folded again. Where the disk refused, that is tried
+                once more; else close it and open it anew.
         """
-        if self._failed is not None:
-            raise self._failed
+        self._check(author)
         part = self._parts.get(author)
         return self._restore(None) if part is None else part.state
 
@@ -199,8 +202,10 @@ class View(Generic[S]):
 
         Raises:
             UnsupportedError: other authors' entries are folded with them.
+            TinkerError: as `state`.
         """
-        part = self._parts.get(author if self.by_author else None)
+        self._check(self._key(author))
+        part = self._parts.get(self._key(author))
         if part is None:
             return {}, self._restore(None).dump()
         if any(chain.author != author for chain in part.positions):
@@ -261,7 +266,7 @@ class View(Generic[S]):
     def _arrived(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._take(entry)
-        if self._unsaved >= SAVE_EVERY and not self._held_back:
+        if self._unsaved >= SAVE_EVERY and not self._held_back and not self._failed:
             self._unsaved = 0
             self._tasks.spawn(self.save(), name=f"save {self.name}")
 
@@ -272,6 +277,9 @@ class View(Generic[S]):
             return
         if key in self._held_back:
             self._held_back[key].append(entry)
+            return
+        if key in self._failed:
+            self._again(key)
             return
         part = self._parts.get(key)
         if part is None:
@@ -320,14 +328,26 @@ class View(Generic[S]):
             self._held_back[key] = []
             self._tasks.spawn(self._fold_again(key), name=f"fold {self.name} again")
 
+    def _check(self, key: PeerId | None) -> None:
+        failed = self._failed.get(key)
+        if failed is not None:
+            self._retry(key)
+            raise failed
+
+    def _retry(self, key: PeerId | None) -> None:
+        """Fold again what the disk refused to give; what it gave will say the same once more."""
+        if self._end and isinstance(self._failed[key], StorageError):
+            self._again(key)
+
     async def _fold_again(self, key: PeerId | None) -> None:
         try:
             await self._fill(key, None)
         except Exception as error:
             # What is here stays as it is and is not given out any more.
-            self._failed = error
+            self._failed[key] = error
             del self._held_back[key]
             raise
+        self._failed.pop(key, None)
         for entry in self._held_back.pop(key):
             self._take(entry)
         for callback in tuple(self._on_refold):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from mesh_feeds import KeyValues, copy_all, key, member, payloads, store
 
-from tinkex.errors import PeerProtocolError, TrustError, UnsupportedError
+from tinkex.errors import PeerProtocolError, StorageError, TrustError, UnsupportedError
 from tinkex.mesh.feeds.pruning import prune
 from tinkex.mesh.feeds.snapshot import Snapshot, decode_snapshot
 from tinkex.mesh.feeds.view import View
@@ -400,6 +400,57 @@ async def test_view_that_cannot_be_folded_again_says_so_instead_of_giving_what_i
         with pytest.raises(UnsupportedError):
             theirs.state(ONE)
         await theirs.close()
+
+
+def unreadable(*_, **__):
+    raise StorageError("feeds.db could not be read or written: disk I/O error")
+
+
+@pytest.mark.parametrize("by", ["asking", "waiting", "entry"])
+async def test_view_that_failed_once_to_fold_again_does_so_when_it_can(
+    tmp_path, views, monkeypatch, by
+):
+    async with store(tmp_path) as held:
+        await write(held, "a=1", "a=2")
+        view = await views(held)
+        with monkeypatch.context() as patch:
+            patch.setattr(held, "history", unreadable)
+            view.refold()
+            await view._tasks.finished()
+            with pytest.raises(StorageError):
+                view.state(ONE)
+            await view._tasks.finished()
+        told = []
+        view.on_refold(lambda: told.append(dict(view.state(ONE).values)))
+        if by == "entry":
+            await write(held, "a=3")
+            await view._tasks.finished()
+        elif by == "waiting":
+            await view.current()
+        else:
+            with pytest.raises(StorageError):
+                view.state(ONE)
+            await view._tasks.finished()
+        assert view.state(ONE).values == {"a": b"123" if by == "entry" else b"12"}
+        assert len(told) == 1
+        assert {type(error) for error in views.errors} == {StorageError}
+        await view.close()
+
+
+async def test_snapshot_is_made_of_no_view_that_could_not_be_folded_again(
+    tmp_path, views, monkeypatch
+):
+    async with store(tmp_path) as held:
+        await write(held, "a=1", "a=2")
+        view = await views(held)
+        with monkeypatch.context() as patch:
+            patch.setattr(held, "history", unreadable)
+            view.refold()
+            await view._tasks.finished()
+            with pytest.raises(StorageError):
+                view.covered(ONE)
+        assert view.state(TWO).values == {}, "others' entries are not of it"
+        await view.close()
 
 
 async def copy_all_after(source, target):
