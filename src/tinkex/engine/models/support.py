@@ -4,12 +4,14 @@ The engine runs transformers' own modelling code on packed tokens, so most decod
 those of `TESTED` are compared with plain transformers in our tests. Any other is compared once, at
 load, on a few tokens, packed and then decoded, and refused when the logits differ. Refused by name:
 softcapping and masks of their own (in `attention`), layers that are neither full nor sliding
-attention, final softcapping, and, when an adapter wants them, experts of a kind that `experts` does
-not know. Of a model that also takes images the language model is driven.
+attention, attention that is not causal, final softcapping, models without a linear layer for an
+adapter, and, when an adapter wants them, experts of a kind that `experts` does not know. Of a model
+that also takes images the language model is driven.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,8 @@ from tinkex.engine.lora.experts import has_fused_experts
 from tinkex.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tinkex.engine.lora.weights import LoraShape
 
 TESTED = frozenset(
@@ -47,6 +51,8 @@ _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _MODEL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 _TOLERANCE = 1e-3
 _PROBE_LENGTHS = (5, 3)
+_PROBE_WINDOW = 2
+"""Positions that a token sees in a layer with a sliding window while models are compared."""
 
 
 def decoder_of(model: Any) -> Any:
@@ -98,12 +104,35 @@ def check_supported(model: Any) -> None:
             f"{type(model).__name__} has layers of type {', '.join(strange)}; tinkex has "
             f"{', '.join(sorted(_LAYER_TYPES))}"
         )
-    known = model.config.model_type in TESTED
-    before = None if known else _plain_logits(model)
+    # "all" is Gemma 4's; its "vision" is of images alone
+    both_ways = getattr(config, "use_bidirectional_attention", None) in {True, "all"}
+    if both_ways or not getattr(config, "is_causal", True):
+        raise ConfigurationError(
+            f"{type(model).__name__} is configured for attention in both directions, as models of "
+            "embeddings are; tinkex drives causal language models"
+        )
+    taken = getattr(model.config, "_attn_implementation", None) == attention.IMPLEMENTATION
+    if not taken and not linear_modules(model):  # of one that is driven already, `runner` tells
+        raise ConfigurationError(
+            f"{type(model).__name__} has no linear layers that tinkex knows, so no adapter could "
+            f"be trained on it; known to work: {', '.join(sorted(TESTED))}"
+        )
+    if model.config.model_type in TESTED:
+        _switch(model)
+        return
+    with _short_windows(model):
+        _compare(model)
+
+
+def _switch(model: Any) -> None:
     attention.register()
     model.set_attn_implementation(attention.IMPLEMENTATION)
-    if before is None:
-        return
+
+
+def _compare(model: Any) -> None:
+    """Switch a model to packed attention, and refuse it if its logits are then others."""
+    before = _plain_logits(model)
+    _switch(model)
     try:
         found = {"packed": _packed_logits(model), "cached": _cached_logits(model)}
     except _MODEL_ERRORS as error:
@@ -116,6 +145,31 @@ def check_supported(model: Any) -> None:
                 f"{type(model).__name__} gives other logits on {kind} tokens than in transformers, "
                 f"so tinkex cannot drive it; known to work: {', '.join(sorted(TESTED))}"
             )
+
+
+@contextmanager
+def _short_windows(model: Any) -> Iterator[None]:
+    """Make sliding windows shorter than the tokens on which models are compared.
+
+    Some families window their mask alone, which is not built here, and do not tell the attention
+    function. Windows that no sequence outgrows stay as they are.
+    """
+    limit = context_length(model.config)
+    holders = [model.config.get_text_config(), *model.modules()]
+    holders += [module.config for module in model.modules() if hasattr(module, "config")]
+    found = {id(one): (one, getattr(one, "sliding_window", None)) for one in holders}
+    windows = [
+        (one, window)
+        for one, window in found.values()
+        if isinstance(window, int) and window > _PROBE_WINDOW and not 0 < limit <= window
+    ]
+    for one, _ in windows:
+        one.sliding_window = _PROBE_WINDOW
+    try:
+        yield
+    finally:
+        for one, window in windows:
+            one.sliding_window = window
 
 
 def linear_modules(model: Any) -> dict[str, nn.Linear]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from engine_support import (
+    CONTEXT,
     FAMILIES,
     VOCAB,
     datum,
@@ -176,6 +177,52 @@ def test_scaled_logits_are_refused_by_comparison():
 def test_softcapping_is_refused_by_name():
     with pytest.raises(ConfigurationError, match="caps its logits"):
         wrap_model(tiny_model("gemma2", head_dim=16), name="tiny")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("phimoe", {"sliding_window": 60, "num_local_experts": 4}),
+        (
+            "qwen2_moe",
+            {
+                **UNLISTED["qwen2_moe"],
+                "use_sliding_window": True,
+                "sliding_window": 60,
+                "max_window_layers": 2,
+            },
+        ),
+    ],
+)
+def test_window_that_a_family_keeps_to_itself_is_refused(family, settings):
+    """It is in transformers' mask alone, and longer than what models are compared on."""
+    with pytest.raises(ConfigurationError, match="other logits on packed tokens"):
+        wrap_model(tiny_model(family, **settings), name="tiny")
+
+
+def test_window_beyond_the_context_harms_nobody():
+    model = tiny_model("phimoe", sliding_window=CONTEXT, num_local_experts=4)
+    assert wrap_model(model, name="tiny").architecture == "PhimoeForCausalLM"
+    assert model.config.sliding_window == CONTEXT
+
+
+@pytest.mark.parametrize("family", ["exaone4", "olmo3", "starcoder2"])
+def test_window_of_a_family_that_is_compared_at_load_equals_transformers(family):
+    assert_equals_transformers(family, sliding_window=6)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("gemma3_text", {"use_bidirectional_attention": True}), ("llama", {"is_causal": False})],
+)
+def test_attention_in_both_directions_is_refused_by_name(family, settings):
+    with pytest.raises(ConfigurationError, match="attention in both directions"):
+        wrap_model(tiny_model(family, **settings), name="tiny")
+
+
+def test_model_without_layers_for_an_adapter_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match="GPT2LMHeadModel has no linear layers"):
+        wrap_model(tiny_model("gpt2", n_embd=32, n_layer=1, n_head=4), name="tiny")
 
 
 def test_layers_of_another_kind_are_refused_by_name():
