@@ -360,6 +360,33 @@ async def test_prompt_that_the_server_does_not_count_is_estimated(foreign, backe
     assert run.prompt_tokens == await backend.count_tokens(chat()) == 5
 
 
+@pytest.mark.parametrize("fields", [{"max_tokens": None}, {"as_context_allows": True}], ids=str)
+async def test_chat_without_max_tokens_is_ended_by_the_server(foreign, backend, fields):
+    """Which alone knows what room there is: vLLM refuses a number that does not fit."""
+    words, _, reason = told(await ask(backend, **{"max_tokens": 4097} | fields))
+    assert (words, reason) == ("Goodbye", "stop")
+    await ask(backend)
+    assert [body.get("max_tokens") for _, body in foreign.bodies] == [None, 20]
+
+
+async def test_chat_that_the_server_does_not_end_is_cut_off_where_the_context_is_full(foreign):
+    """As Ollama's: it forgets the beginning, and goes on."""
+    foreign.say = [text("a")] * 60 + [text("", reason="stop"), usage(60), b"[DONE]"]
+    config = OpenAIBackendConfig(url=foreign.url, model="llama", context_length=50)
+    made = OpenAIBackend(config, clock=VirtualClock(), on_fault=pytest.fail)
+    await made.start()
+    words, tokens, reason = told(await ask(made, max_tokens=None))
+    await made.stop()
+    assert (words, len(tokens), reason) == ("a" * 50, 50, "length")
+
+
+async def test_plain_completion_has_max_tokens_always(foreign, backend):
+    """Servers that are told none make 16 (vLLM)."""
+    foreign.say = [text("a", chat=False, reason="length"), usage(1), b"[DONE]"]
+    await ask(backend, prompt=TextPrompt("Once"), max_tokens=None)
+    assert foreign.bodies[0][1]["max_tokens"] == 4096
+
+
 @pytest.mark.parametrize("chat", [False, True])
 async def test_template_of_the_servers_own_makes_no_processor_a_liar(foreign, tmp_path, chat):
     """As Ollama's: a system prompt of the model's, around whatever it is asked."""

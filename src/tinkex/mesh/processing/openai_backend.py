@@ -34,6 +34,7 @@ from tinkex.mesh.processing.openai_wire import (
     body_of,
     check_supported,
     estimated_tokens,
+    is_open_ended,
 )
 from tinkex.mesh.tasks import Tasks
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest, Piece
@@ -283,18 +284,22 @@ class OpenAIBackend:
             )
         if self._http is None or self._http.is_closed:
             raise EngineError("The processor has stopped.")
-        prompt = estimated_tokens(request, self._config.context_length)
-        room = self._config.context_length + 1 - prompt
+        context = self._config.context_length
+        prompt = estimated_tokens(request, context)
+        open_ended = is_open_ended(request)
+        # How much room there is where the server ends a reply, it alone knows.
+        room = context if open_ended else context + 1 - prompt
         wanted = room if request.max_tokens is None else request.max_tokens
-        request = replace(request, max_tokens=max(1, min(wanted, room)))
+        most = max(1, min(wanted, room))
+        request = replace(request, max_tokens=most, as_context_allows=open_ended)
         has_tools = isinstance(request.prompt, ChatPrompt) and bool(request.prompt.tools)
         run = OpenAIRun(
             [
-                ForeignCompletion(index, request.max_tokens or 1, has_tools)
+                ForeignCompletion(index, most, has_tools, is_open_ended=open_ended)
                 for index in range(request.n)
             ],
             estimate=prompt,
-            context=self._config.context_length,
+            context=context,
             timers=self._timers,
             idle_timeout_s=self._config.idle_timeout_s,
         )

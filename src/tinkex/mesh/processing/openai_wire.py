@@ -69,6 +69,16 @@ def check_supported(request: CompletionRequest) -> None:
             )
 
 
+def is_open_ended(request: CompletionRequest) -> bool:
+    """Whether the server itself is to end a reply where its context does.
+
+    It alone knows how long the prompt is: servers refuse a number of tokens that does not fit
+    behind it (vLLM, tinkex). For chats none is their default; for plain completions 16 may be.
+    """
+    free = request.max_tokens is None or request.as_context_allows
+    return free and isinstance(request.prompt, ChatPrompt)
+
+
 def body_of(request: CompletionRequest, model: str, index: int) -> tuple[str, dict[str, Any]]:
     """Make (path, body) of the request for one completion.
 
@@ -81,10 +91,11 @@ def body_of(request: CompletionRequest, model: str, index: int) -> tuple[str, di
         "model": model,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "max_tokens": request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
     }
+    if not is_open_ended(request):
+        body["max_tokens"] = request.max_tokens
     if request.seed is not None:
         body["seed"] = (request.seed + index) % 2**31
     if request.stop:
@@ -146,6 +157,8 @@ class ForeignCompletion:
     index: int
     max_tokens: int
     has_tools: bool
+    is_open_ended: bool = False
+    """Whether the server was not told `max_tokens`: what comes beyond them is cut off."""
     chunks: int = 0
     """Pieces of text that came: each is a token at least."""
     size: int = 0
@@ -180,15 +193,26 @@ class ForeignCompletion:
             ) from None
         if "error" in event and not event.get("choices"):
             raise PeerProtocolError("the server behind this processor failed in mid-stream")
-        if not text:
+        if not text or self._is_full():
             return None
         self.chunks += 1
         self.size += len(text.encode())
-        if self.chunks > self.max_tokens:
+        return Piece(self.index, text, (_token(text),))
+
+    def _is_full(self) -> bool:
+        """Whether there is no room for more text; one that has no end then ends here.
+
+        Raises:
+            PeerProtocolError: the server was told so.
+        """
+        if self.chunks < self.max_tokens:
+            return False
+        if not self.is_open_ended:
             raise PeerProtocolError(
                 "the server behind this processor sends more than it was asked for"
             )
-        return Piece(self.index, text, (_token(text),))
+        self.reason, self.done = "length", True
+        return True
 
     def end(self) -> Piece:
         """Give the last piece, once the stream has ended.
@@ -206,6 +230,8 @@ class ForeignCompletion:
         )
         written = sum(len(call.arguments) + len(call.name) for call in calls)
         made = self.chunks if self.claimed is None else max(self.chunks, self.claimed)
+        if self.is_open_ended:
+            made = min(made, self.max_tokens)
         # Marks of a chat's form and the end are tokens without text.
         if made > min(self.max_tokens, self.size + written + _MARKS * (1 + len(calls))):
             raise PeerProtocolError(
