@@ -120,6 +120,8 @@ class View(Generic[S]):
         self._tasks = Tasks(on_error=on_error)
         self._parts: dict[PeerId | None, _Part[S]] = {}
         self._held_back: dict[PeerId | None, list[Entry]] = {}
+        self._changed: dict[PeerId | None, None] = {}
+        """Parts whose past changed while they were being folded."""
         self._early: list[Entry] | None = None
         self._failed: dict[PeerId | None, Exception] = {}
         """Why parts could not be folded again: what is here of them is not given out."""
@@ -143,6 +145,8 @@ class View(Generic[S]):
         try:
             for key in await self._load():
                 await self._fill(key, self._parts.get(key))
+            while self._changed:
+                await self._fill(next(iter(self._changed)), None)
         except BaseException:
             self._unfollow()
             raise
@@ -317,14 +321,20 @@ class View(Generic[S]):
     # --- folding again --------------------------------------------------------
 
     def _rebased(self, feed: str, author: PeerId) -> None:
-        if feed not in {"", self.feed} or self._early is not None:
+        if feed not in {"", self.feed}:
             return
         if self.by_author and self._store.forked(author):
             self._parts.pop(author, None)
-        self._again(self._key(author))
+        key = self._key(author)
+        if self._early is None:
+            self._again(key)
+        else:
+            self._changed[key] = None
 
     def _again(self, key: PeerId | None) -> None:
-        if key not in self._held_back:
+        if key in self._held_back:
+            self._changed[key] = None
+        else:
             self._held_back[key] = []
             self._tasks.spawn(self._fold_again(key), name=f"fold {self.name} again")
 
@@ -356,10 +366,14 @@ class View(Generic[S]):
     async def _fill(self, key: PeerId | None, part: _Part[S] | None) -> None:
         """Fold what is stored beyond a saved part, or from the start.
 
-        Once more where the filter changed its mind meanwhile: what was folded before is of the old.
+        Once more where the filter changed its mind meanwhile, an author was shut out or a snapshot
+        took the place of entries: what was folded before is of the old.
         """
         while True:
             mark = self._mark()
+            if key in self._changed:
+                del self._changed[key]
+                part = None
             if (
                 part is None
                 or part.mark != mark
@@ -369,7 +383,7 @@ class View(Generic[S]):
                 if part is not None:
                     part.mark = mark
                     await self._fold_stored(key, part, in_order=False)
-            if part is None or part.mark == self._mark():
+            if key not in self._changed and (part is None or part.mark == self._mark()):
                 break
         if part is None:
             self._parts.pop(key, None)

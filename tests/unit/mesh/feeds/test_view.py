@@ -7,7 +7,13 @@ import msgspec
 import pytest
 from mesh_feeds import KeyValues, copy_all, key, member, payloads, store
 
-from tinkex.errors import PeerProtocolError, StorageError, TrustError, UnsupportedError
+from tinkex.errors import (
+    LogForkError,
+    PeerProtocolError,
+    StorageError,
+    TrustError,
+    UnsupportedError,
+)
 from tinkex.mesh.feeds.pruning import prune
 from tinkex.mesh.feeds.snapshot import Snapshot, decode_snapshot
 from tinkex.mesh.feeds.view import View
@@ -520,6 +526,64 @@ async def test_mind_that_changes_while_all_is_folded_again_is_heeded(tmp_path, v
         only.wanted, only.turns_at = 0, b"a=2"
         opened = await views(held, only=only, version=2)
         assert opened.state(ONE).values == {"a": b"13"}
+
+
+class Paused:
+    """Lets a view read no more than `pages` pages of a store, until `go` is set."""
+
+    def __init__(self, held, monkeypatch, pages):
+        self.go, self.reached = asyncio.Event(), asyncio.Event()
+        self._left, self._read = pages, held.read
+        monkeypatch.setattr("tinkex.mesh.feeds.reading._PAGE", 1)
+        monkeypatch.setattr(held, "read", self._one)
+
+    async def _one(self, work):
+        self._left -= 1
+        if self._left < 0:
+            self.reached.set()
+            await self.go.wait()
+        return await self._read(work)
+
+
+@pytest.mark.parametrize("by_author", [True, False])
+@pytest.mark.parametrize("opening", [True, False])
+async def test_author_shut_out_while_a_view_folds_leaves_it(
+    tmp_path, views, monkeypatch, by_author, opening
+):
+    clock = VirtualClock()
+    same = {"clock": clock, "new_epoch": lambda: b"same" * 4}
+    async with (
+        store(tmp_path / "1", **same) as one,
+        store(tmp_path / "copy", **same) as twin,
+        store(tmp_path / "2", member(2), clock=clock) as held,
+        store(tmp_path / "3", member(3), clock=clock) as other,
+    ):
+        await write(one, *(f"a={n}" for n in range(9)))
+        await write(held, "b=2")
+        clock.advance(1)
+        await write(twin, "a=x")
+        await copy_all(one, held, FEED)
+        await copy_all(one, other, FEED)
+        with pytest.raises(LogForkError):
+            await copy_all(twin, other, FEED)
+        if not opening:
+            view = await views(held, by_author=by_author)
+        paused = Paused(held, monkeypatch, 8)
+        if opening:
+            running = asyncio.create_task(views(held, by_author=by_author))
+        else:
+            view.refold()
+            running = asyncio.create_task(view.current())
+        await paused.reached.wait()
+        for proof in other.forks():
+            assert await held.shut_out(proof)
+        paused.go.set()
+        done = await running
+        view = done if opening else view
+        await view.current()
+        found = [view.state(who).values for who in ((ONE, TWO) if by_author else (None,))]
+        assert found == ([{}, {"b": b"2"}] if by_author else [{"b": b"2"}])
+        assert view.authors() == [TWO]
 
 
 async def test_nonsense_is_no_snapshot():
