@@ -37,8 +37,19 @@ _PROCESSOR_FILES = (
 _UNSUPPORTED = (
     "use_dora",
     "use_rslora",
+    "use_qalora",
+    "use_bdlora",
     "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "velora_config",
 )
+"""Settings of PEFT under which an adapter is more than W + scale B A of its own base's layers."""
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the base as it is. Others (pissa, olora, corda, ...)
+subtract the first B A from it, and PEFT does that again whenever it loads such an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,13 @@ def _read(
     if used or config.get("bias", "none") != "none":
         raise InputError(
             f"{adapter} uses {', '.join(used) or 'bias'}, which cannot be merged here."
+        )
+    start = config.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _PLAIN_STARTS:
+        raise InputError(
+            f"{adapter} was begun with init_lora_weights={start!r}, which changes the base model "
+            "too, so it cannot be merged here: let PEFT merge it (merge_and_unload), or have PEFT "
+            "save it as an ordinary adapter (path_initial_model_for_weight_conversion)."
         )
     # PEFT saves the base's embeddings along with an adapter of them
     copies = {

@@ -35,18 +35,23 @@ def base(request, tmp_path):
     return folder
 
 
-def adapter_of(base, folder, modules, rank=3):
+def adapter_of(base, folder, modules, rank=3, start=True):
     """An adapter that PEFT itself saved, with weights that are not zero."""
     model = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(
-        r=rank, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM", lora_dropout=0.0
+        r=rank,
+        lora_alpha=8,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+        lora_dropout=0.0,
+        init_lora_weights=start,
     )
     model = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     model.save_pretrained(folder)
     return folder
 
@@ -78,6 +83,27 @@ def test_dtype_is_the_one_asked_for(base, tmp_path):
     assert model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal"])
+def test_adapter_that_was_begun_in_another_way_is_merged_if_its_base_is_as_it_was(
+    base, tmp_path, start
+):
+    adapter = adapter_of(base, tmp_path / "adapter", ["q_proj"], rank=4, start=start)
+    merged = merge_adapter(adapter, tmp_path / "merged", base_model=str(base))
+    expected = logits_of(
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    )
+    found = logits_of(AutoModelForCausalLM.from_pretrained(merged.folder))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_adapter_whose_start_changed_the_base_is_refused(base, tmp_path, start):
+    """PEFT subtracts the first product from the base, when it begins and when it loads it."""
+    adapter = adapter_of(base, tmp_path / "adapter", ["q_proj"], start=start)
+    with pytest.raises(InputError, match=f"init_lora_weights='{start}'.*let PEFT merge it"):
+        merge_adapter(adapter, tmp_path / "merged", base_model=str(base))
+
+
 def test_what_is_no_adapter_or_does_not_fit_is_refused_and_leaves_nothing(base, tmp_path):
     adapter = adapter_of(base, tmp_path / "adapter", ["q_proj"])
     out = tmp_path / "merged"
@@ -88,7 +114,12 @@ def test_what_is_no_adapter_or_does_not_fit_is_refused_and_leaves_nothing(base, 
     with pytest.raises(InputError, match="does not fit"):
         merge_adapter(adapter, out, base_model=str(other))
     config = json.loads((adapter / "adapter_config.json").read_text())
-    for change in ({"use_dora": True}, {"peft_type": "IA3"}, {"bias": "all"}):
+    for change in (
+        {"use_dora": True},
+        {"layer_replication": [[0, 1], [0, 1]]},
+        {"peft_type": "IA3"},
+        {"bias": "all"},
+    ):
         changed = tmp_path / "changed"
         shutil.copytree(adapter, changed, dirs_exist_ok=True)
         (changed / "adapter_config.json").write_text(json.dumps({**config, **change}))
