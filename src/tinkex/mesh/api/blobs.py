@@ -11,8 +11,8 @@ import msgspec
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import Call, Service, callable_by
 
-MOST_CHUNKS = 4096
-"""Of one request."""
+MOST_CHUNKS = 16_400
+"""Of one request: all that an adapter may have, as its permit may be over before a second one."""
 _FETCHERS = frozenset({Role.PROCESSOR, Role.GATEWAY, Role.CLIENT})
 
 

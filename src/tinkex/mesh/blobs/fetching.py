@@ -21,7 +21,7 @@ from tinkex.errors import (
     StorageError,
     TinkerError,
 )
-from tinkex.mesh.api.blobs import MOST_CHUNKS, BlobApi, FetchChunks, FetchManifest
+from tinkex.mesh.api.blobs import BlobApi, FetchChunks, FetchManifest
 from tinkex.mesh.blobs.manifest import is_content_id
 from tinkex.mesh.blobs.store import BlobStore, Coming
 from tinkex.mesh.rpc.peers import Peers
@@ -32,7 +32,9 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger("tinkex.mesh.blobs")
 MANIFEST_TIMEOUT_S = 5.0
-CHUNKS_TIMEOUT_S = 600.0
+CHUNK_TIMEOUT_S = 0.15
+"""For each of those that are asked for at once, but at least for `LEAST_CHUNKS`."""
+LEAST_CHUNKS = 4096
 IDLE_TIMEOUT_S = 10.0
 
 
@@ -136,17 +138,11 @@ class AdapterFetcher:
         coming = await _here(lambda: self._store.begin(content, reply.manifest, keep=keep))
         with coming:
             missing = await _here(coming.missing)
-            for first in range(0, len(missing), MOST_CHUNKS):
-                await self._chunks(
-                    source,
-                    coming,
-                    FetchChunks(
-                        content=content,
-                        permit=permit,
-                        certificate=certificate,
-                        chunks=tuple(missing[first : first + MOST_CHUNKS]),
-                    ),
+            if missing:
+                wanted = FetchChunks(
+                    content=content, permit=permit, certificate=certificate, chunks=tuple(missing)
                 )
+                await self._chunks(source, coming, wanted)
             return await _here(coming.finish)
 
     async def _chunks(self, source: Contact, coming: Coming, request: FetchChunks) -> None:
@@ -155,7 +151,7 @@ class AdapterFetcher:
             source,
             BlobApi.rpc_chunks,
             request,
-            timeout_s=CHUNKS_TIMEOUT_S,
+            timeout_s=CHUNK_TIMEOUT_S * max(len(request.chunks), LEAST_CHUNKS),
             idle_timeout_s=IDLE_TIMEOUT_S,
         )
         async with aclosing(stream) as chunks:

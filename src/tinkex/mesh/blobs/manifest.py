@@ -70,7 +70,7 @@ def make_manifest(folder: Path) -> bytes:
     """Describe the adapter in a folder; other files there are left out.
 
     Raises:
-        InputError: one of its files is missing, or too large.
+        InputError: one of its files is missing, empty, or too large.
     """
     files = []
     for name, largest in sorted(LARGEST_FILES.items()):
@@ -79,6 +79,8 @@ def make_manifest(folder: Path) -> bytes:
             size = path.stat().st_size
             if size > largest:
                 raise InputError(f"{name} has {size} bytes; {largest} are allowed")
+            if not size:
+                raise InputError(f"{name} is empty: publish a checkpoint for sampling")
             with path.open("rb") as file:
                 hashes = []
                 while part := file.read(CHUNK_BYTES):

@@ -19,6 +19,7 @@ from tinkex.errors import (
 from tinkex.mesh.blobs.contents import check_contents
 from tinkex.mesh.blobs.manifest import (
     CHUNK_BYTES,
+    LARGEST_FILES,
     FileEntry,
     Manifest,
     content_id,
@@ -244,6 +245,14 @@ def test_json_that_is_no_object_is_refused(tmp_path, text):
 def test_folder_without_an_adapter_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="adapter_config"):
         store.add(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(LARGEST_FILES))
+def test_folder_with_an_empty_file_is_refused_by_its_name(store, tmp_path, name):
+    folder = adapter(tmp_path / "made")
+    (folder / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{name} is empty"):
+        store.add(folder)
 
 
 def test_files_that_are_no_adapter_are_erased_when_they_are_all_here(store, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from mesh_processor import (
     Mesh,
@@ -17,7 +18,16 @@ from mesh_rpc import caught
 from patience import until
 
 from tinkex.errors import NotFoundError, StorageError, TrustError
-from tinkex.mesh.api.blobs import BlobApi, Chunk, FetchManifest, ManifestReply
+from tinkex.mesh.api.blobs import (
+    MOST_CHUNKS,
+    BlobApi,
+    Chunk,
+    FetchChunks,
+    FetchManifest,
+    ManifestReply,
+)
+from tinkex.mesh.blobs import manifest as blobs_manifest
+from tinkex.mesh.blobs import store as blobs_store
 from tinkex.mesh.blobs.manifest import CHUNK_BYTES
 from tinkex.mesh.blobs.service import BlobService
 from tinkex.mesh.blobs.store import BlobStore
@@ -25,6 +35,7 @@ from tinkex.mesh.dht.config import StorageLimits
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
+from tinkex.mesh.rpc.messages import MAX_BODY_BYTES
 from tinkex.mesh.trust.permits import PERMIT_S, BlobPermitCheck, make_blob_permit
 from tinkex.mesh.workers.processor import ADAPTERS
 
@@ -128,6 +139,42 @@ async def test_adapter_reaches_a_processor_with_an_empty_folder_and_runs_there(
     await mesh.worker._announce()
     found = await looker.lookup(f"adapter:{mesh.content}")
     assert mesh.contact in [record.contact for record in found]
+
+
+class Asked(Counting):
+    """Counts the requests, too."""
+
+    requests = 0
+
+    async def rpc_chunks(self, request, call):
+        self.requests += 1
+        async for chunk in super().rpc_chunks(request, call):
+            yield chunk
+
+
+async def test_large_adapter_is_asked_for_once_as_its_permit_lasts_no_longer(
+    mesh, tmp_path, files, monkeypatch
+):
+    for module in (blobs_manifest, blobs_store):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 90)
+    owner = await mesh.owner(tmp_path / "owner", files, change=Asked)
+    await mesh.ask(mesh.adapted())
+    assert len(owner.given) > 4096, "as many chunks as a gibibyte has"
+    assert owner.requests == 1
+
+
+def test_every_adapter_fits_in_one_request():
+    most = blobs_manifest.Manifest(
+        tuple(
+            blobs_manifest.FileEntry(name, size, (b"",) * -(-size // CHUNK_BYTES))
+            for name, size in blobs_manifest.LARGEST_FILES.items()
+        )
+    )
+    assert len(most.places) <= MOST_CHUNKS
+    request = FetchChunks(
+        content="0" * 64, permit=b"p" * 512, certificate=b"c" * 8192, chunks=tuple(most.places)
+    )
+    assert len(msgspec.msgpack.encode(request)) < MAX_BODY_BYTES
 
 
 async def test_processor_with_many_adapters_announces_no_more_than_nodes_hold_of_one_peer(tmp_path):
