@@ -20,6 +20,7 @@ from tinkex.types.access_tokens import AccessTokenGrant, NewAccessToken
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, RowMapping
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from tinkex._clock import Clock
     from tinkex.server.storage.blobs import CheckpointKey
@@ -95,11 +96,6 @@ class AccessTokens:
         async with self._store.begin() as connection:
             return bool((await connection.execute(chosen)).rowcount)
 
-    async def forget(self, key: CheckpointKey) -> None:
-        """Take back all tokens of a checkpoint that is deleted."""
-        async with self._store.begin() as connection:
-            await connection.execute(delete(ACCESS_TOKENS).where(_of(key)))
-
     async def opens(self, key: CheckpointKey, digest: str) -> bool:
         """Whether the token of a digest, as `hidden` gives it, opens a checkpoint."""
         query = select(ACCESS_TOKENS.c.token_id).where(
@@ -109,6 +105,11 @@ class AccessTokens:
         )
         async with self._store.begin() as connection:
             return (await connection.execute(query)).first() is not None
+
+
+async def forget_tokens(connection: AsyncConnection, key: CheckpointKey) -> None:
+    """Take back all tokens of a checkpoint, in the transaction that deletes it."""
+    await connection.execute(delete(ACCESS_TOKENS).where(_of(key)))
 
 
 def hidden(token: str) -> str:

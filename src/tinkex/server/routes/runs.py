@@ -113,9 +113,8 @@ class RunRoutes:
         row = await self._row(request)
         key = key_in_path(request)
         found = await self._s.store.checkpoint(row.owner, key, now=self._s.clock.now())
-        if found is None:
+        if found is None or not await self._s.checkpoints.delete(key):
             raise not_found(f"Run {row.run_id!r} has no checkpoint {key.checkpoint_id!r}.")
-        await self._s.checkpoints.delete(key)
         caller = caller_of(request)
         await self._s.records.audit.note_checkpoint(
             AuditEvent.CHECKPOINT_DELETED, key, owner=caller.owner, key_id=caller.key_id

@@ -54,7 +54,7 @@ class Checkpoints:
         """Told of each checkpoint that was deleted at its expiry."""
         self.access = AccessTokens(store, clock)
         self.changing = asyncio.Lock()
-        """Held while a folder and its row are of two saves, for a moment."""
+        """Held while a folder and its row are of two saves, or one of them is gone: a moment."""
 
     async def start(self) -> None:
         """Clear what a killed server left, and begin to watch expiries."""
@@ -190,16 +190,29 @@ class Checkpoints:
             raise not_found(_no_checkpoint(tinker_path))
         return run
 
-    async def delete(self, key: CheckpointKey) -> None:
-        """Delete a checkpoint: the row first, so that nobody finds half a folder."""
-        await self._store.remove_checkpoint(key, at=self._clock.now())
-        await self.access.forget(key)
-        await asyncio.to_thread(self._blobs.delete, key)
+    async def delete(self, key: CheckpointKey, *, expired_by: float | None = None) -> bool:
+        """Delete a checkpoint: the row first, so that nobody finds half a folder.
+
+        Args:
+            key: which one.
+            expired_by: leaves one whose expiry is after this, in unix seconds.
+
+        Returns:
+            Whether there was one.
+        """
+        async with self.changing:  # else the folder could be that of a save which came meanwhile
+            now = self._clock.now()
+            if not await self._store.remove_checkpoint(key, at=now, expired_by=expired_by):
+                return False
+            await asyncio.to_thread(self._blobs.delete, key)
+        return True
 
     async def _sweep(self) -> None:
-        for row in await self._store.expired_checkpoints(self._clock.now()):
-            await self.delete(row.key)
-            await self.on_expired(row)
+        now = self._clock.now()
+        for row in await self._store.expired_checkpoints(now):
+            # One that was saved anew since they were listed stays.
+            if await self.delete(row.key, expired_by=now):
+                await self.on_expired(row)
         self.watch(await self._store.next_expiry())
 
     def watch(self, expires_at: float | None) -> None:

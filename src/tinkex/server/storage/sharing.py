@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinkex.errors import InputError
 from tinkex.server.files.faults import damaged_checkpoint, storing
@@ -50,9 +50,7 @@ class Sharing:
         Raises:
             Refusal: 404 when the owner has no such checkpoint.
         """
-        row = await self._owned(owner, key)
-        if row.public != public:
-            await self._s.store.put_checkpoint(replace(row, public=public))
+        await self._change(owner, key, public=public)
 
     async def set_ttl(self, owner: str, key: CheckpointKey, ttl_seconds: int | None) -> None:
         """Say when a checkpoint ends, counted from now.
@@ -62,9 +60,8 @@ class Sharing:
             InputError: the time is out of bounds.
         """
         check_ttl(ttl_seconds)
-        row = await self._owned(owner, key)
         expires_at = None if ttl_seconds is None else self._s.clock.now() + ttl_seconds
-        await self._s.store.put_checkpoint(replace(row, expires_at=expires_at))
+        await self._change(owner, key, expires_at=expires_at)
         self._s.checkpoints.watch(expires_at)
 
     async def copy(
@@ -102,25 +99,27 @@ class Sharing:
         if await self._s.store.checkpoint(owner, key, now=self._s.clock.now()) is not None:
             return key.path
         await self._make_run(owner, source, key.run_id, project_id)
-        with storing(f"the copy of {source_path}"):
-            async with self._s.checkpoints.changing:  # files and row are to be of one save
-                source = await self._s.checkpoints.resolve(owner, source_path, access)
+        async with self._s.checkpoints.changing:  # files and row are to be of one save
+            if await self._s.store.checkpoint(owner, key, now=self._s.clock.now()) is not None:
+                return key.path  # a repetition overtook this one
+            source = await self._s.checkpoints.resolve(owner, source_path, access)
+            with storing(f"the copy of {source_path}"):
                 await asyncio.to_thread(self._copy_files, source, key)
-        now = self._s.clock.now()
-        expires_at = None if ttl_seconds is None else now + ttl_seconds
-        copied = replace(
-            source,
-            run_id=key.run_id,
-            owner=owner,
-            created_at=now,
-            expires_at=expires_at,
-            public=False,
-        )
-        try:
-            await self._s.store.put_checkpoint(copied)
-        except Exception:
-            await asyncio.to_thread(self._s.blobs.delete, key)
-            raise
+            now = self._s.clock.now()
+            expires_at = None if ttl_seconds is None else now + ttl_seconds
+            copied = replace(
+                source,
+                run_id=key.run_id,
+                owner=owner,
+                created_at=now,
+                expires_at=expires_at,
+                public=False,
+            )
+            try:
+                await self._s.store.put_checkpoint(copied)
+            except Exception:
+                await asyncio.to_thread(self._s.blobs.delete, key)
+                raise
         self._s.checkpoints.watch(expires_at)
         return key.path
 
@@ -132,11 +131,11 @@ class Sharing:
             raise damaged_checkpoint(source.key.path, problems[0])
         self._s.blobs.copy(source.key, key)
 
-    async def _owned(self, owner: str, key: CheckpointKey) -> CheckpointRow:
-        row = await self._s.store.checkpoint(owner, key, now=self._s.clock.now())
-        if row is None:
+    async def _change(self, owner: str, key: CheckpointKey, **values: Any) -> None:
+        # In one statement: of what was read before, all may be otherwise by now.
+        store, now = self._s.store, self._s.clock.now()
+        if not await store.change_checkpoint(owner, key, now=now, **values):
             raise not_found(f"There is no checkpoint {key.path} with this key.")
-        return row
 
     async def _make_run(
         self, owner: str, source: CheckpointRow, run_id: str, project_id: str | None

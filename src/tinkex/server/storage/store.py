@@ -10,10 +10,11 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, delete, event, func, insert, select, update
+from sqlalchemy import URL, delete, event, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tinkex.server.files.access import forget_tokens
 from tinkex.server.files.faults import watch_database
 from tinkex.server.migrations import migrate
 from tinkex.server.records.projects import project_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from sqlalchemy import RowMapping, Select
+    from sqlalchemy import ColumnElement, RowMapping, Select
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from tinkex.server.files.records import FileRecords
@@ -146,8 +147,9 @@ class Store:
     # sessions
 
     async def add_session(self, row: SessionRow) -> None:
-        """Record a new session."""
-        await self._execute(insert(SESSIONS).values(**_values(row)))
+        """Record a new session; harmless when it is recorded already."""
+        statement = upsert(SESSIONS).values(**_values(row))
+        await self._execute(statement.on_conflict_do_nothing(index_elements=["session_id"]))
 
     async def end_session(
         self, session_id: str, *, status: str, reason: str | None, detail: str | None, at: float
@@ -294,12 +296,7 @@ class Store:
     ) -> CheckpointRow | None:
         """Return a checkpoint that is the owner's or public, or None."""
         row = await self._one(
-            _live(now).where(
-                (CHECKPOINTS.c.owner == owner) | CHECKPOINTS.c.public,
-                CHECKPOINTS.c.run_id == key.run_id,
-                CHECKPOINTS.c.kind == key.kind,
-                CHECKPOINTS.c.name == key.name,
-            )
+            _live(now).where((CHECKPOINTS.c.owner == owner) | CHECKPOINTS.c.public, *_at(key))
         )
         return None if row is None else _checkpoint(row)
 
@@ -327,18 +324,40 @@ class Store:
         total = await self._one(select(func.count().label("n")).select_from(mine))
         return [_checkpoint(row) for row in rows], 0 if total is None else int(total["n"])
 
-    async def remove_checkpoint(self, key: CheckpointKey, *, at: float) -> bool:
-        """Forget a checkpoint; say whether there was one."""
+    async def change_checkpoint(
+        self, owner: str, key: CheckpointKey, *, now: float, **values: Any
+    ) -> bool:
+        """Set columns of the owner's checkpoint and leave the others as they are by now.
+
+        Returns:
+            Whether there was one; one past its expiry is as if deleted.
+        """
+        changed = await self._execute(
+            update(CHECKPOINTS)
+            .where(*_at(key), CHECKPOINTS.c.owner == owner, _lives(now))
+            .values(**values)
+        )
+        return bool(changed)
+
+    async def remove_checkpoint(
+        self, key: CheckpointKey, *, at: float, expired_by: float | None = None
+    ) -> bool:
+        """Forget a checkpoint and its access tokens; say whether there was one.
+
+        Args:
+            key: which one.
+            at: when, in unix seconds.
+            expired_by: leaves one whose expiry is after this.
+        """
+        chosen = delete(CHECKPOINTS).where(*_at(key))
+        if expired_by is not None:
+            chosen = chosen.where(CHECKPOINTS.c.expires_at <= expired_by)
         async with self.begin() as connection:
-            removed = await connection.execute(
-                delete(CHECKPOINTS).where(
-                    CHECKPOINTS.c.run_id == key.run_id,
-                    CHECKPOINTS.c.kind == key.kind,
-                    CHECKPOINTS.c.name == key.name,
-                )
-            )
-            await note_erased(connection, key, at=at)
-        return bool(removed.rowcount)
+            removed = bool((await connection.execute(chosen)).rowcount)
+            if removed:
+                await forget_tokens(connection, key)
+                await note_erased(connection, key, at=at)
+        return removed
 
     async def checkpoint_files(self) -> dict[CheckpointKey, FileRecords | None]:
         """Return every checkpoint of every owner, with its record of files."""
@@ -352,13 +371,7 @@ class Store:
         self, key: CheckpointKey, *, now: float
     ) -> CheckpointRow | None:
         """Return a checkpoint whoever owns it: for those who showed a signed address of it."""
-        row = await self._one(
-            _live(now).where(
-                CHECKPOINTS.c.run_id == key.run_id,
-                CHECKPOINTS.c.kind == key.kind,
-                CHECKPOINTS.c.name == key.name,
-            )
-        )
+        row = await self._one(_live(now).where(*_at(key)))
         return None if row is None else _checkpoint(row)
 
     async def expired_checkpoints(self, now: float) -> list[CheckpointRow]:
@@ -422,8 +435,17 @@ class Store:
 
 
 def _live(now: float) -> Select[Any]:
+    return select(CHECKPOINTS).where(_lives(now))
+
+
+def _lives(now: float) -> ColumnElement[bool]:
     expires_at = CHECKPOINTS.c.expires_at
-    return select(CHECKPOINTS).where(expires_at.is_(None) | (expires_at > now))
+    return expires_at.is_(None) | (expires_at > now)
+
+
+def _at(key: CheckpointKey) -> tuple[ColumnElement[bool], ...]:
+    columns = CHECKPOINTS.c
+    return columns.run_id == key.run_id, columns.kind == key.kind, columns.name == key.name
 
 
 def _checkpoint(row: RowMapping) -> CheckpointRow:

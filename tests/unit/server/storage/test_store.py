@@ -185,7 +185,10 @@ async def test_expired_checkpoint_is_as_if_deleted(store):
     assert (await store.checkpoints(ALICE, now=100.0, limit=9, offset=0))[1] == 1
     assert await store.next_expiry() == 100.0
     assert [row.name for row in await store.expired_checkpoints(100.0)] == ["one"]
-    assert await store.remove_checkpoint(key, at=9.0)
+    # saved anew since it was listed: its end is a later one
+    await store.put_checkpoint(checkpoint(expires_at=200.0))
+    assert not await store.remove_checkpoint(key, at=9.0, expired_by=100.0)
+    assert await store.remove_checkpoint(key, at=9.0, expired_by=200.0)
     assert not await store.remove_checkpoint(key, at=9.0)
     assert await store.next_expiry() is None
     assert await store.checkpoint_files() == {CheckpointKey("r", "weights", "stays"): None}
