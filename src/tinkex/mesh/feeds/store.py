@@ -13,6 +13,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -112,6 +113,8 @@ class FeedStore(StoredFeeds):
         self._latest: dict[str, int] = {}
         self._subscribers: dict[str, list[tuple[Callback, Callback]]] = {}
         self._snapshot_times: dict[tuple[PeerId, str], int] = {}
+        self._unwritten: dict[PeerId, ForkProof] = {}
+        """Proofs of forks that are not on the disk yet."""
         self._views: list[Folded] = []
         self._on_rebase: list[Callable[[str, PeerId], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -272,16 +275,17 @@ class FeedStore(StoredFeeds):
                 return False
             saved.put_snapshot(connection, snapshot, body)
             self._latest[body.feed] = max(self._latest.get(body.feed, 0), body.time)
-            self._snapshot_times[author, body.feed] = body.time
             if author == self.peer_id and body.feed in self._own and not same:
                 self._own[body.feed].forget()
+            transaction.after_commit.append(lambda: self._soon(adopted))
             return True
 
-        adopted = await self.database.write(put)
-        if adopted and not same:
-            for callback in tuple(self._on_rebase):
-                callback(body.feed, author)
-        return adopted
+        def adopted() -> None:
+            self._snapshot_times[author, body.feed] = body.time
+            if not same:
+                self._past_changed(body.feed, author)
+
+        return await self.database.write(put)
 
     def check_snapshot(self, snapshot: Snapshot) -> SnapshotBody:
         """Check all of a snapshot but whether it fits what is held.
@@ -371,17 +375,28 @@ class FeedStore(StoredFeeds):
 
         Raises:
             TrustError, PeerProtocolError: it proves nothing.
+            StorageError: the disk is full or refuses. The author is shut out all the same; the
+                proof is written down with what is written next.
         """
         author = proof.check().author
-        if author in self._forks:
-            return False
-        self._forks[author] = proof
-        await self.database.write(
-            lambda transaction: tables.add_fork(transaction.connection, author, proof)
-        )
-        for callback in tuple(self._on_rebase):
-            callback("", author)
-        return True
+        news = author not in self._forks
+        if news:
+            self._forks[author] = self._unwritten[author] = proof
+            self._past_changed("", author)  # at once: whoever brought the proof may go away
+        if self._unwritten:
+            await self.database.write(self._write_forks)
+        return news
+
+    def _write_forks(self, transaction: Transaction) -> None:
+        written = list(self._unwritten)
+        for author in written:
+            tables.add_fork(transaction.connection, author, self._unwritten[author])
+
+        def forget() -> None:
+            for author in written:
+                self._unwritten.pop(author, None)
+
+        transaction.after_commit.append(forget)
 
     def _member(self) -> Member:
         return self.member
@@ -465,6 +480,7 @@ class FeedStore(StoredFeeds):
         if not new:
             return []
         self.chain_rules.check_follows(new[0], head)
+        self._write_forks(transaction)
         tables.add_entries(connection, row, new)
         latest = max(self._latest.get(chain.feed, 0), new[-1].header.time)
         self._latest[chain.feed] = latest
@@ -481,14 +497,21 @@ class FeedStore(StoredFeeds):
 
     def _tell(self, feed: str, entries: Sequence[Entry], at_once: bool) -> None:
         """Queue the callbacks; they run before whoever appended goes on."""
-        assert self._loop is not None
         for now, later in tuple(self._subscribers.get(feed, ())):
-            callback = now if at_once else later
-            if self._inline:
-                callback(entries)
-                continue
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
-                self._loop.call_soon_threadsafe(callback, entries)
+            self._soon(partial(now if at_once else later, entries))
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        """Have the event loop call it; from any thread."""
+        assert self._loop is not None
+        if self._inline:
+            callback()
+            return
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+            self._loop.call_soon_threadsafe(callback)
+
+    def _past_changed(self, feed: str, author: PeerId) -> None:
+        for callback in tuple(self._on_rebase):
+            callback(feed, author)
 
     def _load(self, connection: sqlite3.Connection) -> None:
         self.check_file(connection)

@@ -292,6 +292,24 @@ async def test_snapshot_that_lacks_the_view_of_a_holder_leaves_its_entries(books
     assert await take(books.auth, told)
 
 
+async def test_snapshot_that_the_disk_refuses_is_taken_when_it_has_room(books, monkeypatch):
+    await books.serve(6)
+    await books.prune(0)
+    told = await books.gateway.snapshot(USAGE, AUTHOR)
+
+    def disk_full(_):
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(books.auth.database, "commit", disk_full)
+        with pytest.raises(StorageError, match="disk is full"):
+            await take(books.auth, told)
+    assert books.auth.snapshot_times() == {}
+    await sync(books.gateway, books.auth)
+    await books.view.current()
+    assert books.view.state(AUTHOR).dump() == told.states[books.view.name]
+
+
 async def test_nothing_is_signed_over_a_snapshot_that_came_from_a_peer_meanwhile(books):
     """A restored backup: its earlier life pruned too, and that snapshot comes while this folds."""
     await books.serve(4)

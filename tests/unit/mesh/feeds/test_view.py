@@ -2,10 +2,12 @@
 
 import asyncio
 import shutil
+import sqlite3
+import threading
 
 import msgspec
 import pytest
-from mesh_feeds import KeyValues, copy_all, key, member, payloads, store
+from mesh_feeds import KeyValues, copy_all, key, member, payloads, settle, store
 
 from tinkex.errors import (
     LogForkError,
@@ -551,21 +553,9 @@ async def test_author_shut_out_while_a_view_folds_leaves_it(
     tmp_path, views, monkeypatch, by_author, opening
 ):
     clock = VirtualClock()
-    same = {"clock": clock, "new_epoch": lambda: b"same" * 4}
-    async with (
-        store(tmp_path / "1", **same) as one,
-        store(tmp_path / "copy", **same) as twin,
-        store(tmp_path / "2", member(2), clock=clock) as held,
-        store(tmp_path / "3", member(3), clock=clock) as other,
-    ):
-        await write(one, *(f"a={n}" for n in range(9)))
+    async with store(tmp_path / "2", member(2), clock=clock) as held:
         await write(held, "b=2")
-        clock.advance(1)
-        await write(twin, "a=x")
-        await copy_all(one, held, FEED)
-        await copy_all(one, other, FEED)
-        with pytest.raises(LogForkError):
-            await copy_all(twin, other, FEED)
+        proof = await forked(tmp_path, clock, held)
         if not opening:
             view = await views(held, by_author=by_author)
         paused = Paused(held, monkeypatch, 8)
@@ -575,8 +565,7 @@ async def test_author_shut_out_while_a_view_folds_leaves_it(
             view.refold()
             running = asyncio.create_task(view.current())
         await paused.reached.wait()
-        for proof in other.forks():
-            assert await held.shut_out(proof)
+        assert await held.shut_out(proof)
         paused.go.set()
         done = await running
         view = done if opening else view
@@ -584,6 +573,71 @@ async def test_author_shut_out_while_a_view_folds_leaves_it(
         found = [view.state(who).values for who in ((ONE, TWO) if by_author else (None,))]
         assert found == ([{}, {"b": b"2"}] if by_author else [{"b": b"2"}])
         assert view.authors() == [TWO]
+
+
+async def forked(folder, clock, held):
+    """Give a store the entries of an author that forked; returns the proof, which it lacks."""
+    same = {"clock": clock, "new_epoch": lambda: b"same" * 4}
+    async with (
+        store(folder / "1", **same) as one,
+        store(folder / "copy", **same) as twin,
+        store(folder / "3", member(3), clock=clock) as other,
+    ):
+        await write(one, *(f"a={n}" for n in range(9)))
+        clock.advance(1)
+        await write(twin, "a=x")
+        await copy_all(one, held, FEED)
+        await copy_all(one, other, FEED)
+        with pytest.raises(LogForkError):
+            await copy_all(twin, other, FEED)
+        (proof,) = other.forks()
+        return proof
+
+
+async def test_author_is_shut_out_though_whoever_proved_the_fork_has_gone(tmp_path, views):
+    begun, held_up = threading.Event(), threading.Event()
+
+    def hold_up(_):
+        begun.set()
+        held_up.wait()
+
+    clock = VirtualClock()
+    async with store(tmp_path / "2", member(2), clock=clock, inline=False) as held:
+        proof = await forked(tmp_path, clock, held)
+        view = await views(held)
+        busy = asyncio.create_task(held.database.write(hold_up))
+        await asyncio.to_thread(begun.wait)
+        telling = asyncio.create_task(held.shut_out(proof))
+        await settle()
+        telling.cancel()  # its link was lost
+        held_up.set()
+        await busy
+        await held.database.write(lambda _: None)
+        await view.current()
+        assert view.state(ONE).values == {}
+
+
+async def test_author_is_shut_out_though_the_disk_has_no_room_for_the_proof(
+    tmp_path, views, monkeypatch
+):
+    clock = VirtualClock()
+    async with store(tmp_path / "2", member(2), clock=clock) as held:
+        proof = await forked(tmp_path, clock, held)
+        view = await views(held, by_author=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(held.database, "commit", disk_full)
+            with pytest.raises(StorageError, match="disk is full"):
+                await held.shut_out(proof)
+        await view.current()
+        assert view.state().values == {}
+        assert held.forks() == [proof]
+        await held.shut_out(proof)
+    async with store(tmp_path / "2", member(2), clock=clock) as held:
+        assert held.forks() == [proof]
+
+
+def disk_full(_):
+    raise sqlite3.OperationalError("disk is full")
 
 
 async def test_nonsense_is_no_snapshot():
