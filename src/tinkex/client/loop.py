@@ -129,9 +129,10 @@ class _State:
             self._thread.start()
         elif self._pid != os.getpid():
             raise ForkedClientError(
-                "This client was made before the process forked, and its connections belong to "
-                "the parent. Make a new ServiceClient in the child, or pass a pickled "
-                "SamplingClient to it."
+                "This client was used before the process forked, and its connections belong to the "
+                'parent. Start processes with multiprocessing.get_context("spawn") or "forkserver" '
+                "and make a new ServiceClient there, or pass a SamplingClient, which can be "
+                "pickled."
             )
         return self._loop
 

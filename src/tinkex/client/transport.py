@@ -10,6 +10,7 @@ Redirects are not followed: the key of one server must not reach another.
 from __future__ import annotations
 
 import atexit
+import os
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -29,6 +30,7 @@ from tinkex.errors import (
     APIStatusError,
     APITimeoutError,
     CertificateError,
+    ForkedClientError,
     InputError,
     status_error,
 )
@@ -126,6 +128,35 @@ class StreamedReply:
         return replace(self.reply, body=body)
 
 
+class _Threads:
+    """The threads that move every request of a process: pyqwest's, which its first pool starts.
+
+    A fork has none of them, and nothing starts them again: whatever is sent there waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+
+    def use(self) -> None:
+        """Note the process that has them.
+
+        Raises:
+            ForkedClientError: this process is a fork of it.
+        """
+        if self._pid is None:
+            self._pid = os.getpid()
+        elif self._pid != os.getpid():
+            raise ForkedClientError(
+                "This process was forked from one that had talked to a server, and the threads "
+                "that do that stayed there: no client works in it. Start processes with "
+                'multiprocessing.get_context("spawn") or "forkserver", or fork before the first '
+                "call."
+            )
+
+
+_THREADS = _Threads()
+
+
 class Transport:
     """The connections of one client to one server."""
 
@@ -141,6 +172,7 @@ class Transport:
             CertificateError: the server's certificate does not prove who it is.
             APIConnectionError: the connection failed in another way.
             APIResponseValidationError: the answer is not what its headers say.
+            ForkedClientError: this process is a fork of one that has sent requests.
         """
         async with self.stream(request) as streamed:
             return await streamed.read()
@@ -179,6 +211,7 @@ class Transport:
         return pool
 
     def _new_pool(self, timeout: float) -> pyqwest.HTTPTransport:
+        _THREADS.use()
         config = self._config
         return pyqwest.HTTPTransport(
             # HTTP/2 where the server offers it under TLS, HTTP/1.1 elsewhere

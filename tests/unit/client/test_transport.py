@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import ssl
 import subprocess
+import sys
+import textwrap
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +128,47 @@ async def test_kinds_of_requests_have_connections_of_their_own(peer):
     await transport.close()
     numbers = [request.connection for request in peer.requests]
     assert numbers[0] == numbers[2] != numbers[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_new_client_in_a_fork_of_a_process_that_has_sent_fails_at_once(peer):
+    """What moves requests are threads of the process, which a fork has not."""
+    peer.always("/api/v1/x", ok({}), method="GET")
+    script = f"""
+        import asyncio, os
+        from tinkex._clock import SystemClock
+        from tinkex.client.config import ClientConfig
+        from tinkex.client.transport import HttpRequest, Transport
+        from tinkex.errors import ForkedClientError
+
+        async def send():
+            config = ClientConfig.resolve(
+                base_url={peer.url!r}, api_key={KEY!r}, environment={{}}, clock=SystemClock()
+            )
+            transport = Transport(config)
+            reply = await transport.send(HttpRequest("GET", "/api/v1/x", "test"))
+            await transport.close()
+            return reply.status
+
+        def in_a_fork():
+            child = os.fork()
+            if child == 0:
+                try:
+                    os._exit(asyncio.run(send()) // 100)
+                except ForkedClientError as error:
+                    os._exit(7 if "spawn" in str(error) else 8)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        print(in_a_fork(), asyncio.run(send()), in_a_fork(), asyncio.run(send()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["2", "200", "7", "200"], done.stderr
 
 
 async def test_proxy_of_the_configuration_is_used(peer):
