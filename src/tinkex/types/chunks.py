@@ -10,10 +10,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import to_json
+from pydantic_core import CoreSchema
 
 from tinkex.errors import InputError
 from tinkex.types._packing import packed
+from tinkex.types._value import Value
 
 _INT32 = np.iinfo(np.int32)
 
@@ -42,29 +43,25 @@ def _as_tokens(tokens: Any) -> npt.NDArray[np.int32]:
     return array.astype("<i4", copy=array.flags.writeable and isinstance(tokens, np.ndarray))
 
 
-class _Chunk:
-    """What the chunks share: the methods people know from pydantic."""
+class _Chunk(Value):
+    """What the chunks share."""
 
     __slots__ = ()
 
-    def _fields(self) -> dict[str, Any]:
+    def _all_fields(self) -> dict[str, Any]:
         """Return the JSON form, with the fields that are None."""
         raise TypeError("a chunk is one of the four kinds")
 
-    def model_dump(self, *, exclude_none: bool = False, **_: Any) -> dict[str, Any]:
-        """Return the fields as JSON values, bytes as base64 text."""
-        fields = self._fields()
+    def _fields(self, *, exclude_none: bool) -> dict[str, Any]:
+        fields = self._all_fields()
         if not exclude_none:
             return fields
         return {name: value for name, value in fields.items() if value is not None}
 
-    def model_dump_json(self, **options: Any) -> str:
-        """Return the fields as JSON text."""
-        return to_json(self.model_dump(**options)).decode()
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the JSON form; what is None is absent."""
-        return self.model_dump(exclude_none=True)
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: object) -> dict[str, Any]:
+        """Describe the JSON form."""
+        return _SCHEMAS[cls.__name__]
 
 
 class EncodedTextChunk(_Chunk):
@@ -149,7 +146,7 @@ class EncodedTextChunk(_Chunk):
         """Hash the tokens."""
         return hash(self._tokens.tobytes())
 
-    def _fields(self) -> dict[str, Any]:
+    def _all_fields(self) -> dict[str, Any]:
         # not the list that `tokens` keeps: it is somebody's to change
         return {"tokens": self._tokens.tolist(), "type": "encoded_text"}
 
@@ -221,7 +218,7 @@ class ImageChunk(_Chunk):
         """Number of tokens; InputError when `expected_tokens` is not set."""
         return _length_of("image", self.expected_tokens)
 
-    def _fields(self) -> dict[str, Any]:
+    def _all_fields(self) -> dict[str, Any]:
         return {
             "data": base64.b64encode(self.data).decode(),
             "format": self.format,
@@ -251,7 +248,7 @@ class ImageAssetPointerChunk(_Chunk):
         """Number of tokens; InputError when `expected_tokens` is not set."""
         return _length_of("image", self.expected_tokens)
 
-    def _fields(self) -> dict[str, Any]:
+    def _all_fields(self) -> dict[str, Any]:
         return {
             "location": self.location,
             "format": self.format,
@@ -276,7 +273,7 @@ class DmelChunk(_Chunk):
         """Not known to the client: raises InputError."""
         return _length_of("dmel chunk", None)
 
-    def _fields(self) -> dict[str, Any]:
+    def _all_fields(self) -> dict[str, Any]:
         return {"dmel": base64.b64encode(self.dmel).decode(), "type": self.type}
 
 
@@ -307,21 +304,21 @@ _IMAGE_FIELDS: dict[str, Any] = {
 _TOKEN_SCHEMA = {"type": "integer", "minimum": int(_INT32.min), "maximum": int(_INT32.max)}
 _BASE64_SCHEMA = {"type": "string", "contentEncoding": "base64"}
 
-CHUNK_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        _object_schema(
-            "encoded_text", ["tokens"], tokens={"type": "array", "items": _TOKEN_SCHEMA}
-        ),
-        _object_schema("image", ["data", "format"], data=_BASE64_SCHEMA, **_IMAGE_FIELDS),
-        _object_schema(
-            "image_asset_pointer",
-            ["location", "format"],
-            location={"type": "string"},
-            **_IMAGE_FIELDS,
-        ),
-        _object_schema("dmel", ["dmel"], dmel=_BASE64_SCHEMA),
-    ]
+_SCHEMAS = {
+    "EncodedTextChunk": _object_schema(
+        "encoded_text", ["tokens"], tokens={"type": "array", "items": _TOKEN_SCHEMA}
+    ),
+    "ImageChunk": _object_schema("image", ["data", "format"], data=_BASE64_SCHEMA, **_IMAGE_FIELDS),
+    "ImageAssetPointerChunk": _object_schema(
+        "image_asset_pointer",
+        ["location", "format"],
+        location={"type": "string"},
+        **_IMAGE_FIELDS,
+    ),
+    "DmelChunk": _object_schema("dmel", ["dmel"], dmel=_BASE64_SCHEMA),
 }
+
+CHUNK_SCHEMA: dict[str, Any] = {"anyOf": list(_SCHEMAS.values())}
 """The JSON schema of a chunk."""
 
 

@@ -8,15 +8,15 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema, from_json, to_json
+from pydantic_core import CoreSchema
 
 from tinkex.errors import InputError
+from tinkex.types._value import Value
 from tinkex.types.chunks import CHUNK_SCHEMA, EncodedTextChunk, ModelInputChunk, chunk_from_wire
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInput:
+class ModelInput(Value):
     """A prompt or a training input: chunks in order. Immutable; `append` gives a new one."""
 
     chunks: list[ModelInputChunk]
@@ -85,21 +85,21 @@ class ModelInput:
             return type(self)([*self.chunks[:-1], EncodedTextChunk.from_array(joined)])
         return self.append(last)
 
-    def model_dump(self, **options: Any) -> dict[str, Any]:
-        """Return the fields as JSON values; `exclude_none=True` leaves out what is None."""
-        return {"chunks": [chunk.model_dump(**options) for chunk in self.chunks]}
+    def _fields(self, *, exclude_none: bool) -> dict[str, Any]:
+        return {"chunks": [chunk.model_dump(exclude_none=exclude_none) for chunk in self.chunks]}
 
-    def model_dump_json(self, **options: Any) -> str:
-        """Return the fields as JSON text."""
-        return to_json(self.model_dump(**options)).decode()
+    def model_copy(
+        self,
+        *,
+        update: Mapping[str, Any] | None = None,
+        deep: bool = False,  # noqa: ARG002 - pydantic's parameter; what is immutable is shared
+    ) -> Self:
+        """Return a copy, with other chunks where `update` has them.
 
-    def model_copy(self, *, deep: bool = False) -> Self:  # noqa: ARG002 - pydantic's parameter
-        """Return a copy; a deep one too shares the chunks, since they are immutable."""
-        return type(self)(self.chunks)
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the JSON form; what is None is absent."""
-        return self.model_dump(exclude_none=True)
+        Raises:
+            InputError: `update` names another field, or has no chunks.
+        """
+        return self.model_validate({"chunks": self.chunks, **(update or {})})
 
     @classmethod
     def model_validate(cls, value: Any) -> Self:
@@ -116,29 +116,6 @@ class ModelInput:
         if not isinstance(chunks, Iterable) or isinstance(chunks, str | bytes | Mapping):
             raise InputError('"chunks" of a model input is a list.')
         return cls(list(chunks))
-
-    @classmethod
-    def model_validate_json(cls, text: str | bytes) -> Self:
-        """Read JSON text.
-
-        Raises:
-            InputError: when it is no JSON, or has another form.
-        """
-        try:
-            value = from_json(text)
-        except ValueError as error:
-            raise InputError(f"A model input is not valid JSON: {error}") from error
-        return cls.model_validate(value)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Let pydantic messages hold a ModelInput."""
-        return core_schema.no_info_plain_validator_function(
-            cls.model_validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda value: value.to_wire()
-            ),
-        )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from tinkex.errors import InputError
 from tinkex.types import (
@@ -15,6 +15,7 @@ from tinkex.types import (
     ImageAssetPointerChunk,
     ImageChunk,
     ModelInput,
+    ModelInputChunk,
     SampleRequest,
     SamplingParams,
 )
@@ -185,3 +186,56 @@ def test_pydantic_message_holds_an_input():
     assert request.model_dump(mode="json")["prompt"] == {
         "chunks": [{"tokens": [1], "type": "encoded_text"}]
     }
+
+
+CHUNKS = [
+    EncodedTextChunk([1, 2]),
+    ImageChunk(b"\x89PNG\xff", "png", 3),
+    ImageChunk(b"\xff\xd8", "jpeg"),
+    ImageAssetPointerChunk("asset", "png"),
+    DmelChunk(b"\x07\xff"),
+]
+
+
+@pytest.mark.parametrize("chunk", [*CHUNKS, ModelInput(CHUNKS)])
+def test_values_have_what_pydantic_models_have(chunk):
+    kind = type(chunk)
+    assert kind.model_validate(chunk) is chunk
+    assert kind.model_validate(chunk.model_dump()) == chunk
+    assert kind.model_validate_json(chunk.model_dump_json(indent=2)) == chunk
+    assert "\n  " in chunk.model_dump_json(indent=2)
+    assert chunk.model_copy() == chunk.model_copy(deep=True) == chunk
+    first = next(iter(chunk.model_dump()))
+    assert chunk.model_dump(include={first}) == {first: chunk.model_dump()[first]}
+    assert first not in chunk.model_dump(exclude={first})
+    assert first not in json.loads(chunk.model_dump_json(exclude={first}))
+    for wrong in ({"odd": 1}, 5, None, [chunk.model_dump()]):
+        with pytest.raises(InputError):
+            kind.model_validate(wrong)
+    with pytest.raises(InputError, match="JSON"):
+        kind.model_validate_json("{")
+
+
+def test_copy_with_other_values_is_checked():
+    image = ImageChunk(b"\xff", "png")
+    assert image.model_copy(update={"expected_tokens": 3}) == ImageChunk(b"\xff", "png", 3)
+    assert image.model_copy(update={"data": b"\xfe"}).data == b"\xfe"
+    assert EncodedTextChunk([1]).model_copy(update={"tokens": [2]}).tokens == [2]
+    other = ModelInput(CHUNKS).model_copy(update={"chunks": CHUNKS[:1]})
+    assert other.to_ints() == [1, 2]
+    for value in (image, other):
+        with pytest.raises(InputError):
+            value.model_copy(update={"odd": 1})
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("annotation", ["its own", ModelInputChunk])
+def test_chunks_are_fields_of_a_programs_own_pydantic_models(chunk, annotation):
+    kind = type(chunk) if annotation == "its own" else annotation
+    row = create_model("Row", chunk=(kind, ...))
+    again = row.model_validate_json(row(chunk=chunk).model_dump_json())
+    assert again.chunk == row.model_validate(row(chunk=chunk).model_dump()).chunk == chunk
+    properties = row.model_json_schema()["properties"]["chunk"]
+    assert "anyOf" in properties or properties["type"] == "object"
+    with pytest.raises(ValidationError):
+        row(chunk={"type": "riddle"})

@@ -1,0 +1,103 @@
+"""The methods people know of pydantic's models, for classes over arrays that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, SchemaSerializer, core_schema, from_json
+
+from tinkex.errors import InputError
+
+_ANY = SchemaSerializer(core_schema.any_schema())
+
+
+class Value:
+    """An immutable value with a JSON form. Subclasses say how it is written and read.
+
+    Of pydantic's options `include`, `exclude`, `exclude_none` and `indent` do what they do there;
+    the others it has make no difference here.
+    """
+
+    __slots__ = ()
+
+    def _fields(self, *, exclude_none: bool) -> dict[str, Any]:
+        """Return the JSON form."""
+        raise NotImplementedError
+
+    @classmethod
+    def model_validate(cls, value: Any) -> Self:
+        """Read the JSON form, or take such a value as it is.
+
+        Raises:
+            InputError: when the value has another form.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            words = f"{cls.__name__} is an object of its fields, not {type(value).__name__}."
+            raise InputError(words)
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise InputError(f"{cls.__name__} has other fields: {error}") from error
+
+    @classmethod
+    def model_validate_json(cls, text: str | bytes) -> Self:
+        """Read JSON text.
+
+        Raises:
+            InputError: when it is no JSON, or has another form.
+        """
+        try:
+            value = from_json(text)
+        except ValueError as error:
+            raise InputError(f"{cls.__name__} is not valid JSON: {error}") from error
+        return cls.model_validate(value)
+
+    def model_dump(
+        self,
+        *,
+        include: Any = None,
+        exclude: Any = None,
+        exclude_none: bool = False,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Return the fields as JSON values, bytes as base64 text."""
+        fields = self._fields(exclude_none=exclude_none)
+        if include is None and exclude is None:
+            return fields
+        left: dict[str, Any] = _ANY.to_python(fields, include=include, exclude=exclude)
+        return left
+
+    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+        """Return the fields as JSON text."""
+        return _ANY.to_json(self.model_dump(**options), indent=indent).decode()
+
+    def model_copy(
+        self,
+        *,
+        update: Mapping[str, Any] | None = None,
+        deep: bool = False,  # noqa: ARG002 - pydantic's parameter; what is immutable is shared
+    ) -> Self:
+        """Return a copy with some fields replaced.
+
+        Raises:
+            InputError: a field does not exist, or its new value does not fit.
+        """
+        return self.model_validate({**self._fields(exclude_none=False), **(update or {})})
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON form; what is None is absent."""
+        return self._fields(exclude_none=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let pydantic's models have such a value for a field."""
+        return core_schema.no_info_plain_validator_function(
+            cls.model_validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value: value.to_wire()
+            ),
+        )
