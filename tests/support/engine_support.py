@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from tinkex.engine.engine import Engine, EngineConfig, SampleJob
 from tinkex.engine.models.loader import wrap_model
@@ -14,6 +16,7 @@ from tinkex.types import Datum, LoraConfig, ModelInput, SampleResponse, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 VOCAB = 97
 CONTEXT = 128
@@ -80,6 +83,33 @@ def tiny_model(family: str = "qwen3", *, seed: int = 0, **changes: Any) -> Any:
             elif name.endswith(".sinks"):
                 parameter.normal_()
     return model.eval()
+
+
+def stored_in_mxfp4(folder: Path) -> dict[str, torch.Tensor]:
+    """Save a tiny GPT-OSS with random experts in MXFP4; gives the numbers that they stand for."""
+    tiny_model("gpt_oss", intermediate_size=64).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    halves = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12]) / 2
+    values = torch.cat((halves, -halves))
+    expected = {}
+    for name in [k for k in tensors if k.endswith(("gate_up_proj", "down_proj"))]:
+        experts, rows, columns = tensors.pop(name).shape
+        blocks = torch.randint(256, (experts, columns, rows // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(120, 126, blocks.shape[:-1], dtype=torch.uint8)
+        pairs = torch.stack((values[(blocks & 15).long()], values[(blocks >> 4).long()]), dim=-1)
+        scaled = pairs.flatten(-2) * torch.exp2(scales.float() - 127)[..., None]
+        expected[name] = scaled.flatten(-2).mT
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    quantized_by(folder, "mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "lm_head"])
+    return expected
+
+
+def quantized_by(folder: Path, method: str, **settings: Any) -> None:
+    """Say in a saved model's configuration that its weights are quantised."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, **settings}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def tiny_engine(family: str = "qwen3", *, model: Any = None, **settings: Any) -> Engine:

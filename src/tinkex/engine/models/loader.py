@@ -110,6 +110,7 @@ def load_base_model(
     transformers_logging.disable_progress_bar()
 
     def load(weights: str | torch.dtype) -> Any:
+        expansion = _dequantized(source, config)
         model, report = _auto_class(config).from_pretrained(
             location,
             config=config,
@@ -118,9 +119,11 @@ def load_base_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by their names
-            **_dequantized(source, config),
+            **expansion,
         )
         _check_complete(source, report)
+        if expansion:  # or `save_pretrained` gives what was expanded the names of what was stored
+            model._weight_conversions = None  # noqa: SLF001 - transformers has no other way
         return model
 
     try:

@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
-from engine_support import tiny_model
+from engine_support import job, sample, shake, stored_in_mxfp4, tiny_model, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tinkex.engine.engine import Engine, load_base_model
 from tinkex.engine.files.merge import merge_adapter
 from tinkex.errors import InputError
+from tinkex.types import LoraConfig as TinkexLora
 
 # PEFT asks transformers what transformers calls
 # deprecated, and warns of what is merged here on purpose: an adapter of a tied unembedding
@@ -22,16 +24,20 @@ pytestmark = [
 IDS = torch.tensor([[3, 9, 27, 4, 11]])
 
 
+def give_tokenizer(folder):
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def base(request, tmp_path):
     """A saved base model, with a tokenizer."""
-    from tokenizers import Tokenizer, models
-
     folder = tmp_path / "base"
     model = tiny_model(tie_word_embeddings=request.param)
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    give_tokenizer(folder)
     return folder
 
 
@@ -74,6 +80,24 @@ def test_merged_model_has_the_logits_of_base_and_adapter(base, tmp_path, modules
     assert merged.untied == (tied and "lm_head" in modules)
     assert (merged.folder / "tokenizer.json").exists()
     assert [one.name for one in merged.folder.parent.iterdir()] == ["merged"]
+
+
+def test_base_stored_in_mxfp4_is_merged_as_what_it_stands_for(tmp_path):
+    folder, prompt = tmp_path / "base", tokens(9)
+    stored_in_mxfp4(folder)
+    give_tokenizer(folder)
+    engine = Engine(load_base_model(str(folder)))
+    engine.create_adapter("a", TinkexLora(rank=2, seed=0))
+    shake(engine, "a")
+    engine.save_adapter("a", tmp_path / "adapter", optimizer=False)
+    engine.snapshot_sampler("a", "a")
+    asked = job("j", prompt, "a", max_tokens=1, prompt_logprobs=True)
+    expected = sample(engine, asked)["j"].prompt_logprobs_np
+    merged = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    whole = Engine(load_base_model(str(merged.folder)))
+    asked = job("j", prompt, max_tokens=1, prompt_logprobs=True)
+    found = sample(whole, asked)["j"].prompt_logprobs_np
+    assert found[1:] == pytest.approx(expected[1:], abs=1e-4)
 
 
 def test_dtype_is_the_one_asked_for(base, tmp_path):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from engine_support import CONTEXT, VOCAB, tiny_model
+from engine_support import CONTEXT, VOCAB, quantized_by, stored_in_mxfp4, tiny_model
 from safetensors.torch import load_file, save_file
 
 from tinkex.engine.models.loader import load_base_model
@@ -145,32 +145,6 @@ def test_folder_without_a_tokenizer_has_none(folder):
 def test_missing_folder_is_named_and_not_asked_of_a_hub(source):
     with pytest.raises(ConfigurationError, match=f"no folder {source}"):
         load_base_model(source)
-
-
-def stored_in_mxfp4(folder):
-    """Save a tiny GPT-OSS with random experts in MXFP4; gives the numbers that they stand for."""
-    tiny_model("gpt_oss", intermediate_size=64).save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    halves = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12]) / 2
-    values = torch.cat((halves, -halves))
-    expected = {}
-    for name in [k for k in tensors if k.endswith(("gate_up_proj", "down_proj"))]:
-        experts, rows, columns = tensors.pop(name).shape
-        blocks = torch.randint(256, (experts, columns, rows // 32, 16), dtype=torch.uint8)
-        scales = torch.randint(120, 126, blocks.shape[:-1], dtype=torch.uint8)
-        pairs = torch.stack((values[(blocks & 15).long()], values[(blocks >> 4).long()]), dim=-1)
-        scaled = pairs.flatten(-2) * torch.exp2(scales.float() - 127)[..., None]
-        expected[name] = scaled.flatten(-2).mT
-        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    quantized_by(folder, "mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "lm_head"])
-    return expected
-
-
-def quantized_by(folder, method, **settings):
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, **settings}
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_experts_in_mxfp4_are_expanded_exactly(tmp_path):
