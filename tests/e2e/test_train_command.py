@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -40,9 +41,13 @@ def tinkex(login):
         "TINKEX_API_KEY": login["api_key"],
     }
 
-    def call(*arguments, **options):
+    def call(*arguments, start=False, **options):
+        command = [sys.executable, "-m", "tinkex", *map(str, arguments)]
+        if start:
+            pipe = subprocess.PIPE
+            return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
         return subprocess.run(
-            [sys.executable, "-m", "tinkex", *map(str, arguments)],
+            command,
             env=environment,
             capture_output=True,
             text=True,
@@ -137,6 +142,9 @@ def test_folder_of_another_run_is_not_overwritten_and_other_settings_not_resumed
         (["--model", "no/such"], "no base model 'no/such'"),
         (["--epochs", "0"], "epochs must be at least 1"),
         (["--eval-split", "1.5"], "evaluation split"),
+        (["--name", "a/b"], "checkpoint name 'a/b-000000'"),
+        (["--max-length", "-5"], "max_length must be at least 2"),
+        (["--max-length", "0"], "max_length must be at least 2"),
     ],
 )
 def test_mistake_is_a_sentence_and_exit_code_one(tinkex, data, tmp_path, arguments, told):
@@ -145,6 +153,53 @@ def test_mistake_is_a_sentence_and_exit_code_one(tinkex, data, tmp_path, argumen
     assert done.stderr.startswith("Error: ")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert '"event": "step"' not in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_interrupted_run_saves_what_it_has_done_and_goes_on_from_there(tinkex, data, tmp_path):
+    output = tmp_path / "run"
+    asked = ["train", data, "--output", output, "--epochs", 40, "--rank", 4, "--json"]
+    with tinkex(*asked, start=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if json.loads(line).get("step") == 2:
+                running.send_signal(signal.SIGINT)
+                break
+        rest = [json.loads(line) for line in running.stdout]
+        told = running.stderr.read()
+        assert running.wait(PATIENCE_S) == 130, told
+    assert "Traceback" not in told
+    assert rest[-1]["event"] == "stopped"
+    done = rest[-1]["step"]
+    assert 2 <= done < 40 * 3
+    again = tinkex(*asked, "--resume")
+    assert again.returncode == 0, again.stderr
+    kept = (output / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept] == list(range(1, 40 * 3 + 1))
+
+
+def test_run_whose_last_lines_a_full_disk_cut_is_resumed(login, data, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(step):
+        if step.step == 6:
+            raise StoppedError
+
+    output = tmp_path / "run"
+    asked = settings(data, output, save_every=2)
+    with tinker.ServiceClient(**login) as service:
+        with pytest.raises(StoppedError):
+            run(service, asked, clock=SystemClock(), on_step=stop)
+        for name in ("metrics.jsonl", "checkpoints.jsonl"):
+            with (output / name).open("a") as file:
+                file.write('{"step": 6, "st')
+        last = run(service, asked, clock=SystemClock(), resume=True)
+    for name in ("metrics.jsonl", "checkpoints.jsonl"):
+        steps = [json.loads(line)["step"] for line in (output / name).read_text().splitlines()]
+        assert steps == list(range(1, 13) if name == "metrics.jsonl" else range(2, 13, 2))
+    assert last.step == 12
 
 
 def test_sample_reads_its_prompt_from_a_pipe(tinkex):

@@ -186,14 +186,11 @@ def _sampler(service: ServiceClient, model: str | None, path: str | None) -> Sam
 
 def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
     from tinkex.errors import InputError
+    from tinkex.sft.rendering import templated
 
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("The model's tokenizer has no chat template: use `tinkex sample --raw`.")
-    return list(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    )
+    return templated(messages, tokenizer, add_generation_prompt=True)
 
 
 def _decoded(tokens: list[int], tokenizer: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -79,19 +80,30 @@ def train(
         save_every=save_every,
         seed=seed,
     )
+    interrupt = _Interrupt()
     with (
         service_client(context, output / "server" if local else None) as service,
         _json_lines() if json_lines else _progress() as show,
+        interrupt,
     ):
+
+        def begin(plan: RunPlan) -> None:
+            show.plan(plan)
+            interrupt.finish_the_step()
+
         last = run(
             service,
             settings,
             clock=SystemClock(),
             resume=resume,
-            on_plan=show.plan,
+            on_plan=begin,
             on_step=show.step,
             on_checkpoint=show.checkpoint,
+            stop=lambda: interrupt.asked,
         )
+    if interrupt.asked and last.step < show.steps:
+        show.stopped(last)
+        raise typer.Exit(130)
     show.end(last, f" --local {output / 'server'}" if local else "")
 
 
@@ -105,6 +117,35 @@ def _schedule(name: str) -> Literal["linear", "cosine", "constant"]:
             )
 
 
+class _Interrupt:
+    """Lets a run that is interrupted finish its step and save it; a second Ctrl-C ends it at once.
+
+    A signal handler, as an exception in the middle of a step would leave open which of its
+    requests are on their way, and with that which weights a checkpoint would hold.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before = signal.getsignal(signal.SIGINT)
+
+    def __enter__(self) -> None:
+        """Change nothing yet: before the first step there is nothing to save."""
+
+    def __exit__(self, *_error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def finish_the_step(self) -> None:
+        """From now on the first Ctrl-C is a wish."""
+        signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        from tinkex.cli.output import remark
+
+        self.asked = True
+        signal.signal(signal.SIGINT, self._before)
+        remark("\nFinishing this step and saving it; Ctrl-C again ends at once, without.")
+
+
 @contextmanager
 def _json_lines() -> Iterator[_JsonLines]:
     yield _JsonLines()
@@ -113,7 +154,10 @@ def _json_lines() -> Iterator[_JsonLines]:
 class _JsonLines:
     """One object a line, told apart by `event`."""
 
+    steps = 0
+
     def plan(self, plan: RunPlan) -> None:
+        self.steps = plan.steps
         self._line("plan", asdict(plan))
 
     def step(self, step: TrainStep) -> None:
@@ -124,6 +168,9 @@ class _JsonLines:
 
     def end(self, last: Checkpoint, _place: str) -> None:
         self._line("end", asdict(last))
+
+    def stopped(self, last: Checkpoint) -> None:
+        self._line("stopped", asdict(last))
 
     def _line(self, event: str, values: dict[str, object]) -> None:
         print(json.dumps({"event": event, **values}), flush=True)
@@ -163,10 +210,12 @@ class _Progress:
     """A live bar on a terminal; elsewhere a line every so many steps."""
 
     def __init__(self, bar: Progress) -> None:
+        self.steps = 0
         self._bar = bar
         self._task: TaskID | None = None
 
     def plan(self, plan: RunPlan) -> None:
+        self.steps = plan.steps
         told = (
             f"{plan.examples} examples, {plan.steps} steps, learning rate {plan.learning_rate:.2e}"
         )
@@ -193,6 +242,9 @@ class _Progress:
         self._bar.console.print(
             f"step {checkpoint.step}: saved {checkpoint.state_path}", soft_wrap=True
         )
+
+    def stopped(self, last: Checkpoint) -> None:
+        print(f"Stopped after step {last.step} of {self.steps}: --resume goes on from there.")
 
     def end(self, last: Checkpoint, place: str) -> None:
         print(

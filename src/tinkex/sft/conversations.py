@@ -47,7 +47,8 @@ def load(path: Path) -> list[Conversation]:
             something. The message names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not `splitlines`: U+2028 and others of its line ends may stand within a JSON string
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The file {path} cannot be read: {error}") from error
     found = [
@@ -95,7 +96,7 @@ def split(
 def _conversation(line: str, place: str) -> Conversation:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is no JSON: {error}") from error
     messages = value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list) or not messages:
@@ -116,12 +117,14 @@ def _message(value: Any, place: str) -> Message:
         raise InputError(f"{place} has the role {role!r}; known are {', '.join(ROLES)}.")
     if not isinstance(content, str):
         raise InputError(f"{place} has no text as its content; images and tools are not supported.")
+    if any("\ud800" <= letter <= "\udfff" for letter in content):
+        raise InputError(f"{place} has half of a character (a lone surrogate, \\ud800 to \\udfff).")
     unknown = set(value) - {"role", "content", "weight", "name"}
     if unknown:
         raise InputError(
             f"{place} has fields that are not supported: {', '.join(sorted(unknown))}."
         )
     weight = value.get("weight", 1)
-    if weight not in {0, 1}:
+    if weight not in (0, 1):  # no set: a list cannot be looked up in one
         raise InputError(f"{place} has the weight {weight!r}; it is 0 or 1.")
     return Message(role, content, learned=role == "assistant" and weight == 1)

@@ -147,6 +147,7 @@ def train(
     first_step: int = 0,
     on_step: Callable[[TrainStep], None] = lambda _: None,
     on_save: Callable[[int], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run the loop.
 
@@ -159,6 +160,7 @@ def train(
         first_step: steps already done, when a run is resumed; their batches are passed over.
         on_step: called after each step.
         on_save: called with the steps done when a checkpoint is due, the last one included.
+        stop: asked once a step; True makes that step the last, and a checkpoint due.
     """
     run = _Run(client, settings, len(examples), held_out, clock, on_step)
     under_way: _Step | None = None
@@ -169,13 +171,16 @@ def train(
         if under_way is not None:
             run.finish(under_way)
         under_way = coming
-        save = run.due(number, settings.save_every)
+        stopping = stop()
+        save = stopping or run.due(number, settings.save_every)
         if save or run.due(number, settings.evaluate_every):
             # these must see the weights of this step, and not of the next
             run.finish(under_way)
             under_way = None
         if save:
             on_save(number + 1)
+        if stopping:
+            return
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,10 +56,14 @@ def datums(
         max_length: tokens kept of an example, from its start; None keeps all.
 
     Raises:
-        InputError: there is no chat template, or nothing to learn within `max_length`.
+        InputError: there is no chat template, it refuses the conversation, or there is nothing to
+            learn within `max_length`.
     """
-    whole = _tokens(conversation.messages, tokenizer)
-    spans = _spans(conversation.messages, tokenizer)
+    try:
+        whole = _tokens(conversation.messages, tokenizer)
+        spans = _spans(conversation.messages, tokenizer)
+    except InputError as error:
+        raise InputError(f"{conversation.place}: {error}") from error
     if all(whole[: len(span.text)] == span.text for span in spans):
         return [_cut(whole, spans, conversation, max_length)]
     return [_cut(span.text, [span], conversation, max_length) for span in spans]
@@ -122,10 +126,26 @@ def _cut(
     return shifted_datum(kept, learned[: len(kept)])
 
 
-def _tokens(messages: Sequence[Message], tokenizer: Any, **options: Any) -> list[int]:
+def templated(turns: Sequence[dict[str, str]], tokenizer: Any, **options: Any) -> list[int]:
+    """Put `{"role", "content"}` objects through the tokenizer's chat template.
+
+    Raises:
+        InputError: there is no chat template, or it refuses them: many know no system message, or
+            want users and assistants to take turns.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "The base model's tokenizer has no chat template: conversations cannot be rendered."
         )
+    from jinja2 import TemplateError  # noqa: PLC0415 - there wherever transformers renders
+
+    try:
+        tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options)
+    except TemplateError as error:
+        raise InputError(f"The base model's chat template refuses this: {error}") from error
+    return list(tokens)
+
+
+def _tokens(messages: Sequence[Message], tokenizer: Any, **options: Any) -> list[int]:
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options))
+    return templated(turns, tokenizer, **options)

@@ -13,8 +13,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tinkex.errors import InputError
+from tinkex.errors import ConfigurationError, InputError
 from tinkex.sft import conversations, loop, rendering
+from tinkex.types.tinker_path import check_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,7 @@ def run(
     on_plan: Callable[[RunPlan], None] = lambda _: None,
     on_step: Callable[[TrainStep], None] = lambda _: None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Checkpoint:
     """Train, and return the last checkpoint.
 
@@ -96,15 +98,18 @@ def run(
         on_plan: called once, before the first step.
         on_step: called after each step.
         on_checkpoint: called after each checkpoint.
+        stop: asked once a step; True ends the run after it, with a checkpoint to resume from.
 
     Raises:
         InputError: the data cannot be used, there is nothing to resume, the folder holds another
             run, or the settings to resume with differ from those it began with.
         ConfigurationError: a number is out of range.
     """
+    _check(settings)
     found = conversations.load(settings.data)
     train_part, held_part = conversations.split(found, settings.eval_split, settings.seed)
     model = _model(service, settings.base_model)
+    numbers = _numbers(settings, model.hidden_size)
     folder = _Folder(settings.output)
     last: Checkpoint | None = None
     if resume:
@@ -113,13 +118,12 @@ def run(
         folder.begin(_remembered(settings))
     client = _client(service, settings, last)
     tokenizer = client.get_tokenizer()
-    max_length = settings.max_length or model.max_context_length
+    max_length = model.max_context_length if settings.max_length is None else settings.max_length
 
     def rendered(part: list[conversations.Conversation]) -> list[types.Datum]:
         return [d for one in part for d in rendering.datums(one, tokenizer, max_length)]
 
     examples, held_out = rendered(train_part), rendered(held_part)
-    numbers = _numbers(settings, model.hidden_size)
     plan = RunPlan(
         examples=len(examples),
         held_out=len(held_out),
@@ -148,9 +152,17 @@ def run(
         first_step=plan.first_step,
         on_step=step_done,
         on_save=save,
+        stop=stop,
     )
     assert last is not None  # the last step saves
     return last
+
+
+def _check(settings: RunSettings) -> None:
+    """Refuse what would only fail once the work is done, or do something else in silence."""
+    check_part(_checkpoint_name(settings.name, 0), "checkpoint name")
+    if settings.max_length is not None and settings.max_length < 2:
+        raise ConfigurationError([f"max_length must be at least 2, not {settings.max_length}"])
 
 
 def _numbers(settings: RunSettings, hidden_size: int | None) -> TrainSettings:
@@ -185,8 +197,12 @@ def _model(service: ServiceClient, name: str) -> types.SupportedModel:
     raise InputError(f"The server has no base model {name!r}. It has: {names}.")
 
 
+def _checkpoint_name(name: str, step: int) -> str:
+    return f"{name}-{step:06d}"
+
+
 def _save(client: TrainingClient, name: str, step: int) -> Checkpoint:
-    title = f"{name}-{step:06d}"
+    title = _checkpoint_name(name, step)
     state = client.save_state(title, overwrite=True)
     weights = client.save_weights_for_sampler(title)
     return Checkpoint(step, state.result().path, weights.result().path)
@@ -230,8 +246,7 @@ class _Folder:
         """
         try:
             began = json.loads((self._path / "settings.json").read_bytes())
-            lines = (self._path / "checkpoints.jsonl").read_text(encoding="utf-8").splitlines()
-            last = Checkpoint(**json.loads(lines[-1]))
+            last = Checkpoint(**self._whole_lines("checkpoints.jsonl")[-1])
         except (OSError, ValueError, TypeError, IndexError) as error:
             raise InputError(
                 f"{self._path} holds no checkpoint to resume from ({type(error).__name__}). "
@@ -250,7 +265,20 @@ class _Folder:
             file.write(json.dumps(line) + "\n")
 
     def _forget_after(self, step: int) -> None:
-        path = self._path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        """Forget steps, and what is left of lines for which the disk had no room."""
+        for name in ("metrics.jsonl", "checkpoints.jsonl"):
+            path = self._path / name
+            if path.exists():
+                kept = [json.dumps(one) for one in self._whole_lines(name) if one["step"] <= step]
+                path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _whole_lines(self, name: str) -> list[dict[str, Any]]:
+        found = []
+        for line in (self._path / name).read_text(encoding="utf-8").splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict) and "step" in value:
+                found.append(value)
+        return found

@@ -41,11 +41,29 @@ def test_weight_zero_makes_a_message_context(tmp_path):
         ('{"messages": [{"role": "user", "content": "a"}]}', "no assistant message"),
         ('{"messages": [{"role": "user", "content": "a", "tool_calls": []}]}', "tool_calls"),
         ('{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}', "weight 0.5"),
+        ('{"messages": [{"role": "assistant", "content": "a", "weight": [1]}]}', "weight [1]"),
+        ('{"messages": [{"role": "assistant", "content": "a\\ud800"}]}', "half of a character"),
+        ("[" * 100_000, "d.jsonl:1 is no JSON"),
     ],
 )
 def test_bad_line_is_named_with_what_is_wrong(tmp_path, line, told):
     with pytest.raises(InputError, match=told.replace("[", r"\[")):
         load(write(tmp_path / "d.jsonl", line))
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_line_marks_of_unicode_within_a_message_end_no_line(tmp_path, mark):
+    line = {"messages": [{"role": "assistant", "content": f"a{mark}b"}]}
+    text = json.dumps(line, ensure_ascii=False)
+    (tmp_path / "d.jsonl").write_text(f"{text}\n{text}\n", encoding="utf-8")
+    found = load(tmp_path / "d.jsonl")
+    assert [one.messages[0].content for one in found] == [f"a{mark}b"] * 2
+
+
+def test_file_as_windows_writes_it_is_read(tmp_path):
+    text = json.dumps(GOOD)
+    (tmp_path / "d.jsonl").write_bytes(f"\ufeff{text}\r\n{text}\r\n".encode())
+    assert [one.place for one in load(tmp_path / "d.jsonl")] == ["d.jsonl:1", "d.jsonl:2"]
 
 
 def test_file_that_is_not_there_or_empty_is_refused(tmp_path):

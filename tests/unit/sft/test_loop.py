@@ -139,3 +139,17 @@ def test_recommended_rate_falls_with_the_width():
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         TrainSettings(**{"learning_rate": 1.0, **wrong})
+
+
+def test_run_that_is_asked_to_stop_saves_what_it_has_done_and_sends_no_more():
+    client, asked = Client(), []
+
+    def stop():
+        asked.append(len(client.calls))
+        return len(asked) == 3
+
+    settings = TrainSettings(learning_rate=1.0, epochs=2, batch_size=4)
+    steps, saves = run(client, settings, stop=stop)
+    assert [step.step for step in steps] == [1, 2, 3]
+    assert saves == [(3, 6)]
+    assert len(client.calls) == 6

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from jinja2 import TemplateError
 
 from tinkex.errors import InputError
 from tinkex.sft.conversations import Conversation, Message
@@ -82,3 +83,15 @@ def test_shift_pairs_each_token_with_the_next():
     assert datum.model_input.to_ints() == [5, 6]
     assert datum.loss_fn_inputs["target_tokens"].tolist() == [6, 7]
     np.testing.assert_array_equal(datum.loss_fn_inputs["weights"].to_numpy(), [1.0, 0.5])
+
+
+def test_refusal_of_a_chat_template_is_told_with_the_line():
+    class Refusing(Tokenizer):
+        def apply_chat_template(self, turns, **_options):
+            if turns and turns[0]["role"] == "system":
+                raise TemplateError("System role not supported")
+            return super().apply_chat_template(turns, **_options)
+
+    talk = conversation(("system", "be kind"), ("user", "hi"), ("assistant", "yo"))
+    with pytest.raises(InputError, match=r"d\.jsonl:1.*System role not supported"):
+        datums(talk, Refusing())
