@@ -56,6 +56,8 @@ class Foreign:
         self.say = [text("Good"), text("bye"), text("", reason="stop"), usage(3), b"[DONE]"]
         self.gate = asyncio.Event()
         self.gate.set()
+        self.before = self.gate.wait
+        """Awaited before each event."""
         self.sent = 0
 
     async def models(self, request):
@@ -69,9 +71,9 @@ class Foreign:
 
         async def events():
             for one in self.say:
-                await self.gate.wait()
+                await self.before()
                 self.sent += 1
-                yield one if one.startswith(b"raw:") else b"data: " + one + b"\n\n"
+                yield one if one.startswith((b"raw:", b":")) else b"data: " + one + b"\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -221,7 +223,6 @@ GARBAGE = {
     "an error in the stream": [b'{"error": {"message": "out of memory"}}'],
     "broken off": [text("a")],
     "more than was asked for": [text("a")] * 21,
-    "more tokens than bytes": [text("a", reason="stop"), usage(1000), b"[DONE]"],
     "negative tokens": [text("a", reason="stop"), usage(-1), b"[DONE]"],
     "calls where there is no tool": [text("", tool_calls=[{"function": {"name": "f"}}])],
     "a call that does not come": [text("a", reason="tool_calls"), b"[DONE]"],
@@ -269,11 +270,45 @@ async def test_server_that_hangs_gives_signs_of_life_and_then_up(foreign, backen
 async def _read_while_time_passes(run, clock, seen):
     pieces = run.pieces()
     while True:
-        waiting = asyncio.ensure_future(anext(pieces))
-        while not waiting.done():
-            await asyncio.sleep(0)  # noqa: TID251 - no time passes
-            clock.advance(5)
-        seen.append(await waiting)
+        seen.append(await _next_while_time_passes(pieces, clock))
+
+
+async def _next_while_time_passes(pieces, clock):
+    waiting = asyncio.ensure_future(anext(pieces))
+    while not waiting.done():
+        await asyncio.sleep(0)  # noqa: TID251 - no time passes
+        clock.advance(5)
+    return await waiting
+
+
+UNSEEN = {
+    "a comment": b": ping\n\n",
+    "no text": text(""),
+    "thinking": text("", reasoning="hm"),
+    "a part of a call": text("", tool_calls=[{"index": 0, "function": {"arguments": " "}}]),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+async def test_server_from_which_anything_comes_is_waited_for(foreign, backend, name):
+    """However long: a call of a tool may be a whole file."""
+    went_on = asyncio.Semaphore(0)
+    foreign.before = went_on.acquire
+    foreign.say = [UNSEEN[name]] * 5 + [text("Hi", reason="stop"), usage(6), b"[DONE]"]
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    prompt = ChatPrompt(messages=[HI], tools=[tool])
+    run = await backend.begin(Job(request=chat(prompt=prompt), account="ada"))
+    pieces, clock = run.pieces(), backend._timers._clock
+    for sent in range(1, 6):
+        went_on.release()
+        await until(lambda: foreign.sent == sent and run._is_heard)  # noqa: B023 - awaited here
+        for _ in range(20):
+            assert await _next_while_time_passes(pieces, clock) is None
+    for _ in range(3):
+        went_on.release()
+    async with asyncio.timeout(20):
+        assert (await anext(pieces)).text == "Hi"
+    run.cancel()
 
 
 async def test_slow_reader_holds_the_server_up(foreign, backend):
@@ -358,6 +393,23 @@ async def test_prompt_that_the_server_does_not_count_is_estimated(foreign, backe
     run = await backend.begin(Job(request=chat(), account="ada"))
     await pieces_of(run)
     assert run.prompt_tokens == await backend.count_tokens(chat()) == 5
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("said", [(), (usage(6),)], ids=["uncounted", "counted"])
+async def test_thinking_counts_and_is_not_shown(foreign, backend, field, said):
+    thoughts = [text("", **{field: word}) for word in ("3", " and", " 4")]
+    foreign.say = [*thoughts, text("7"), text(".", reason="stop"), *said, b"[DONE]"]
+    words, tokens, reason = told(await ask(backend, max_tokens=6))
+    assert (words, len(tokens), reason) == ("7.", 6 if said else 5, "stop")
+
+
+@pytest.mark.parametrize(("most", "counted"), [(20, 17), (10, 10)])
+async def test_servers_count_is_believed_as_far_as_there_are_bytes(foreign, backend, most, counted):
+    """One that thinks in secret counts more than it shows; its reply is good all the same."""
+    foreign.say = [text("7", reason="stop"), usage(1000), b"[DONE]"]
+    words, tokens, reason = told(await ask(backend, max_tokens=most))
+    assert (words, len(tokens), reason) == ("7", counted, "stop")
 
 
 @pytest.mark.parametrize("fields", [{"max_tokens": None}, {"as_context_allows": True}], ids=str)

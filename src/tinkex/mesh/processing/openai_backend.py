@@ -101,6 +101,8 @@ class OpenAIRun:
             UNREAD * len(completions)
         )
         self._readers: list[asyncio.Task[None]] = []
+        self._is_heard = False
+        """Whether anything came since the last sign of life was given."""
 
     @property
     def cached_tokens(self) -> int:
@@ -108,7 +110,7 @@ class OpenAIRun:
         return min(self.prompt_tokens, *(one.cached for one in self._completions))
 
     def begin(
-        self, tasks: Tasks, read: Callable[[ForeignCompletion], AsyncGenerator[Piece, None]]
+        self, tasks: Tasks, read: Callable[[ForeignCompletion], AsyncGenerator[Piece | None, None]]
     ) -> None:
         """Begin to read all streams."""
         for one in self._completions:
@@ -116,11 +118,13 @@ class OpenAIRun:
                 tasks.spawn(self._read(read(one)), name=f"read completion {one.index}")
             )
 
-    async def _read(self, stream: AsyncGenerator[Piece, None]) -> None:
+    async def _read(self, stream: AsyncGenerator[Piece | None, None]) -> None:
         try:
             async with aclosing(stream) as pieces:
                 async for piece in pieces:
-                    await self._unread.put(piece)
+                    self._is_heard = True
+                    if piece is not None:
+                        await self._unread.put(piece)
         except TinkerError as error:
             await self._unread.put(error)
 
@@ -135,7 +139,9 @@ class OpenAIRun:
             piece = await self._next()
             if isinstance(piece, TinkerError):
                 raise piece
-            silent_s = silent_s + KEEP_ALIVE_S if piece is None else 0.0
+            # It may think, write a call of a tool, or say that it lives: none is a piece.
+            silent_s = 0.0 if piece is not None or self._is_heard else silent_s + KEEP_ALIVE_S
+            self._is_heard = False
             if silent_s >= self._idle_timeout_s:
                 raise EngineError(
                     f"The server behind this processor says nothing for {silent_s:g} s."
@@ -313,7 +319,8 @@ class OpenAIBackend:
 
     async def _stream(
         self, http: httpx.AsyncClient, request: CompletionRequest, completion: ForeignCompletion
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Piece | None, None]:
+        """Give the pieces of one completion; None for what came and is none."""
         path, body = body_of(request, self._config.model, completion.index)
         lines = EventLines()
         try:
@@ -321,6 +328,7 @@ class OpenAIBackend:
                 if reply.status_code != HTTPStatus.OK:
                     raise await _refusal(reply)
                 async for data in reply.aiter_bytes():
+                    yield None
                     for event in lines.feed(data):
                         piece = completion.take(event)
                         if piece is not None:

@@ -161,11 +161,13 @@ class ForeignCompletion:
     """Whether the server was not told `max_tokens`: what comes beyond them is cut off."""
     chunks: int = 0
     """Pieces of text that came: each is a token at least."""
+    thoughts: int = 0
+    """Pieces of thinking that came: tokens as well, of which nothing is shown."""
     size: int = 0
-    """Bytes of text that came."""
+    """Bytes of text and thinking that came."""
     reason: FinishReason | None = None
-    claimed: int | None = None
-    """Tokens that the server says it made."""
+    claimed: int = 0
+    """Tokens that the server says it made; 0 while it has not said."""
     prompt: int = 0
     """Tokens of the prompt, as the server counts them; 0 while it has not said."""
     cached: int = 0
@@ -186,17 +188,22 @@ class ForeignCompletion:
         try:
             event = json.loads(data)
             self._usage(event.get("usage"))
-            text = "".join(self._choice(choice) for choice in event.get("choices") or ())
+            choices = event.get("choices") or ()
+            text = "".join(self._choice(choice) for choice in choices)
+            thought = "".join(_thought(choice) for choice in choices)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise PeerProtocolError(
                 "the server behind this processor sends what is no answer of OpenAI's API"
             ) from None
         if "error" in event and not event.get("choices"):
             raise PeerProtocolError("the server behind this processor failed in mid-stream")
-        if not text or self._is_full():
+        if not (text or thought) or self._is_full():
+            return None
+        self.size += len(text.encode()) + len(thought.encode())
+        if not text:
+            self.thoughts += 1
             return None
         self.chunks += 1
-        self.size += len(text.encode())
         return Piece(self.index, text, (_token(text),))
 
     def _is_full(self) -> bool:
@@ -205,7 +212,7 @@ class ForeignCompletion:
         Raises:
             PeerProtocolError: the server was told so.
         """
-        if self.chunks < self.max_tokens:
+        if self.chunks + self.thoughts < self.max_tokens:
             return False
         if not self.is_open_ended:
             raise PeerProtocolError(
@@ -218,10 +225,10 @@ class ForeignCompletion:
         """Give the last piece, once the stream has ended.
 
         Tokens that the server counted beyond the pieces that came are believed as far as the text
-        has bytes for them.
+        and the thinking have bytes for them: some servers think without showing it.
 
         Raises:
-            PeerProtocolError: it broke off, or claims more tokens than there can be.
+            PeerProtocolError: it broke off, or calls no tool though it says so.
         """
         if self.reason is None:
             raise PeerProtocolError("the server behind this processor broke off")
@@ -229,14 +236,9 @@ class ForeignCompletion:
             ToolCall(call.name, call.arguments or "{}") for _, call in sorted(self.calls.items())
         )
         written = sum(len(call.arguments) + len(call.name) for call in calls)
-        made = self.chunks if self.claimed is None else max(self.chunks, self.claimed)
-        if self.is_open_ended:
-            made = min(made, self.max_tokens)
         # Marks of a chat's form and the end are tokens without text.
-        if made > min(self.max_tokens, self.size + written + _MARKS * (1 + len(calls))):
-            raise PeerProtocolError(
-                f"the server behind this processor claims {made} tokens for {self.size} bytes"
-            )
+        most = min(self.max_tokens, self.size + written + _MARKS * (1 + len(calls)))
+        made = max(self.chunks + self.thoughts, min(self.claimed, most))
         if self.reason == "tool_calls" and not calls:
             raise PeerProtocolError("the server behind this processor calls no tool it says to")
         return Piece(
@@ -280,6 +282,13 @@ class ForeignCompletion:
         function = call["function"]
         known.name += function.get("name") or ""
         known.arguments += function.get("arguments") or ""
+
+
+def _thought(choice: Mapping[str, Any]) -> str:
+    """Read what a model thinks before it answers, by either name that servers have for it."""
+    delta = choice.get("delta") or {}
+    thought = delta.get("reasoning_content") or delta.get("reasoning")
+    return thought if isinstance(thought, str) else ""
 
 
 _MARKS = 16
