@@ -60,6 +60,17 @@ class Connection:
         self.dynamic = ClientDynamicConfigResponse()
         """What the server may change while clients run, as it said last."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled, and so whatever client is to be.
+
+        Raises:
+            TypeError: always, as pickle has it.
+        """
+        raise TypeError(
+            "A client cannot be pickled: its connections belong to this process. Make a "
+            "ServiceClient in the other one, or pass a SamplingClient, which can be pickled."
+        )
+
     def url_of(self, path: str) -> str:
         """Return the address of something the server keeps; reading it needs the key."""
         return f"{self.config.base_url}{endpoints.PREFIX}/{path}"

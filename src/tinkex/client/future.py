@@ -124,6 +124,28 @@ class APIFuture(Future[T]):
             forget()
             self._reader_left()
 
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call `fn` with this future when it is done, on the thread that ends it.
+
+        Raises:
+            TypeError: `asyncio.wait` was given this future, and would wait for ever: it hears of
+                asyncio's own futures alone.
+        """
+        if getattr(fn, "__module__", None) == "asyncio.tasks":
+            raise TypeError(
+                "asyncio.wait takes asyncio's own futures: pass asyncio.ensure_future(future) for "
+                "each, or use asyncio.gather or asyncio.as_completed, which take these."
+            )
+        super().add_done_callback(fn)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: always, as pickle has it.
+        """
+        raise TypeError("A future cannot be pickled: it belongs to this process. Pass its result.")
+
     def future(self) -> Future[T]:
         """Return the `concurrent.futures.Future` of this operation: this object."""
         return self

@@ -173,6 +173,7 @@ class Transport:
             APIConnectionError: the connection failed in another way.
             APIResponseValidationError: the answer is not what its headers say.
             ForkedClientError: this process is a fork of one that has sent requests.
+            InputError: a header or a parameter of the URL cannot be written.
         """
         async with self.stream(request) as streamed:
             return await streamed.read()
@@ -184,11 +185,9 @@ class Transport:
         Raises:
             As `send`; also while the body is read.
         """
-        url = self._config.base_url + request.path
-        if request.query:
-            url = f"{url}?{urlencode(request.query, doseq=True)}"
+        url = self._config.base_url + request.path + _query_string(request)
         outgoing = pyqwest.Request(
-            request.method, url, pyqwest.Headers(list(request.headers.items())), request.body or b""
+            request.method, url, _sendable(request.headers), request.body or b""
         )
         with _typed_errors(request, url):
             response = await self._pool(request).execute(outgoing)
@@ -229,6 +228,35 @@ class Transport:
             enable_brotli=False,
             enable_otel=False,  # `tracing.py` does it
         )
+
+
+def _query_string(request: HttpRequest) -> str:
+    """Return the URL's parameters with their question mark, or nothing where there are none."""
+    if not request.query:
+        return ""
+    try:
+        return f"?{urlencode(request.query, doseq=True)}"
+    except ValueError as error:  # text with a lone surrogate
+        raise InputError(
+            f"{request.path}: the parameters of the URL cannot be sent: {error}."
+        ) from None
+
+
+def _sendable(headers: Mapping[str, str]) -> pyqwest.Headers:
+    try:
+        return pyqwest.Headers(list(headers.items()))
+    except (TypeError, ValueError):
+        names = ", ".join(repr(name) for name in headers if not _is_sendable(name, headers[name]))
+        # its value may be a secret
+        raise InputError(f"The header {names} cannot be sent: it is no line of text.") from None
+
+
+def _is_sendable(name: str, value: str) -> bool:
+    try:
+        pyqwest.Headers([(name, value)])
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

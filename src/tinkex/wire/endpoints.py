@@ -49,7 +49,15 @@ class Endpoint(Generic[R]):
     operation: OperationClass
 
     def url_path(self, **parts: str) -> str:
-        """Fill in the path. A checkpoint id keeps its slash; every other part is escaped."""
+        """Fill in the path. A checkpoint id keeps its slash; every other part is escaped.
+
+        Raises:
+            ValueError: a part is `.` or `..`, escaped or not: HTTP takes it out of a path, and what
+                is left is the address of something else.
+        """
+        for name, value in parts.items():
+            if value in {".", ".."}:
+                raise ValueError(f"{value!r} is no {name}")
         escaped = {
             name: quote(value, safe="/:" if name == "checkpoint_id" else ":")
             for name, value in parts.items()

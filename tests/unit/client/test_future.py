@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import pickle
 import threading
 
 import pytest
@@ -42,6 +43,22 @@ async def test_async_timeout_is_typed_and_cancels_the_operation():
     with pytest.raises(ResultTimeoutError):
         await future.result_async(0)
     assert future.cancelled()
+
+
+async def test_asyncio_wait_is_refused_instead_of_waiting_for_ever():
+    """It would have its waiter woken on another thread, which wakes nobody."""
+    future: APIFuture[int] = APIFuture()
+    with pytest.raises(TypeError, match="ensure_future"):
+        await asyncio.wait([future])
+    waiting = [asyncio.ensure_future(future)]
+    threading.Thread(target=future.resolve, args=[5]).start()
+    done, _ = await asyncio.wait(waiting)
+    assert done.pop().result() == 5
+
+
+def test_future_is_not_pickled():
+    with pytest.raises(TypeError, match="Pass its result"):
+        pickle.dumps(APIFuture())
 
 
 async def test_timeout_error_of_the_operation_itself_is_passed_on():

@@ -1,6 +1,8 @@
 """A service client's life: lazy, closed for good, nothing left behind."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -49,6 +51,34 @@ def test_way_the_block_ended_is_told(peer, error, status):
         raise error
     (request,) = peer.requests_to(f"{API}/sessions/sess-1/finish")
     assert json.loads(request.body)["reason"] == {"type": status}
+
+
+def test_client_that_cannot_be_pickled_says_what_can(peer):
+    with service(peer) as client:
+        training = training_client(peer, client)
+        for one in (client, training, client.create_rest_client(), tinker.AdminClient(api_key=KEY)):
+            with pytest.raises(TypeError, match="a SamplingClient, which can be pickled"):
+                pickle.dumps(one)
+            assert repr(copy.copy(one)) == repr(one)
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "\n", 5])
+def test_header_that_cannot_be_sent_is_named_without_its_value(peer, odd):
+    with service(peer, default_headers={"X-Odd": odd}) as client:
+        with pytest.raises(InputError, match="header 'X-Odd' cannot be sent") as caught:
+            client.get_server_capabilities()
+        assert str(odd) not in str(caught.value)
+
+
+def test_parameter_that_cannot_be_sent_is_an_input_error(peer):
+    with service(peer) as client:
+        rest = client.create_rest_client()
+        with pytest.raises(InputError, match="surrogates not allowed"):
+            rest.list_training_runs(project_id="\ud800").result(10)
+        for name in (".", ".."):  # HTTP would take it out: the path of another endpoint is left
+            with pytest.raises(InputError, match=f"'{name}' is no training_run_id"):
+                rest.list_checkpoints(name).result(10)
+    assert peer.requests == []
 
 
 def test_closing_twice_is_the_same_as_once_and_final(peer):
