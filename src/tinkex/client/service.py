@@ -386,7 +386,7 @@ class ServiceClient:
         Returns:
             A future that is done when the server knows, or cannot be told.
         """
-        if self._connection.closed or self._session.known_id is None:
+        if self._connection.closed or not self._session.begun:
             self._connection.close()
             done: APIFuture[None] = APIFuture()
             done.resolve(None)

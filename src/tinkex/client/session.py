@@ -33,6 +33,7 @@ _LOG = logging.getLogger("tinkex.client")
 _HEARTBEAT_TIMEOUT = 10.0
 _ALARM_SECONDS = 120.0
 _FINISH_TIMEOUT = 5.0
+_CREATION_SECONDS = 2.0
 
 FinishStatus = Literal["success", "errored", "interrupted"]
 
@@ -60,6 +61,7 @@ class Session:
         self._display_name = display_name
         self._creating = asyncio.Lock()
         self._id = known_id
+        self._ending = False
         self._finished = False
         self._broken: BackgroundTaskError | None = None
         self._models = itertools.count()
@@ -72,6 +74,11 @@ class Session:
     def known_id(self) -> str | None:
         """The session's id, once the server has given one."""
         return self._id
+
+    @property
+    def begun(self) -> bool:
+        """Whether the server has made the session, or is being asked to."""
+        return self._id is not None or self._creating.locked()
 
     def next_model(self) -> int:
         """Number the next model of this session, from 0, in the order of the calls."""
@@ -97,7 +104,7 @@ class Session:
             BackgroundTaskError: nothing keeps it alive any more.
         """
         async with self._creating:
-            if self._finished:
+            if self._ending:
                 raise ClientClosedError(
                     "The session of this client is finished. Make a new ServiceClient."
                 )
@@ -105,12 +112,23 @@ class Session:
                 raise self._broken
             if self._id is None:
                 self._id = await self._create()
+                if self._ending:
+                    raise ClientClosedError("The client was closed before the call ended.")
             return self._id
 
     async def finish(self, status: FinishStatus, detail: str | None) -> None:
-        """Tell the server that the session is over, if there is one; the heartbeat ends."""
-        async with self._creating:
-            session_id, was_finished, self._finished = self._id, self._finished, True
+        """Tell the server that the session is over, if there is one; the heartbeat ends.
+
+        One that is being made is waited for, but not for long: the server may be gone.
+        """
+        self._ending = True
+        try:
+            async with asyncio.timeout(_CREATION_SECONDS):
+                await self._creating.acquire()
+        except TimeoutError:
+            return
+        session_id, was_finished, self._finished = self._id, self._finished, True
+        self._creating.release()
         if session_id is None or was_finished:
             return
         await self.connection.sender.call(

@@ -97,6 +97,33 @@ def test_server_that_has_gone_does_not_keep_a_client_from_closing(peer):
         training_client(peer, client)
 
 
+def test_session_that_is_being_made_is_finished_when_the_client_is_closed(peer):
+    gate = threading.Event()
+    made = b'{"session_id": "sess-1", "type": "create_session"}'
+    peer.expect(f"{API}/create_session", PeerResponse(gate=gate, body=made))
+    with service(peer) as client:
+        training = client.create_lora_training_client("m")
+        peer.wait_for(f"{API}/create_session")
+        closing = client.close()
+        gate.set()
+        closing.result(10)
+        with pytest.raises(ClientClosedError):
+            training.result(10)
+    assert len(peer.requests_to(f"{API}/sessions/sess-1/finish")) == 1
+    assert peer.requests_to(f"{API}/create_model") == []
+
+
+def test_server_that_never_makes_the_session_does_not_keep_a_client_from_closing(peer, monkeypatch):
+    monkeypatch.setattr("tinkex.client.session._CREATION_SECONDS", 0.01)
+    peer.expect(f"{API}/create_session", PeerResponse(gate=threading.Event()))
+    with service(peer) as client:
+        training = client.create_lora_training_client("m")
+        peer.wait_for(f"{API}/create_session")
+        client.close().result(10)
+    with pytest.raises(ClientClosedError):
+        training.result(10)
+
+
 def test_call_under_way_fails_when_the_client_is_closed(peer):
     with service(peer) as client:
         training = training_client(peer, client)
