@@ -277,7 +277,7 @@ class FeedStore(StoredFeeds):
             self._latest[body.feed] = max(self._latest.get(body.feed, 0), body.time)
             if author == self.peer_id and body.feed in self._own and not same:
                 self._own[body.feed].forget()
-            transaction.after_commit.append(lambda: self._soon(adopted))
+            transaction.after_commit.append(lambda: self.call_soon(adopted))
             return True
 
         def adopted() -> None:
@@ -498,9 +498,9 @@ class FeedStore(StoredFeeds):
     def _tell(self, feed: str, entries: Sequence[Entry], at_once: bool) -> None:
         """Queue the callbacks; they run before whoever appended goes on."""
         for now, later in tuple(self._subscribers.get(feed, ())):
-            self._soon(partial(now if at_once else later, entries))
+            self.call_soon(partial(now if at_once else later, entries))
 
-    def _soon(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None]) -> None:
         """Have the event loop call it; from any thread."""
         assert self._loop is not None
         if self._inline:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -175,17 +176,14 @@ class Vault:
             return
         wrapped = [(key, self._wrap(key)) for key in new]
 
-        def put(transaction: Transaction) -> list[PersonKey]:
+        def put(transaction: Transaction) -> None:
             there = [(key, data) for key, data in wrapped if key.person not in self._erased]
             for key, data in there:
                 saved.put_key(transaction.connection, key.person, key.key_id, data)
-            return [key for key, _ in there]
+            added = partial(self._added, [key for key, _ in there])
+            transaction.after_commit.append(partial(self._store.call_soon, added))
 
-        added = await self._store.database.write(put)
-        for key in added:
-            self._remember(key)
-        for callback in tuple(self._on_keys):
-            callback(added)
+        await self._store.database.write(put)
 
     def on_keys(self, callback: Callable[[Sequence[PersonKey]], None]) -> Callable[[], None]:
         """Have `callback` told of keys as they are added, made here or come from elsewhere.
@@ -195,6 +193,12 @@ class Vault:
         """
         self._on_keys.append(callback)
         return lambda: self._on_keys.remove(callback)
+
+    def _added(self, keys: Sequence[PersonKey]) -> None:
+        for key in keys:
+            self._remember(key)
+        for callback in tuple(self._on_keys):
+            callback(keys)
 
     def _remember(self, key: PersonKey) -> None:
         if key.person not in self._erased:

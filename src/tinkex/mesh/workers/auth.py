@@ -229,7 +229,7 @@ class AuthWorker(Worker):
         watching = Tasks(on_error=_report)
         keep = partial(watching.keep, clock=self._member.clock)
         keep(self.orders.run, name="heed the root")
-        keep(self._account_for_ever, name="account for leases that ended")
+        keep(self._tidy_for_ever, name="account for leases that ended, erase who left")
         stack.push_async_callback(watching.stop)
 
     async def drain(self, grace_s: float) -> None:
@@ -238,11 +238,14 @@ class AuthWorker(Worker):
         with contextlib.suppress(TimeoutError):
             await within(self._member.clock, grace_s, self._member.peers.wait_answered())
 
-    async def _account_for_ever(self) -> None:
+    async def _tidy_for_ever(self) -> None:
         while True:
             await self._member.clock.sleep(ACCOUNT_S)
             with contextlib.suppress(TinkerError):  # another leads, or the next time may be better
                 await self.spending.account_for_ended()
+            with contextlib.suppress(TinkerError):
+                if self._leadership.is_leader:
+                    await self._erase_closed()
 
     def _begin_to_lead(self) -> None:
         self._tasks.spawn(self._try_to_make_good(), name="make good what another leader left")
@@ -259,6 +262,10 @@ class AuthWorker(Worker):
         announced, _ = self._signing.key(self._member.clock.now())
         await self._log.note(*announced)
         await self.network.describe(self._member.membership.network_encoded)
+        await self._erase_closed()
+
+    async def _erase_closed(self) -> None:
+        """Erase who closed an account where the disk refused that, or the caller had gone."""
         for account in tuple(self.book.state.accounts.values()):
             if account.closed and not self._vault.erased(account.account_id):
                 await self._vault.erase(account.account_id)

@@ -1,7 +1,10 @@
 """Keys of persons, and their erasure."""
 
+import asyncio
+import threading
+
 import pytest
-from mesh_feeds import copy_all, member, store
+from mesh_feeds import copy_all, member, settle, store
 
 from tinkex.errors import DamagedDataError, InputError, NotFoundError
 from tinkex.mesh.feeds import saved
@@ -70,6 +73,34 @@ async def test_erased_person_is_unreadable_here_and_at_peers_also_from_an_older_
         await second.close()
     for path in tmp_path.rglob("feeds.db*"):
         assert secret not in path.read_bytes()
+
+
+async def test_key_whose_bearer_has_gone_is_kept_and_given_on(tmp_path):
+    begun, held_up = threading.Event(), threading.Event()
+
+    def hold_up(_):
+        begun.set()
+        held_up.wait()
+
+    async with (
+        store(tmp_path / "1") as one,
+        store(tmp_path / "2", member(2), inline=False) as two,
+    ):
+        first, second = await vault(one), await vault(two)
+        sealed = await first.seal("u1", b"ada", field="name")
+        keys, _ = await first.after(0, 9)
+        busy = asyncio.create_task(two.database.write(hold_up))
+        await asyncio.to_thread(begun.wait)
+        bringing = asyncio.create_task(second.add(keys))
+        await settle()
+        bringing.cancel()  # its link was lost
+        held_up.set()
+        await busy
+        await second.seal("u2", b"bob", field="name")
+        assert second.unseal("u1", sealed, field="name") == b"ada"
+        assert [key.person for key in (await second.after(0, 9))[0]] == ["u1", "u2"]
+        for safe in (first, second):
+            await safe.close()
 
 
 async def test_person_who_is_erased_while_entries_are_read_is_in_no_file_once_they_were(tmp_path):

@@ -48,7 +48,7 @@ from tinkex.mesh.trust.network import (
 )
 from tinkex.mesh.trust.revocations import Revocations
 from tinkex.mesh.usage import Countersigned
-from tinkex.mesh.workers.auth import KEY_WAIT_S
+from tinkex.mesh.workers.auth import ACCOUNT_S, KEY_WAIT_S
 from tinkex.mesh.workers.authority import hashing, spending
 from tinkex.mesh.workers.authority.api import AuthService
 from tinkex.mesh.workers.public_accounts import NetworkView, PublicView
@@ -335,6 +335,28 @@ async def test_an_erasure_that_a_crash_cut_off_is_made_good_at_the_next_start(ho
     right = auth.CloseAccount(session.access_token, PASSWORD)
     assert isinstance(await caught(home.call(AuthApi.rpc_close_account, right)), StorageError)
     await home.restart()
+    assert home.worker._vault.erased(registered.account_id)
+
+
+async def test_an_erasure_that_was_cut_off_is_made_good_without_a_restart(home):
+    registered = await home.register()
+    session = await home.log_in()
+    right = auth.CloseAccount(session.access_token, PASSWORD)
+    done = asyncio.Event()
+
+    async def refused(_):
+        raise StorageError("the disk is full")
+
+    erase, home.worker._vault.erase = home.worker._vault.erase, refused
+    assert isinstance(await caught(home.call(AuthApi.rpc_close_account, right)), StorageError)
+
+    async def has_room(person):
+        await erase(person)
+        done.set()
+
+    home.worker._vault.erase = has_room
+    home.clock.advance(ACCOUNT_S + 1)
+    await done.wait()
     assert home.worker._vault.erased(registered.account_id)
 
 
