@@ -7,6 +7,7 @@ in a receipt.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -83,12 +84,7 @@ class ReceiptBook:
         line = orjson.dumps(receipt.as_json()) + b"\n"
         try:
             self._make_room()
-            # One write to a file opened for appending: a line is there whole, or cut at its end.
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, line)
-            finally:
-                os.close(descriptor)
+            _append(self._path, line)
         except OSError as error:
             _LOG.error("a receipt could not be kept: %s", error.strerror)
 
@@ -133,3 +129,21 @@ class ReceiptBook:
 
     def _file(self, index: int) -> Path:
         return self._path if index == 0 else self._path.with_name(f"{self._path.name}.{index}")
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line in one write, which leaves it there whole, or cut at its end.
+
+    Raises:
+        OSError: the disk refuses, or has no room for all of it: then nothing of it stays.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line  # a crash cut the last one short: it takes no other along
+        if os.write(descriptor, line) < len(line):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)

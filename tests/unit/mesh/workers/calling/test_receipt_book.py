@@ -1,5 +1,6 @@
 """Receipts on disk: found again, bounded, and what is no receipt is passed over."""
 
+import os
 import stat
 
 import pytest
@@ -56,6 +57,35 @@ def test_line_that_is_no_receipt_is_passed_over(book, tmp_path):
             file.write(line + b"\n")
     book.add(receipt(2))
     assert book.of_account("acc-1") == [receipt(1), receipt(2)]
+
+
+@pytest.mark.parametrize("left", [-1, -9, 1])
+def test_receipt_after_a_line_that_a_crash_cut_short_is_kept(book, tmp_path, left):
+    path = tmp_path / "receipts.jsonl"
+    book.add(receipt(1))
+    whole = path.stat().st_size
+    book.add(receipt(2))
+    with path.open("r+b") as file:
+        file.truncate(whole + left if left > 0 else path.stat().st_size + left)
+    book.add(receipt(3))
+    book.add(receipt(4))
+    cut = [] if left != -1 else [receipt(2)]  # all of it but the end of its line
+    assert book.of_account("acc-1") == [receipt(1), *cut, receipt(3), receipt(4)]
+
+
+def test_receipt_that_a_full_disk_took_half_of_is_taken_back_and_logged(
+    book, tmp_path, monkeypatch, caplog
+):
+    book.add(receipt(1))
+    before = (tmp_path / "receipts.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        write = os.write
+        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:100]))
+        book.add(receipt(2))
+    assert "could not be kept" in caplog.text
+    assert (tmp_path / "receipts.jsonl").read_bytes() == before
+    book.add(receipt(3))
+    assert book.of_account("acc-1") == [receipt(1), receipt(3)]
 
 
 def test_files_are_bounded_and_the_oldest_receipts_go_first(tmp_path):
