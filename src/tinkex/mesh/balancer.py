@@ -230,9 +230,18 @@ class Balancer:
         known = self._processors.get(peer)
         if known is None:
             return
-        weight = self._config.latency_weight
-        known.latency_s += weight * (latency_s - known.latency_s)
+        self._measured(known, latency_s)
         self.back(peer)
+
+    def unanswered(self, peer: PeerId, waited_s: float) -> None:
+        """Take note that a processor had not begun a request when it was given up on.
+
+        It would have taken so many seconds at least. Else who hangs would seem as quick as ever,
+        and each request would wait for it first.
+        """
+        known = self._processors.get(peer)
+        if known is not None and waited_s > known.latency_s:
+            self._measured(known, waited_s)
 
     def back(self, peer: PeerId) -> None:
         """Take note that a processor that was lost answers again."""
@@ -255,6 +264,10 @@ class Balancer:
         known = self._processors.get(peer)
         if known is not None:
             known.misbehaved_until = now + self._config.misbehaved_ejection_s
+
+    def _measured(self, processor: _Processor, latency_s: float) -> None:
+        weight = self._config.latency_weight
+        processor.latency_s += weight * (latency_s - processor.latency_s)
 
     def _forget(self, now: float) -> None:
         gone = [

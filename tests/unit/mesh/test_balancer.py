@@ -80,6 +80,20 @@ def test_the_quicker_of_two_equally_free_ones_is_chosen():
     assert chosen(made) == {peer(2)}
 
 
+def test_one_that_was_given_up_on_is_slower_than_it_was_taken_for_and_is_not_back():
+    made = balancer(offer(1), offer(2))
+    made.answered(peer(2), 0.1)
+    made.unanswered(peer(1), 0.001)  # given up at once: that says nothing
+    assert chosen(made) == {peer(1)}
+    made.failed(peer(1), 0)
+    made.unanswered(peer(1), 1.0)
+    assert chosen(made) == {peer(2)}
+    for _ in range(9):
+        made.answered(peer(1), 0.01)
+    assert chosen(made) == {peer(1)}
+    made.unanswered(peer(3), 1.0)  # nobody knows it
+
+
 def test_what_this_gateway_sent_counts_before_it_is_announced():
     made = balancer(offer(1), offer(2))
     first = made.choose(WANTED, 0)

@@ -296,8 +296,10 @@ class Dispatch:
                     running.append(self._ask(job, second, changed))
         finally:
             timer.cancel()
+            now = self._clock.monotonic()
             for attempt in running:
                 attempt.close()
+                self._balancer.unanswered(attempt.offer.peer, now - attempt.asked_at)
 
     def _choose(self, job: Job) -> Offer:
         if job.attempts < self._config.attempts:

@@ -208,6 +208,26 @@ async def test_second_is_asked_when_the_first_takes_long_and_who_is_later_is_clo
     await mesh.nothing_is_left()
 
 
+async def test_one_that_hangs_makes_one_request_wait_and_not_every_one_after_it(few):
+    mesh = few(2)
+    reading = mesh.begin()
+    await until(lambda: mesh.asked)
+    mesh.clock.advance(HEDGE_S + 0.1)
+    await until(lambda: len(mesh.asked) == 2)
+    quick = mesh.asked[1]
+    mesh.clock.advance(0.05)  # as others take, too
+    quick.say(*ALL)
+    await reading
+    for count in (3, 4, 5):
+        reading = mesh.begin()
+        await until(lambda wanted=count: len(mesh.asked) == wanted)
+        assert mesh.asked[-1] is quick, "not who hangs"
+        mesh.clock.advance(0.05)
+        quick.say(*ALL)
+        await reading
+    await mesh.nothing_is_left()
+
+
 @pytest.mark.parametrize("linked", [True, False])
 @pytest.mark.parametrize("turns", [1, 2, 20])
 @pytest.mark.parametrize("hedged", [True, False])
