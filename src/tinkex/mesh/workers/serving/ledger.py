@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, OrderedDict
+from http import HTTPStatus
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -19,6 +20,7 @@ import msgspec
 
 from tinkex._clock import Clock
 from tinkex.errors import (
+    APIStatusError,
     BillingError,
     NotFoundError,
     PermissionDeniedError,
@@ -80,6 +82,19 @@ class Reservation(msgspec.Struct, eq=False):
     """Whether that has begun."""
 
 
+class _Turn:
+    """A key's requests, of which one at a time asks for a lease."""
+
+    __slots__ = ("__weakref__", "failed_at", "lock", "problem")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.problem: APIStatusError | None = None
+        """Why the latest question had no answer."""
+        self.failed_at = 0.0
+        """Since when that is known, in monotonic seconds."""
+
+
 class Ledger:
     """Reserves and settles.
 
@@ -101,7 +116,7 @@ class Ledger:
         """Tokens settled under each lease that is open."""
         self._unclosed: list[LeaseClosed] = []
         """Leases that are over and of which the disk refused to note so."""
-        self._asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._asking: WeakValueDictionary[tuple[str, str], _Turn] = WeakValueDictionary()
         self._receipts: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self.tokens: Counter[str] = Counter(prompt=0, completion=0)
         """What was settled since the start."""
@@ -143,12 +158,12 @@ class Ledger:
         """
         reserved = self._take(request_id, caller, model, tokens)
         if reserved is None:
-            who = (caller.account_id, caller.key_id)
-            lock = self._asking.setdefault(who, asyncio.Lock())
-            async with lock:
+            who, came_at = (caller.account_id, caller.key_id), self._clock.monotonic()
+            turn = self._asking.setdefault(who, _Turn())
+            async with turn.lock:
                 reserved = self._take(request_id, caller, model, tokens)
                 if reserved is None:
-                    await self._ask_for_lease(caller, tokens)
+                    await self._ask_in_turn(turn, came_at, caller, tokens)
                     reserved = self._take(request_id, caller, model, tokens)
         if reserved is None:
             raise status_error(
@@ -282,6 +297,20 @@ class Ledger:
         return self._purse.reserve(
             request_id, caller.account_id, caller.key_id, model, tokens, self._clock.now()
         )
+
+    async def _ask_in_turn(self, turn: _Turn, came_at: float, caller: Caller, tokens: int) -> None:
+        """Ask, unless it was found out while this request waited that nobody answers."""
+        problem = turn.problem
+        if problem is not None and came_at < turn.failed_at:
+            raise status_error(
+                problem.status_code, problem.message, retry_after_ms=problem.retry_after_ms
+            ) from problem
+        try:
+            await self._ask_for_lease(caller, tokens)
+        except APIStatusError as error:
+            if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+                turn.problem, turn.failed_at = error, self._clock.monotonic()
+            raise
 
     async def _ask_for_lease(self, caller: Caller, tokens: int) -> None:
         if self.trouble:

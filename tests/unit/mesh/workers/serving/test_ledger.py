@@ -18,7 +18,7 @@ from tinkex.mesh.usage import (
     decode_usage,
     encode_usage,
 )
-from tinkex.mesh.workers.serving.ledger import GIVE_BACK_S, OWES_S, TELL_S, Ledger
+from tinkex.mesh.workers.serving.ledger import GIVE_BACK_S, LEASE_TIMEOUT_S, OWES_S, TELL_S, Ledger
 from tinkex.testing import VirtualClock
 
 
@@ -73,9 +73,50 @@ class SilentAuth:
         self.asked = []
 
     async def ask(self, method, request, *, deadline):
-        self.asked.append(request.lease_id)
+        self.asked.append(getattr(request, "lease_id", None))
         await self.clock.sleep(deadline - self.clock.monotonic())
         raise status_error(503, "No auth worker can be reached.")
+
+
+async def test_all_requests_of_a_key_wait_once_for_auth_workers_that_do_not_answer():
+    clock = VirtualClock()
+    auth = SilentAuth(clock)
+    ledger = Ledger(WholeFeed(), auth, Tasks(on_error=print), clock=clock)
+    account = SimpleNamespace(account_id="account", key_id="key")
+
+    def ask(number):
+        return asyncio.ensure_future(ledger.reserve(f"r{number}", account, "model", 50))
+
+    waiting = [ask(number) for number in range(64)]
+    for wanted in (1, 2):
+        await settled()
+        assert len(auth.asked) == wanted
+        clock.advance(LEASE_TIMEOUT_S)
+        await settled(500)  # one after the other has its turn
+        assert all(one.done() for one in waiting)
+        for one in waiting:
+            error = one.exception()
+            assert isinstance(error, APIStatusError)
+            assert error.status_code == 503
+            assert "No auth worker" in str(error)
+        waiting = [ask(64)]  # who comes later has them asked again
+    waiting[0].cancel()
+
+
+async def test_who_waits_behind_one_that_was_called_off_is_asked_for():
+    clock, feed = VirtualClock(), WholeFeed()
+    auth = SilentAuth(clock)
+    ledger = Ledger(feed, auth, Tasks(on_error=print), clock=clock)
+    account = SimpleNamespace(account_id="account", key_id="key")
+    first, second = (
+        asyncio.ensure_future(ledger.reserve(name, account, "model", 50)) for name in "ab"
+    )
+    await settled()
+    first.cancel()
+    await settled()
+    assert len(auth.asked) == 2
+    second.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
 
 
 class WholeFeed(list):
