@@ -94,7 +94,7 @@ def _statistics(
     ratio = _exp(gap)
     found |= {
         "kl:mean": float(-gap.mean()),
-        "ratio:mean": float((ratio / ratio.size).sum()),  # their sum may overflow
+        "ratio:mean": _mean(ratio),
         "ratio:min": float(ratio.min()),
         "ratio:max": float(ratio.max()),
     }
@@ -122,6 +122,12 @@ def _sequence_gaps(
         gap = learner - sequence.fields["logprobs"][marked]
         gaps.append(np.full(int(counted.sum()), gap.mean() if gap.size else 0.0))
     return np.concatenate(gaps)
+
+
+def _mean(ratio: NDArray[np.float64]) -> float:
+    """Give the mean; of the largest numbers their sum overflows, and that of rounded parts may."""
+    with np.errstate(over="ignore"):
+        return min(float((ratio / ratio.size).sum()), float(ratio.max()))
 
 
 def _exp(log_ratio: NDArray[np.float64]) -> NDArray[np.float64]:

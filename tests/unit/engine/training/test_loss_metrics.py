@@ -151,9 +151,11 @@ def test_call_that_counts_no_token_has_no_statistics_and_folding_it_leaves_them_
     assert combine_outputs([silent, loud]).metrics == official([silent, loud])
 
 
-def test_ratios_that_overflow_are_the_largest_number_and_their_mean_stays_one():
+@pytest.mark.parametrize("logprobs", [(-1e4, -1e4, -4), (-1e4,) * 3, (-1e4,) * 7])
+def test_ratios_that_overflow_are_the_largest_number_and_their_mean_stays_one(logprobs):
     engine = trained_engine()
-    (one,) = data_for("cispo", (3,), logprobs=np.array([-1e4, -1e4, -4], np.float32))
+    given = np.array(logprobs, np.float32)
+    (one,) = data_for("cispo", (len(given),), logprobs=given)
     metrics = engine.forward_backward("a", [one], "cispo").metrics
     assert metrics["ratio:max"] == np.finfo(np.float64).max
     assert all(math.isfinite(value) for value in metrics.values())
