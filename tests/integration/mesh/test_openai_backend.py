@@ -25,7 +25,6 @@ from tinkex.errors import (
     EngineBusyError,
     EngineError,
     NotFoundError,
-    PeerProtocolError,
     UnsupportedError,
 )
 from tinkex.mesh.api.completion import ChatMessage
@@ -53,6 +52,7 @@ class Foreign:
         self.bodies = []
         self.keys = []
         self.status = 200
+        self.headers = {}
         self.say = [text("Good"), text("bye"), text("", reason="stop"), usage(3), b"[DONE]"]
         self.gate = asyncio.Event()
         self.gate.set()
@@ -67,7 +67,7 @@ class Foreign:
     async def complete(self, request):
         self.bodies.append((request.url.path, json.loads(await request.body())))
         if self.status != 200:
-            return Response('{"error": {"message": "no"}}', self.status)
+            return Response('{"error": {"message": "no"}}', self.status, self.headers)
 
         async def events():
             for one in self.say:
@@ -221,6 +221,7 @@ GARBAGE = {
     "another shape": [b'{"choices": [{"delta": {"content": 5}}]}'],
     "an unknown reason": [text("a", reason="because")],
     "an error in the stream": [b'{"error": {"message": "out of memory"}}'],
+    "an error beside a choice": [json.dumps({"error": "no", "choices": [{"delta": {}}]}).encode()],
     "broken off": [text("a")],
     "more than was asked for": [text("a")] * 21,
     "negative tokens": [text("a", reason="stop"), usage(-1), b"[DONE]"],
@@ -234,8 +235,57 @@ GARBAGE = {
 @pytest.mark.parametrize("name", GARBAGE)
 async def test_garbage_is_told_and_nothing_of_it_is_counted(foreign, backend, name):
     foreign.say = GARBAGE[name]
-    with pytest.raises(PeerProtocolError, match="behind this processor"):
+    with pytest.raises(EngineError, match="behind this processor"):
         await ask(backend)
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "message"),
+    [
+        ({"error": {"code": 400, "message": "too long"}}, BadRequestError, "too long"),
+        ({"object": "error", "code": 400, "message": "too long"}, BadRequestError, "too long"),
+        ({"error": {"code": 429, "message": "later"}}, EngineBusyError, "busy"),
+        ({"error": "unexpected end"}, EngineError, "mid-stream"),
+        ({"error": {"code": "server_error", "message": "x"}}, EngineError, "mid-stream"),
+    ],
+)
+async def test_error_in_the_stream_is_the_error_that_it_is(foreign, backend, event, error, message):
+    foreign.say = [text("a"), json.dumps(event).encode()]
+    with pytest.raises(error, match=message):
+        await ask(backend)
+
+
+async def test_filtered_completion_says_so(foreign, backend):
+    foreign.say = [text("a"), text("", reason="content_filter"), b"[DONE]"]
+    with pytest.raises(BadRequestError, match="filter") as caught:
+        await ask(backend)
+    assert caught.value.body["code"] == "content_filter"
+
+
+@pytest.mark.parametrize("ends", ["eos_token", "stop_sequence"])
+async def test_odd_words_of_servers_are_understood(foreign, backend, ends):
+    """An empty reason, counts that are none, no error: all before the true end."""
+    odd = {"error": None, "usage": {"completion_tokens": None}}
+    begins = json.dumps({"choices": [{"delta": {"content": "a"}, "finish_reason": ""}], **odd})
+    foreign.say = [begins.encode(), text("b", reason=ends), usage(2), b"[DONE]"]
+    words, tokens, reason = told(await ask(backend))
+    assert (words, len(tokens), reason) == ("ab", 2, "stop")
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [(("a\ud83d", "\ude00b"), "a😀b"), (("\ud83d", "b"), "\N{REPLACEMENT CHARACTER}b")],
+)
+async def test_characters_that_are_cut_in_two_are_joined(foreign, backend, parts, words):
+    foreign.say = [*map(text, parts), text("", reason="stop"), b"[DONE]"]
+    assert told(await ask(backend))[0] == words
+
+
+async def test_busy_server_says_when_to_come_back(foreign, backend):
+    foreign.status, foreign.headers = 429, {"retry-after": "7"}
+    with pytest.raises(EngineBusyError) as caught:
+        await ask(backend)
+    assert caught.value.retry_after_ms == 7000
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from tinkex._clock import Clock
 from tinkex._timers import Timers
 from tinkex.errors import (
     ConfigurationError,
-    EngineBusyError,
     EngineError,
     TinkerError,
     UnsupportedError,
@@ -29,22 +28,22 @@ from tinkex.mesh.api.processor import ServedModel
 from tinkex.mesh.positive import not_positive
 from tinkex.mesh.processing.backend import KEEP_ALIVE_S, Job, check_model
 from tinkex.mesh.processing.openai_wire import (
+    ERROR_BYTES,
+    LONGEST_RETRY_S,
+    RETRY_S,
     EventLines,
     ForeignCompletion,
     body_of,
     check_supported,
     estimated_tokens,
+    failure_of,
     is_open_ended,
 )
 from tinkex.mesh.tasks import Tasks
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest, Piece
-from tinkex.openai_api.refusal import refused
 
 UNREAD = 64
 """Pieces of each completion that may wait; then no more is read from the server."""
-_RETRY_MS = 1000.0
-_ERROR_BYTES = 2000
-"""Of a refusal that are told on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +126,10 @@ class OpenAIRun:
                         await self._unread.put(piece)
         except TinkerError as error:
             await self._unread.put(error)
+        except Exception:
+            # A fault of ours: told to who sees to faults, and whoever reads does not wait for ever.
+            await self._unread.put(EngineError("The processor failed to read its server's answer."))
+            raise
 
     async def pieces(self) -> AsyncGenerator[Piece | None, None]:
         """Give what is new; None as a sign of life.
@@ -344,17 +347,12 @@ class OpenAIBackend:
 
 async def _refusal(reply: httpx.Response) -> TinkerError:
     """Make the error of a reply that is none of the expected."""
-    status, text = reply.status_code, b""
+    text = b""
     async for data in reply.aiter_bytes():
         text += data
-        if len(text) > _ERROR_BYTES:
+        if len(text) > ERROR_BYTES:
             break
-    if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-        return EngineBusyError(
-            "The server behind this processor is busy.", retry_after_ms=_RETRY_MS
-        )
-    if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
-        shown = text[:_ERROR_BYTES].decode(errors="replace")
-        return refused(f"The server behind this processor refuses the request: {shown}")
-    # A wrong key or a model that is gone is the processor's fault, and no other's.
-    return EngineError(f"The server behind this processor answers with status {status}.")
+    said = text[:ERROR_BYTES].decode(errors="replace")
+    after = reply.headers.get("retry-after", "")  # a date is left to the caller's own back-off
+    seconds = min(float(after), LONGEST_RETRY_S) if after.isdecimal() else RETRY_S
+    return failure_of(reply.status_code, said, retry_after_s=seconds)

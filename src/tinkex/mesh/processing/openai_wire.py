@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
 
-from tinkex.errors import PeerProtocolError, UnsupportedError
+from tinkex.errors import EngineBusyError, EngineError, TinkerError, UnsupportedError
 from tinkex.openai_api.completer import (
     OPTION_FIELDS,
     ChatPrompt,
@@ -22,11 +24,27 @@ from tinkex.openai_api.completer import (
     Token,
     ToolCall,
 )
+from tinkex.openai_api.refusal import refused
 
 LONGEST_LINE = 2**20
+ERROR_BYTES = 2000
+"""Of what a server says when it refuses that are told on."""
+RETRY_S = 1.0
+"""What callers of a busy server are told, where it does not say."""
+LONGEST_RETRY_S = 300.0
 UNKNOWN_TOKEN = -1
 """Stands for a token whose id nobody knows: foreign servers send text."""
-_REASONS = {"stop", "length", "tool_calls"}
+_REASONS: Mapping[str, FinishReason] = MappingProxyType(
+    {
+        "stop": "stop",
+        "length": "length",
+        "tool_calls": "tool_calls",
+        "eos_token": "stop",
+        "stop_sequence": "stop",
+    }
+)
+"""Why a completion ended, as servers say it."""
+_FILTERED = "content_filter"
 _BYTES_A_TOKEN = 4
 """An estimate, where a server does not count a prompt before it answers."""
 
@@ -135,11 +153,11 @@ class EventLines:
         """Add bytes; return the data of the events that are whole now.
 
         Raises:
-            PeerProtocolError: a line has no end.
+            EngineError: a line has no end.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > LONGEST_LINE:
-            raise PeerProtocolError("the server behind this processor sends a line without an end")
+            raise EngineError("the server behind this processor sends a line without an end")
         lines = [line.strip() for line in lines]
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
@@ -172,13 +190,14 @@ class ForeignCompletion:
     """Tokens of the prompt, as the server counts them; 0 while it has not said."""
     cached: int = 0
     done: bool = False
+    _half: str = ""
     calls: dict[int, _Call] = field(default_factory=dict)
 
     def take(self, data: bytes) -> Piece | None:
         """Read an event; return what can be shown of it.
 
         Raises:
-            PeerProtocolError: it makes no sense.
+            EngineError: it makes no sense.
         """
         if self.done:
             return None
@@ -187,16 +206,16 @@ class ForeignCompletion:
             return None
         try:
             event = json.loads(data)
+            if event.get("error") or event.get("object") == "error":
+                raise _failure(event)
             self._usage(event.get("usage"))
             choices = event.get("choices") or ()
-            text = "".join(self._choice(choice) for choice in choices)
-            thought = "".join(_thought(choice) for choice in choices)
+            text = self._whole("".join(self._choice(choice) for choice in choices))
+            thought = _readable("".join(_thought(choice) for choice in choices))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise PeerProtocolError(
+            raise EngineError(
                 "the server behind this processor sends what is no answer of OpenAI's API"
             ) from None
-        if "error" in event and not event.get("choices"):
-            raise PeerProtocolError("the server behind this processor failed in mid-stream")
         if not (text or thought) or self._is_full():
             return None
         self.size += len(text.encode()) + len(thought.encode())
@@ -206,18 +225,23 @@ class ForeignCompletion:
         self.chunks += 1
         return Piece(self.index, text, (_token(text),))
 
+    def _whole(self, text: str) -> str:
+        """Keep back half of a character until the other comes: servers that count in UTF-16."""
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return _readable(text)
+
     def _is_full(self) -> bool:
         """Whether there is no room for more text; one that has no end then ends here.
 
         Raises:
-            PeerProtocolError: the server was told so.
+            EngineError: the server was told so.
         """
         if self.chunks + self.thoughts < self.max_tokens:
             return False
         if not self.is_open_ended:
-            raise PeerProtocolError(
-                "the server behind this processor sends more than it was asked for"
-            )
+            raise EngineError("the server behind this processor sends more than it was asked for")
         self.reason, self.done = "length", True
         return True
 
@@ -228,19 +252,20 @@ class ForeignCompletion:
         and the thinking have bytes for them: some servers think without showing it.
 
         Raises:
-            PeerProtocolError: it broke off, or calls no tool though it says so.
+            EngineError: it broke off, or calls no tool though it says so.
         """
         if self.reason is None:
-            raise PeerProtocolError("the server behind this processor broke off")
+            raise EngineError("the server behind this processor broke off")
         calls = tuple(
-            ToolCall(call.name, call.arguments or "{}") for _, call in sorted(self.calls.items())
+            ToolCall(_readable(call.name), _readable(call.arguments) or "{}")
+            for _, call in sorted(self.calls.items())
         )
         written = sum(len(call.arguments) + len(call.name) for call in calls)
         # Marks of a chat's form and the end are tokens without text.
         most = min(self.max_tokens, self.size + written + _MARKS * (1 + len(calls)))
         made = max(self.chunks + self.thoughts, min(self.claimed, most))
         if self.reason == "tool_calls" and not calls:
-            raise PeerProtocolError("the server behind this processor calls no tool it says to")
+            raise EngineError("the server behind this processor calls no tool it says to")
         return Piece(
             self.index,
             tokens=tuple(_token("") for _ in range(made - self.chunks)),
@@ -251,7 +276,8 @@ class ForeignCompletion:
     def _usage(self, usage: Any) -> None:
         if usage is None:
             return
-        claimed, details = usage["completion_tokens"], usage.get("prompt_tokens_details") or {}
+        claimed, details = usage.get("completion_tokens"), usage.get("prompt_tokens_details") or {}
+        claimed = claimed or 0
         prompt, cached = usage.get("prompt_tokens") or 0, details.get("cached_tokens") or 0
         if any(type(count) is not int or count < 0 for count in (claimed, prompt, cached)):
             raise ValueError
@@ -264,10 +290,14 @@ class ForeignCompletion:
         for call in (delta or {}).get("tool_calls") or ():
             self._call(call)
         reason = choice.get("finish_reason")
-        if reason is not None and reason not in _REASONS:
-            raise ValueError
-        if reason is not None:
-            self.reason = cast("FinishReason", reason)
+        if reason == _FILTERED:
+            raise refused(
+                "The server behind this processor withholds the rest of this completion: its "
+                "filter of contents says no.",
+                code=_FILTERED,
+            )
+        if reason:  # empty means as little as none
+            self.reason = _REASONS[reason]
         if not isinstance(text, str | None):
             raise TypeError
         return text or ""
@@ -279,9 +309,43 @@ class ForeignCompletion:
         if type(number) is not int or not 0 <= number < _MOST_CALLS:
             raise ValueError
         known = self.calls.setdefault(number, _Call())
-        function = call["function"]
+        function = call.get("function") or {}
         known.name += function.get("name") or ""
         known.arguments += function.get("arguments") or ""
+
+
+def _readable(text: str) -> str:
+    """Join the halves of characters, and replace those that have no other half."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _failure(event: Mapping[str, Any]) -> TinkerError:
+    """Make the error of an event that is one, as vLLM, llama.cpp or Ollama send it."""
+    problem = event.get("error")
+    told = problem if isinstance(problem, Mapping) else event
+    status = told.get("code")
+    if type(status) is not int or not 400 <= status < 500:
+        return EngineError("The server behind this processor failed in mid-stream.")
+    return failure_of(status, json.dumps(problem or told.get("message"), ensure_ascii=False))
+
+
+def failure_of(status: int, said: str, *, retry_after_s: float = RETRY_S) -> TinkerError:
+    """Make the error of what a server says instead of an answer.
+
+    Args:
+        status: the HTTP status of that.
+        said: what it says; told on where it is about the request.
+        retry_after_s: what callers are told, where it is busy.
+    """
+    if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        return EngineBusyError(
+            "The server behind this processor is busy.", retry_after_ms=retry_after_s * 1000
+        )
+    if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
+        shown = said[:ERROR_BYTES]
+        return refused(f"The server behind this processor refuses the request: {shown}")
+    # A wrong key or a model that is gone is the processor's fault, and no other's.
+    return EngineError(f"The server behind this processor answers with status {status}.")
 
 
 def _thought(choice: Mapping[str, Any]) -> str:

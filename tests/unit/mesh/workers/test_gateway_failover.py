@@ -150,14 +150,15 @@ async def test_a_processor_that_fails_at_first_is_passed_over(world, error):
     assert len(second.works) == 1
 
 
-async def test_a_mesh_in_which_all_are_busy_says_when_to_come_back(world):
+@pytest.mark.parametrize(("said", "told"), [(None, 2000), (500.0, 2000), (7000.0, 7000)])
+async def test_a_mesh_in_which_all_are_busy_says_when_to_come_back(world, said, told):
     for _ in range(2):
         processor = await world.add_processor()
-        processor.raises = EngineBusyError("full")
+        processor.raises = EngineBusyError("full", retry_after_ms=said)
     gateway = await world.add_gateway()
     error = await caught(world.answer(gateway))
     assert isinstance(error, RateLimitError)
-    assert error.retry_after_ms == 2000
+    assert error.retry_after_ms == told
 
 
 async def test_a_mesh_that_is_full_asks_nobody(world):

@@ -324,6 +324,8 @@ class Dispatch:
                 "those that do."
             )
         if shortage is Shortage.FULL or _is_busy(job.last_error):
+            said = None if job.last_error is None else job.last_error.retry_after_ms
+            after = max(after, said or 0.0)
             return status_error(
                 429, "Every processor is busy: try again later.", retry_after_ms=after
             )
