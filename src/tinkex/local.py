@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, TypedDict
 
 from tinkex._clock import Clock, SystemClock
@@ -17,7 +18,6 @@ from tinkex.errors import ServerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from types import TracebackType
 
 _POLL_SECONDS = 0.02
@@ -73,15 +73,15 @@ class LocalServer:
 
     def __init__(
         self,
-        data_dir: Path,
+        data_dir: Path | str,
         arguments: Sequence[str] = (),
         *,
         environment: Mapping[str, str] | None = None,
         start_timeout: float = 60.0,
         clock: Clock | None = None,
     ) -> None:
-        self.data_dir = data_dir
-        self.log_path = data_dir / "server.log"
+        self.data_dir = Path(data_dir)
+        self.log_path = self.data_dir / "server.log"
         self.start_seconds = 0.0
         """Seconds from the start of the process until it served requests."""
         self._arguments = list(arguments)

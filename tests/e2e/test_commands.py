@@ -262,6 +262,9 @@ def test_tables_show_what_the_json_holds(ours, stage):
         (("model", "list", "nonsense"), 1, "nonsense"),
         (("checkpoint", "download", "tinker://r:train:0/sampler_weights/x"), 1, "sampler"),
         (("--base-url", "http://127.0.0.1:9", "run", "list"), 1, "127.0.0.1:9"),
+        (("--base-url", "http://[::1", "run", "list"), 1, "base_url"),
+        (("--base-url", "http://127.0.0.1:99999", "run", "list"), 1, "base_url"),
+        (("usage", "--csv", "/nowhere/usage.csv"), 1, "'/nowhere/usage.csv'"),
     ],
 )
 def test_wrong_calls_end_with_the_documented_code_and_a_sentence(ours, arguments, code, words):
@@ -270,6 +273,28 @@ def test_wrong_calls_end_with_the_documented_code_and_a_sentence(ours, arguments
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["sample", "chat", "train"])
+def test_server_that_is_not_there_is_told_soon(ours, tmp_path, command):
+    line = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(line)}\n" * 3)
+    arguments = {
+        "sample": ["hello"],
+        "chat": [],
+        "train": [tmp_path / "data.jsonl", "--output", tmp_path / "run"],
+    }[command]
+    done = ours("--base-url", "http://127.0.0.1:9", command, *map(str, arguments))
+    assert done.returncode == 1
+    assert "Is the server running" in done.stderr
+    assert done.stderr.count("again in") <= COMMAND_RETRIES
+
+
+def test_base_url_of_another_api_on_the_server_is_told_in_words(ours, environment):
+    done = ours("--base-url", f"{environment['TINKEX_BASE_URL']}/v1", "run", "list")
+    assert done.returncode == 1
+    assert "This server has no GET /v1/api/v1/training_runs" in done.stderr
+    assert "{" not in done.stderr
 
 
 def test_login_stores_the_key_and_logout_forgets_it(environment, ours, tmp_path):

@@ -18,6 +18,12 @@ def test_server_with_a_wrong_option_is_reported(tmp_path):
         pass
 
 
+def test_data_folder_may_be_given_as_text(tmp_path):
+    with LocalServer(str(tmp_path / "data")) as server:
+        assert server.address.url.startswith("http://127.0.0.1:")
+        assert (tmp_path / "data" / "server.log").exists()
+
+
 def test_address_before_start_says_what_to_do(tmp_path):
     with pytest.raises(ServerStartError, match="with LocalServer"):
         _ = LocalServer(tmp_path).address
