@@ -64,10 +64,13 @@ def service_client(context: typer.Context, local: Path | None) -> Iterator[Servi
     Raises:
         ServerStartError: the server of its own did not start.
         CredentialError: there is no key for the configured server.
+        APIError: the configured server does not answer, or does not take the key.
     """
     from tinkex.client.service import ServiceClient
 
     if local is None:
+        with invocation(context).rest() as first:  # the client below asks for a minute
+            first.get_server_capabilities().result()
         with ServiceClient(base_url=invocation(context).base_url) as client:
             yield client
         return

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tinkex.cli.settings import LISTS, Setting
+from tinkex.cli.settings import LISTS, Setting, shown_default
 
 _METAVARS_BY_KIND = {"int": "N", "float": "SECONDS", "Path": "PATH"}
 
@@ -61,7 +61,9 @@ def _flag(setting: Setting, metavars: Mapping[str, str]) -> inspect.Parameter:
     else:
         kind = list[str] | None if setting.kind in LISTS else str | None
         metavar = _metavar(setting, metavars)
-    option = typer.Option(declaration, metavar=metavar, help=setting.meaning, show_default=False)
+    default = shown_default(setting)
+    told = f"{setting.meaning} [default: {default}]" if default else setting.meaning
+    option = typer.Option(declaration, metavar=metavar, help=told, show_default=False)
     return keyword(setting.name, kind, option)
 
 

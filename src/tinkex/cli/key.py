@@ -97,6 +97,7 @@ def list_keys(
         ("Key ID", "Begins", "Account ID", "Name", "Scopes", "State"),
         rows,
         None if rows else "No keys found",
+        whole={"Key ID"},
     )
     output.show(invocation(context).form, {"keys": [_plain(one) for one in found]}, table)
 

@@ -64,6 +64,12 @@ for name, group in {
     app.add_typer(group, name=name)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _print_version()
+        raise typer.Exit
+
+
 @app.callback()
 def global_options(
     context: typer.Context,
@@ -73,6 +79,12 @@ def global_options(
     base_url: Annotated[
         str | None, typer.Option(help="URL of the server; default: TINKEX_BASE_URL.")
     ] = None,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Take the options that stand before the command."""
     if form not in {"table", "json"}:
@@ -104,12 +116,15 @@ def main() -> None:
     # As it ends, the interpreter searches all that is left for cycles, several times over: more
     # than a second with torch. All of that goes with the process.
     atexit.register(gc.freeze)
-    if sys.argv[1:] == ["version"]:  # scripts ask for it; typer imports pydantic to call a command
+    if sys.argv[1:] in (
+        ["version"],
+        ["--version"],
+    ):  # scripts ask for it; typer imports pydantic to call a command
         _print_version()
         return
     try:
         app()
-    except TinkerError as error:
+    except (TinkerError, OSError) as error:  # of the latter: a file that cannot be read or written
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -6,6 +6,8 @@ The settings are `cli/server_settings.py`'s, the server itself is `tinkex.server
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ import typer
 from tinkex._files import write_whole
 from tinkex.cli.flags import given_flags, keyword, take_settings
 from tinkex.cli.server_settings import server_schema
+from tinkex.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tinkex.server.run import ServerInfo
@@ -57,6 +60,8 @@ def serve(*, context: typer.Context, **given: Any) -> None:
     from tinkex.server.run import serve as run_server  # brings PyTorch
 
     file, ready_file, check = (given.pop(name) for name in ("config", "ready_file", "check"))
+    if ready_file is not None:
+        forget_ready_file(ready_file)
     flags = given_flags(given)
     config = server_schema().resolve(flags, file=file, fallbacks={"data_dir": default_data_dir()})
     if check:
@@ -93,6 +98,23 @@ def default_data_dir() -> Path:
     return user_data_path("tinkex")
 
 
+def forget_ready_file(path: Path) -> None:
+    """Remove what an earlier server wrote: whoever waits for the file waits for this one.
+
+    Raises:
+        ConfigurationError: no file can be written there, said before models are loaded.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError([f"the ready file {path} cannot be written: {error}"]) from error
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigurationError(
+            [f"the ready file {path} cannot be written: {path.parent} is closed"]
+        )
+
+
 def write_ready_file(path: Path, info: ServerInfo) -> None:
     """Write `path` with mode 0600, whole or not at all."""
     body = json.dumps(
@@ -110,7 +132,8 @@ def write_ready_file(path: Path, info: ServerInfo) -> None:
 def print_banner(info: ServerInfo, *, aliases: Mapping[str, str], show_key: bool) -> None:
     """Print what a user needs to connect; the key itself only where nothing records it."""
     key = info.api_key if show_key else f"in {info.api_key_path} (shown on a terminal only)"
-    assignment = info.api_key if show_key else f"$(head -n 1 {info.api_key_path})"
+    path = shlex.quote(str(info.api_key_path))  # macOS has a space in it
+    assignment = info.api_key if show_key else f"$(head -n 1 {path})"
     lines = [
         "tinkex serves the Tinker API",
         f"  URL          {info.url}",

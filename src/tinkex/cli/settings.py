@@ -207,9 +207,8 @@ class Schema(Generic[C]):
             if one.kind == "bool":
                 flag += f", `--no-{one.name.replace('_', '-')}`"
             meaning = one.meaning.replace("|", "\\|")
-            lines.append(
-                f"| {flag} | `{one.variable}` | `{one.key}` | {_shown_default(one)} | {meaning} |"
-            )
+            default = shown_default(one, quote="`") or "none"
+            lines.append(f"| {flag} | `{one.variable}` | `{one.key}` | {default} | {meaning} |")
         return "\n".join(lines) + "\n"
 
     def _unknown_variables(self, variables: Mapping[str, str]) -> list[str]:
@@ -399,18 +398,24 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def _shown_default(one: Setting) -> str:
+def shown_default(one: Setting, quote: str = "") -> str:
+    """Write a setting's default for people; nothing where there is none.
+
+    Args:
+        one: the setting.
+        quote: stands before and after what a user could type.
+    """
     if one.default is dataclasses.MISSING:
         return "your user data folder"
     if one.default is None or one.default in ((), frozenset()) or one.default == {}:
-        return "none"
+        return ""
     if one.is_size and one.default % 2**20 == 0:
         return f"{one.default // 2**20} MiB"
     if one.kind == "bool":
         return str(one.default).lower()
     if isinstance(one.default, tuple):
-        return ", ".join(f"`{word}`" for word in one.default)
-    return f"`{one.default}`"
+        return ", ".join(f"{quote}{word}{quote}" for word in one.default)
+    return f"{quote}{one.default}{quote}"
 
 
 def _field_docs(source: str) -> dict[str, dict[str, str]]:

@@ -157,7 +157,11 @@ def normalise_url(url: str) -> str:
     Raises:
         ValueError: it is no http(s) URL of a server; the message says what is wrong.
     """
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"base_url {_without_user(url)!r}: {error}") from error
     if parts.scheme.lower() not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError(
             f"base_url must look like http://host:port or https://host, not {_without_user(url)!r}"
@@ -166,7 +170,6 @@ def normalise_url(url: str) -> str:
         raise ValueError("base_url must hold no user name, query or fragment")
     scheme, host = parts.scheme.lower(), parts.hostname.lower()
     host = f"[{host}]" if ":" in host else host
-    port = parts.port  # raises ValueError itself when it is out of range
     netloc = host if port in {None, _DEFAULT_PORTS[scheme]} else f"{host}:{port}"
     return urlunsplit((scheme, netloc, parts.path.rstrip("/"), "", ""))
 

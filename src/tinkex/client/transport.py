@@ -325,6 +325,8 @@ def _redirected(reply: Reply) -> str | None:
 def _words(body: object) -> str:
     if isinstance(body, dict):
         found = body.get("detail") or body.get("message") or body.get("error") or body
+        if isinstance(found, dict):  # as OpenAI's and Anthropic's APIs write errors
+            found = found.get("message") or found
         return str(found)[:_SHOWN_BYTES]
     text = str(body or "").strip()
     if text.startswith("<"):

@@ -3,11 +3,14 @@
 import json
 import re
 import stat
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tinkex.cli.serve import print_banner, write_ready_file
+from tinkex.cli.serve import forget_ready_file, print_banner, write_ready_file
+from tinkex.errors import ConfigurationError
 from tinkex.server.run import ServerInfo
 
 KEY = "tml-0123456789abcdef"
@@ -69,6 +72,42 @@ def test_banner_names_the_key_file_where_output_may_be_recorded(info, capsys):
     assert KEY not in out
     assert str(info.api_key_path) in out
     assert "big/model = tinkex/sprout" in out
+
+
+def test_banner_can_be_typed_where_the_folder_has_a_space(info, capsys, tmp_path):
+    folder = tmp_path / "Application Support"
+    folder.mkdir()
+    (folder / "api_key").write_text(KEY + "\n")
+    print_banner(replace(info, api_key_path=folder / "api_key"), aliases={}, show_key=False)
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if "TINKER_API_KEY" in one)
+    shell = ["sh", "-c", f'{line}; echo "$TINKER_API_KEY"']
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == f"{KEY}\n"
+
+
+def test_ready_file_of_an_earlier_server_is_removed_before_models_are_loaded(tmp_path):
+    path = tmp_path / "deep" / "ready.json"
+    forget_ready_file(path)
+    path.write_text("of a server that was killed")
+    forget_ready_file(path)
+    assert not path.exists()
+
+
+def test_ready_file_that_cannot_be_written_is_refused_before_models_are_loaded(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"ready\.json cannot be written"):
+        forget_ready_file(tmp_path / "file" / "ready.json")
+
+
+def test_help_names_defaults(capsys):
+    from typer.testing import CliRunner
+
+    from tinkex.cli.main import app
+
+    told = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+    words = " ".join(told.split())
+    assert "reachable from this machine only. [default: 127.0.0.1]" in words
+    assert "[default: tinkex/sprout]" in words
+    assert "[default: 65536 MiB]" in words
 
 
 def test_help_names_every_option(capsys):
