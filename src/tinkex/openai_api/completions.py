@@ -6,9 +6,11 @@ and events.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tinkex.openai_api.batch import Batch
 from tinkex.openai_api.completer import CompletionRequest, TextPrompt, TokenPrompt
 from tinkex.openai_api.completion_types import (
     DEFAULT_MAX_TOKENS,
@@ -16,12 +18,12 @@ from tinkex.openai_api.completion_types import (
     CompletionLogprobs,
     CompletionsReply,
 )
-from tinkex.openai_api.events import STILL_HERE, event, heard
+from tinkex.openai_api.events import STILL_HERE, event
 from tinkex.openai_api.refusal import refused, unsupported
 from tinkex.openai_api.types import sampling_of, stop_strings, usage_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from tinkex._clock import Clock
     from tinkex.openai_api.completer import (
@@ -85,22 +87,22 @@ class Completions:
 
     async def reply(self, caller: Any, request: CompletionsRequest) -> CompletionsReply:
         """Answer when all is done."""
-        completions = await self._begin(caller, request)
+        batch = self._batch(caller, request)
         wanted = request.n or 1
+        answers = [_answers(request) for _ in batch.requests]
+        async with aclosing(batch.pieces()) as pieces:
+            async for place, piece in pieces:
+                if piece is not None:
+                    answers[place][piece.index].add(piece)
         choices: list[CompletionChoice] = []
-        sampled = 0
-        try:
-            for completion in completions:
-                answers = await _collect(completion, request)
-                sampled += sum(len(answer.sampled) for answer in answers)
-                if len(answers) > wanted:
-                    answers.sort(key=lambda answer: -answer.mean_logprob)
-                choices += [
-                    answer.choice(len(choices) + place)
-                    for place, answer in enumerate(answers[:wanted])
-                ]
-        finally:
-            _cancel(completions)
+        for those in answers:
+            if len(those) > wanted:
+                those.sort(key=lambda answer: -answer.mean_logprob)
+            choices += [
+                answer.choice(len(choices) + place) for place, answer in enumerate(those[:wanted])
+            ]
+        sampled = sum(len(answer.sampled) for those in answers for answer in those)
+        completions = batch.begun
         return CompletionsReply(
             id=f"cmpl-{completions[0].request_id}",
             created=int(self._clock.now()),
@@ -111,48 +113,38 @@ class Completions:
 
     async def events(self, caller: Any, request: CompletionsRequest) -> AsyncGenerator[bytes, None]:
         """Answer as it comes; several prompts come one after the other."""
-        completions = await self._begin(caller, request)
-        common = {
-            "id": f"cmpl-{completions[0].request_id}",
-            "created": int(self._clock.now()),
-            "model": request.model,
-        }
+        batch = self._batch(caller, request)
+        answers = [_answers(request) for _ in batch.requests]
+        common: dict[str, Any] = {}
         sampled = 0
-        try:
-            for place, completion in enumerate(completions):
-                answers = _answers(request)
-                async for piece in completion.pieces():
-                    if piece is None:
-                        yield STILL_HERE
-                        continue
-                    sampled += 0 if piece.echo else len(piece.tokens)
-                    choice = CompletionChoice(
-                        text=piece.text,
-                        index=place * (request.n or 1) + piece.index,
-                        logprobs=answers[piece.index].add(piece),
-                        finish_reason=_plain(piece.finish_reason),
-                    )
-                    chunk = CompletionsReply(**common, choices=[choice])
-                    yield event(chunk.model_dump_json())
-        finally:
-            _cancel(completions)
+        async with aclosing(batch.pieces()) as pieces:
+            async for place, piece in pieces:
+                if piece is None:
+                    yield STILL_HERE
+                    continue
+                common = common or {
+                    "id": f"cmpl-{batch.begun[0].request_id}",
+                    "created": int(self._clock.now()),
+                    "model": request.model,
+                }
+                sampled += 0 if piece.echo else len(piece.tokens)
+                choice = CompletionChoice(
+                    text=piece.text,
+                    index=place * (request.n or 1) + piece.index,
+                    logprobs=answers[place][piece.index].add(piece),
+                    finish_reason=_plain(piece.finish_reason),
+                )
+                yield event(CompletionsReply(**common, choices=[choice]).model_dump_json())
         if request.wants_usage:
-            last = CompletionsReply(**common, choices=[], usage=_usage(completions, sampled))
+            last = CompletionsReply(**common, choices=[], usage=_usage(batch.begun, sampled))
             yield event(last.model_dump_json())
         yield event("[DONE]")
 
-    async def _begin(self, caller: Any, request: CompletionsRequest) -> list[Completion]:
-        """Begin the completions of all prompts, or of none."""
+    def _batch(self, caller: Any, request: CompletionsRequest) -> Batch:
+        """Make the completions of all prompts."""
         _check(request)
-        begun: list[Completion] = []
-        try:
-            for prompt in _prompts(request):
-                one = completion_request(request, prompt)
-                begun.append(await self._completer.complete(caller, one))
-        except BaseException:
-            _cancel(begun)
-            raise
-        return begun
+        requests = [completion_request(request, prompt) for prompt in _prompts(request)]
+        return Batch(self._completer, caller, requests)
 
 
 def completion_request(request: CompletionsRequest, prompt: Prompt) -> CompletionRequest:
@@ -208,18 +200,6 @@ def _prompts(request: CompletionsRequest) -> list[Prompt]:
 
 def _answers(request: CompletionsRequest) -> list[_Answer]:
     return [_Answer(request.logprobs) for _ in range(request.best_of or request.n or 1)]
-
-
-async def _collect(completion: Completion, request: CompletionsRequest) -> list[_Answer]:
-    answers = _answers(request)
-    async for piece in heard(completion.pieces()):
-        answers[piece.index].add(piece)
-    return answers
-
-
-def _cancel(completions: Iterable[Completion]) -> None:
-    for completion in completions:
-        completion.cancel()
 
 
 def _usage(completions: Sequence[Completion], sampled: int) -> Any:

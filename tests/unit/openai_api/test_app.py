@@ -195,6 +195,65 @@ async def test_prompt_that_cannot_begin_takes_those_before_it_along(face, comple
     assert completer.begun[0].cancelled
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_more_prompts_than_there_is_room_for_are_read_while_they_begin(
+    face, completer, piece, stream
+):
+    """A completion keeps its place until it has been read to its end."""
+    room, complete = asyncio.Semaphore(2), completer.complete
+
+    async def when_there_is_room(caller, request):
+        await room.acquire()
+        script = await complete(caller, request)
+        script.steps = _letting_go(script.steps, room)
+        return script
+
+    completer.complete = when_there_is_room
+    for number in range(5):
+        completer.say(piece(f"{number}"), None, piece("!", finish_reason="stop"))
+    async with asyncio.timeout(20):
+        response = await face.post(PLAIN, prompt=["x"] * 5, stream=stream)
+    replies = [json.loads(one) for one in events(response)[:-1]] if stream else [response.json()]
+    texts = [""] * 5
+    for choice in (choice for reply in replies for choice in reply["choices"]):
+        texts[choice["index"]] += choice["text"]
+    assert texts == [f"{number}!" for number in range(5)]
+    assert all(script.cancelled for script in completer.begun)
+
+
+def _letting_go(steps, room):
+    yield from steps
+    room.release()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_prompt_that_is_refused_while_others_are_read_takes_all_along(
+    face, completer, piece, stream
+):
+    for _ in range(2):
+        completer.say(piece("a"), None, piece("b", finish_reason="stop"))
+    completer.say(InputError("too long"))
+    read, complete = asyncio.Event(), completer.complete
+
+    async def refused_late(caller, request):
+        if len(completer.begun) == 2:
+            await read.wait()
+        script = await complete(caller, request)
+        script.steps = _telling(script.steps, read)
+        return script
+
+    completer.complete = refused_late
+    async with asyncio.timeout(20):
+        response = await face.post(PLAIN, prompt=["x"] * 3, stream=stream)
+    assert response.status_code == 400
+    assert [script.cancelled for script in completer.begun] == [True, True]
+
+
+def _telling(steps, read):
+    yield from steps
+    read.set()
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [

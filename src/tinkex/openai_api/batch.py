@@ -1,0 +1,112 @@
+"""Completions of several prompts: begun one after the other, and read in that order.
+
+Owns that nothing of an answer is told until all have begun, and that this is no deadlock: where
+there is no room for one more, it begins when one before it has ended, and that has to be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from tinkex.openai_api.completer import Completer, Completion, CompletionRequest, Piece
+
+    Placed = tuple[int, Piece | None]
+    """Which prompt it is of, and a piece; None as a sign of life."""
+
+
+class Batch:
+    """The completions of several prompts.
+
+    Args:
+        completer: completes them.
+        caller: whose they are.
+        requests: one for each prompt; one at least.
+    """
+
+    def __init__(
+        self, completer: Completer, caller: Any, requests: Sequence[CompletionRequest]
+    ) -> None:
+        self._completer = completer
+        self._caller = caller
+        self.requests = requests
+        self.begun: list[Completion] = []
+        """All of them, once there is a piece."""
+        self._came = asyncio.Event()
+        """Set when another one has begun, or none begins any more."""
+
+    async def pieces(self) -> AsyncGenerator[Placed, None]:
+        """Give all pieces, those of the first prompt first; its end cancels what goes on.
+
+        Raises:
+            TinkerError: one was refused, or failed.
+        """
+        beginning = asyncio.ensure_future(self._begin())
+        try:
+            if len(self.requests) == 1:
+                await beginning
+            async with (
+                aclosing(self._read(beginning)) as reading,
+                aclosing(_held_until(beginning, reading)) as placed,
+            ):
+                async for one in placed:
+                    yield one
+        finally:
+            beginning.cancel()
+            await asyncio.gather(beginning, return_exceptions=True)
+            for completion in self.begun:
+                completion.cancel()
+
+    async def _begin(self) -> None:
+        try:
+            for request in self.requests:
+                self.begun.append(await self._completer.complete(self._caller, request))
+                self._came.set()
+        finally:
+            self._came.set()
+
+    async def _read(self, beginning: asyncio.Future[None]) -> AsyncGenerator[Placed, None]:
+        for place in range(len(self.requests)):
+            while len(self.begun) <= place:
+                if beginning.done():
+                    return
+                self._came.clear()
+                await self._came.wait()
+            async for piece in self.begun[place].pieces():
+                yield place, piece
+
+
+async def _held_until(
+    beginning: asyncio.Future[None], reading: AsyncIterator[Placed]
+) -> AsyncGenerator[Placed, None]:
+    """Give what is read, once all have begun.
+
+    Raises:
+        TinkerError: one could not.
+    """
+    held: list[Placed] = []
+    following: asyncio.Future[Placed | None] | None = None
+    try:
+        while not beginning.done():
+            following = following or asyncio.ensure_future(anext(reading, None))
+            both: set[asyncio.Future[Any]] = {beginning, following}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                placed, following = following.result(), None
+                if placed is not None and placed[1] is not None:
+                    held.append(placed)
+        await beginning
+        for placed in held:
+            yield placed
+        if following is not None and (placed := await following) is not None:
+            yield placed
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+    async for placed in reading:
+        yield placed
