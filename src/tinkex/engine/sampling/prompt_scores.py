@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tinkex.engine.sampling.sampler import NextTokens, RowChoice, choose_tokens
+from tinkex.engine.sampling.sampler import NextTokens, draw_alternatives
 from tinkex.engine.sampling.uniform import UniformStream
 from tinkex.types import PromptAltTokens, TensorData
 from tinkex.types.sampling import EMPTY_TOPK_LOGPROB
@@ -101,22 +101,18 @@ def _draws(state: JobState, k: int, before: Tensor, head: Head) -> PromptAltToke
     """Draw k tokens for each position, independently and at the job's temperature."""
     rows = before.shape[0]
     stream = UniformStream(state.rule.seed, PROMPT_STREAM)
-    uniforms = [[stream.draw() for _ in range(k)] for _ in range(rows)]
+    uniforms = torch.tensor([stream.draw() for _ in range(rows * k)], dtype=torch.float64)
+    uniforms = uniforms.view(rows, k).to(before.device)
     tokens = torch.zeros(rows, k, dtype=torch.int64)
     for start in range(0, rows, _CHUNK_ROWS):
-        part = before[start : start + _CHUNK_ROWS]
-        logits = head.logits(part, head.segments_of(part, state.weights))
-        next_tokens = NextTokens(logits)
-        for column in range(k):
-            choices = [
-                RowChoice(state.rule.temperature, 0, 1.0, uniforms[start + row][column])
-                for row in range(part.shape[0])
-            ]
-            tokens[start : start + _CHUNK_ROWS, column] = choose_tokens(next_tokens, choices).cpu()
+        part = slice(start, start + _CHUNK_ROWS)
+        logits = head.logits(before[part], head.segments_of(before[part], state.weights))
+        found = draw_alternatives(NextTokens(logits), state.rule.temperature, uniforms[part])
+        tokens[part] = found.cpu()
     logprobs = np.zeros((rows, k), dtype=np.float32)
     if rows:
-        found = head.logprobs(before, tokens.to(before.device), state.weights)
-        logprobs = found.cpu().numpy()
+        scores = head.logprobs(before, tokens.to(before.device), state.weights)
+        logprobs = scores.cpu().numpy()
     return PromptAltTokens(
         tokens=TensorData(tokens.numpy().reshape(-1), "int64", [rows, k]),
         logprobs=TensorData(logprobs.reshape(-1), "float32", [rows, k]),

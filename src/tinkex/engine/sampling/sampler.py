@@ -106,6 +106,25 @@ def choose_tokens(next_tokens: NextTokens, choices: Sequence[RowChoice]) -> Tens
     return found
 
 
+def draw_alternatives(next_tokens: NextTokens, temperature: float, uniforms: Tensor) -> Tensor:
+    """Draw several tokens from each of n distributions, without filters.
+
+    The same as `choose_tokens` for each column of `uniforms`, at about the price of one.
+
+    Args:
+        next_tokens: n distributions.
+        temperature: Of all; 0 takes the likeliest token every time.
+        uniforms: [n, k] float64, in [0, 1).
+
+    Returns:
+        [n, k] int64 token ids.
+    """
+    if temperature <= _NO_TEMPERATURE:
+        return next_tokens.logits.argmax(dim=1, keepdim=True).expand_as(uniforms)
+    weights = _weights(next_tokens, None, [temperature] * len(uniforms))
+    return _inverse_cdf(weights, uniforms)
+
+
 def _weights(
     next_tokens: NextTokens, index: Tensor | None, temperatures: Sequence[float]
 ) -> Tensor:
@@ -125,7 +144,7 @@ def _draw(weights: Tensor, uniform: Tensor, top_k: int, top_p: float) -> Tensor:
     """Draw in proportion to weights [n, V] under the filters, by inverse CDF in float64."""
     vocab_size = weights.shape[1]
     if (top_k == 0 or top_k >= vocab_size) and top_p >= 1:
-        return _inverse_cdf(weights, uniform)
+        return _inverse_cdf(weights, uniform[:, None])[:, 0]
     if 0 < top_k < vocab_size:
         top, ids = weights.topk(top_k, dim=1)
         exact = top.double()
@@ -168,11 +187,11 @@ def _draw_candidates(exact: Tensor, ids: Tensor, uniform: Tensor, reach: Tensor)
     """
     before = exact.cumsum(dim=1) - exact
     kept = exact.masked_fill(before >= reach, 0.0)
-    return ids.gather(1, _inverse_cdf(kept, uniform)[:, None])[:, 0]
+    return ids.gather(1, _inverse_cdf(kept, uniform[:, None]))[:, 0]
 
 
-def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Give the first index whose cumulated weight passes uniform x total: [n, k], [n] -> [n].
+def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Give the first index whose cumulated weight passes uniform x total: [n, V], [n, k] -> [n, k].
 
     In two levels, sums of blocks and then one block: a running sum over a whole vocabulary costs
     twenty times a plain one. Sums are float64 but those of a block's 64 weights, whose rounding is
@@ -182,22 +201,22 @@ def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     filler = -size % _BLOCK
     blocks = (F.pad(weights, (0, filler)) if filler else weights).view(count, -1, _BLOCK)
     sums = blocks.sum(dim=2).double()
-    block, rest = _locate(sums, uniform[:, None] * sums.sum(dim=1, keepdim=True))
-    inside = blocks[torch.arange(count, device=weights.device), block[:, 0]].double()
-    place, _ = _locate(inside, rest)
-    return (block * _BLOCK + place)[:, 0]
+    block, rest = _locate(sums, uniforms * sums.sum(dim=1, keepdim=True))
+    inside = blocks[torch.arange(count, device=weights.device)[:, None], block].double()
+    place, _ = _locate(inside, rest[..., None])
+    return block * _BLOCK + place[..., 0]
 
 
 def _locate(weights: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Find where the running sum of [n, k] weights passes a threshold [n, 1].
+    """Find where the running sums of [..., m] weights pass thresholds [..., k].
 
     Returns:
-        The index [n, 1], always of a positive weight, and how far into it the threshold lies.
+        Indices [..., k], always of positive weights, and how far into them the thresholds lie.
     """
-    cumulated = weights.cumsum(dim=1)
-    last = cumulated[:, -1:]
+    cumulated = weights.cumsum(dim=-1)
+    last = cumulated[..., -1:]
     # A rounded-up threshold must not pass the end.
     threshold = threshold.minimum(last.nextafter(torch.zeros_like(last)))
     index = torch.searchsorted(cumulated, threshold, right=True)
-    before = cumulated.gather(1, index) - weights.gather(1, index)
+    before = cumulated.gather(-1, index) - weights.gather(-1, index)
     return index, (threshold - before).clamp_min(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinkex.engine.sampling.sampler import NextTokens, RowChoice, choose_tokens
+from tinkex.engine.sampling.sampler import NextTokens, RowChoice, choose_tokens, draw_alternatives
 
 V = 40
 
@@ -129,6 +129,18 @@ def test_equally_likely_tokens_are_told_apart_alike_in_any_company(settings, see
     together = choose_tokens(NextTokens(z), choices)
     alone = [choose_tokens(NextTokens(z[i : i + 1]), [choices[i]]).item() for i in range(6)]
     assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("size", [1, 63, 64, 700])
+def test_alternatives_are_what_one_draw_after_the_other_gives(size, temperature):
+    distributions = NextTokens(logits(5, size))
+    uniforms = torch.rand(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    uniforms[0, :2] = torch.tensor([0.0, 1 - 2**-53])
+    found = draw_alternatives(distributions, temperature, uniforms)
+    for column in range(9):
+        choices = [row(temperature=temperature, uniform=u) for u in uniforms[:, column].tolist()]
+        assert torch.equal(found[:, column], choose_tokens(distributions, choices))
 
 
 def test_logprobs_are_those_of_the_plain_softmax():
