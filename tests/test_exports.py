@@ -4,7 +4,9 @@
 
 import dataclasses
 import enum
+import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
@@ -63,6 +65,11 @@ WIRE_DEFAULTS = {
 PROXIES = {"BackcompatTrainingClientFuture", "BackcompatSamplingClientFuture"}
 
 
+CLIENT_MODULES = [
+    f".{kind}_client" for kind in ("admin", "rest", "sampling", "service", "training")
+]
+
+
 def test_public_names_are_sorted_and_all_there():
     assert tinkex.__all__ == sorted(tinkex.__all__)
     for name in tinkex.__all__:
@@ -119,6 +126,39 @@ def test_every_official_name_is_here(official):
     functions = {n for n in public(official.auth) if inspect.isfunction(getattr(official.auth, n))}
     internal = {"resolve_auth_provider"}  # imported there for its own use
     assert functions - internal <= public(tinkex.auth)
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore")
+def test_every_type_can_be_imported_from_its_official_module(official):
+    for found in pkgutil.iter_modules(official.types.__path__):
+        if found.name.startswith("_") or found.name == "shared":
+            continue
+        theirs = importlib.import_module(f"tinker.types.{found.name}")
+        ours = importlib.import_module(f"tinkex.types.{found.name}")
+        wanted = public(theirs) & public(official.types)
+        assert {name for name in wanted if not hasattr(ours, name)} <= {"annotations"}, found.name
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("place", ["", *CLIENT_MODULES])
+def test_clients_and_their_arguments_can_be_imported_from_their_official_modules(official, place):
+    theirs = importlib.import_module(f"tinker.lib.public_interfaces{place}")
+    ours = importlib.import_module(f"tinkex.lib.public_interfaces{place}")
+    if not place:
+        wanted = public(theirs) & set(official.__all__)
+    else:
+        own = {name for name in official.__all__ if name.lower() == place[1:].replace("_", "")}
+        wanted = own | ({"RetryConfig"} & public(theirs))
+    assert wanted
+    for name in wanted:
+        assert getattr(ours, name) is getattr(tinkex, name)
+
+
+def test_retry_config_can_be_imported_from_its_one_official_module():
+    retry_handler = importlib.import_module("tinkex.lib.retry_handler")
+    assert retry_handler.RetryConfig is tinkex.RetryConfig
 
 
 @pytest.mark.interop

@@ -1,5 +1,8 @@
 """The wire types: each message once, for client and server. No I/O."""
 
+import sys as _sys
+
+from tinkex.types import _official_modules
 from tinkex.types.account import (
     AuditLogEntry,
     AuditLogResponse,
@@ -396,3 +399,5 @@ __all__ = [
     "WeightsInfoResponse",
     "WhoamiResponse",
 ]
+
+_official_modules.lead_to(_sys.modules[__name__])

@@ -22,9 +22,9 @@ class Value:
 
     __slots__ = ()
 
-    def _fields(self, *, exclude_none: bool) -> dict[str, Any]:
+    def _fields(self, *, exclude_none: bool) -> dict[str, Any]:  # noqa: ARG002 - of subclasses
         """Return the JSON form."""
-        raise NotImplementedError
+        raise TypeError("a value says itself how it is written")
 
     @classmethod
     def model_validate(cls, value: Any) -> Self:

@@ -2,14 +2,19 @@
 
 from tinkex.client.admin import AdminClient
 from tinkex.client.future import APIFuture
+from tinkex.client.loss_handle import LossHandle, PerDatumLossFn
 from tinkex.client.rest import RestClient
-from tinkex.client.sampling import SamplingClient
-from tinkex.client.service import ServiceClient
+from tinkex.client.sampling import BackcompatSamplingClientFuture, SamplingClient
+from tinkex.client.service import BackcompatTrainingClientFuture, ServiceClient
 from tinkex.client.training import TrainingClient
 
 __all__ = [
     "APIFuture",
     "AdminClient",
+    "BackcompatSamplingClientFuture",
+    "BackcompatTrainingClientFuture",
+    "LossHandle",
+    "PerDatumLossFn",
     "RestClient",
     "SamplingClient",
     "ServiceClient",

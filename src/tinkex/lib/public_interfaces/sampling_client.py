@@ -1,5 +1,6 @@
-"""`SamplingClient` under its official module name."""
+"""`SamplingClient` under its official module name, with what its arguments take."""
 
+from tinkex.client.sample_submission import RetryConfig
 from tinkex.client.sampling import SamplingClient
 
-__all__ = ["SamplingClient"]
+__all__ = ["RetryConfig", "SamplingClient"]

@@ -1,5 +1,7 @@
-"""`TrainingClient` under its official module name."""
+"""`TrainingClient` under its official module name, with what its arguments take."""
 
+from tinkex.client.loss_handle import LossHandle
+from tinkex.client.sample_submission import RetryConfig
 from tinkex.client.training import TrainingClient
 
-__all__ = ["TrainingClient"]
+__all__ = ["LossHandle", "RetryConfig", "TrainingClient"]
