@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -148,6 +149,17 @@ class TopkLogprobs:
     token_ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
 
+    @classmethod
+    def of_list(cls, rows: Sequence[Sequence[tuple[int, float]] | None]) -> Self:
+        """Make them of (token, logprob) pairs for each position; None where there are none."""
+        width = max((len(row or ()) for row in rows), default=0)
+        ids = np.zeros((len(rows), width), np.int32)
+        logprobs = np.full((len(rows), width), EMPTY_TOPK_LOGPROB, np.float32)
+        for position, row in enumerate(rows):
+            for rank, (token, logprob) in enumerate(row or ()):
+                ids[position, rank], logprobs[position, rank] = token, logprob
+        return cls(ids, logprobs)
+
     def to_list(self) -> list[list[tuple[int, float]] | None]:
         """Return (token, logprob) pairs for each position; None where there are none."""
         rows: list[list[tuple[int, float]] | None] = []
@@ -179,6 +191,23 @@ class PromptAltTokens:
     logprobs: TensorData
 
 
+def _keep_list(response: Any, name: str, given: Any, as_array: Callable[[Any], Any]) -> None:
+    """Take a list for what is otherwise an array: it is given back as it is."""
+    if given is None:
+        return
+    response.__dict__[name] = given  # where the cached property looks
+    if getattr(response, f"{name}_np") is None:
+        object.__setattr__(response, f"{name}_np", as_array(given))
+
+
+def _as_tokens(tokens: Sequence[int]) -> npt.NDArray[np.int32]:
+    return np.asarray(tokens, np.int32)
+
+
+def _as_logprobs(logprobs: Sequence[float | None]) -> npt.NDArray[np.float32]:
+    return np.asarray([math.nan if one is None else one for one in logprobs], np.float32)
+
+
 def _same(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> bool:
     if a is None or b is None:
         return a is b
@@ -189,6 +218,8 @@ def _same(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> bool:
 class SampledSequence:
     """One sampled sequence.
 
+    Stand-ins of a server may give lists instead of arrays, in the arguments that begin with `_`.
+
     Shape:
         tokens_np int32 [T]; logprobs_np float32 [T], natural logarithms; T is at most max_tokens.
     """
@@ -198,6 +229,19 @@ class SampledSequence:
     tokens_np: npt.NDArray[np.int32] | None = None
     logprobs_np: npt.NDArray[np.float32] | None = None
     topk_logprobs_np: TopkLogprobs | None = None
+    _tokens_list: InitVar[list[int] | None] = None
+    _logprobs_list: InitVar[list[float] | None] = None
+    _topk_logprobs_list: InitVar[list[list[tuple[int, float]] | None] | None] = None
+
+    def __post_init__(
+        self,
+        _tokens_list: list[int] | None,
+        _logprobs_list: list[float] | None,
+        _topk_logprobs_list: list[list[tuple[int, float]] | None] | None,
+    ) -> None:
+        _keep_list(self, "tokens", _tokens_list, _as_tokens)
+        _keep_list(self, "logprobs", _logprobs_list, _as_logprobs)
+        _keep_list(self, "topk_logprobs", _topk_logprobs_list, TopkLogprobs.of_list)
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -233,6 +277,8 @@ class SampledSequence:
 class SampleResponse:
     """The sampled sequences, and figures of the prompt where they were asked for.
 
+    Stand-ins of a server may give lists instead of arrays, in the arguments that begin with `_`.
+
     Shape:
         prompt_logprobs_np float32 [P], NaN where a position has none (the first one).
     """
@@ -243,6 +289,16 @@ class SampleResponse:
     target_prompt_logprobs: TensorData | None = None
     prompt_cache_hit_tokens: int = 0
     prompt_alt_tokens: PromptAltTokens | None = None
+    _prompt_logprobs_list: InitVar[list[float | None] | None] = None
+    _topk_prompt_logprobs_list: InitVar[list[list[tuple[int, float]] | None] | None] = None
+
+    def __post_init__(
+        self,
+        _prompt_logprobs_list: list[float | None] | None,
+        _topk_prompt_logprobs_list: list[list[tuple[int, float]] | None] | None,
+    ) -> None:
+        _keep_list(self, "prompt_logprobs", _prompt_logprobs_list, _as_logprobs)
+        _keep_list(self, "topk_prompt_logprobs", _topk_prompt_logprobs_list, TopkLogprobs.of_list)
 
     @cached_property
     def prompt_logprobs(self) -> list[float | None] | None:

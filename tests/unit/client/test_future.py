@@ -11,6 +11,7 @@ from client_support import settle
 from tinkex.client.future import APIFuture, combine
 from tinkex.client.loop import BackgroundLoop
 from tinkex.errors import BlockingCallError, ResultTimeoutError, TinkerError
+from tinkex.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 
 @pytest.fixture
@@ -54,6 +55,31 @@ async def test_asyncio_wait_is_refused_instead_of_waiting_for_ever():
     threading.Thread(target=future.resolve, args=[5]).start()
     done, _ = await asyncio.wait(waiting)
     assert done.pop().result() == 5
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_future_made_of_a_plain_one_follows_it(early):
+    """As programs give their stand-ins of a client."""
+    plain = [concurrent.futures.Future() for _ in range(3)]
+
+    def end():
+        plain[0].set_result(5)
+        plain[1].set_exception(ValueError("odd"))
+        plain[2].cancel()
+
+    if early:
+        end()
+    given = [AwaitableConcurrentFuture(one) for one in plain]
+    assert [one.future() for one in given] == plain
+    if not early:
+        end()
+    assert given[0].result(5) == await given[0] == 5
+    with pytest.raises(ValueError, match="odd"):
+        await given[1]
+    assert given[2].cancelled()
+    followed = concurrent.futures.Future()
+    AwaitableConcurrentFuture(followed).cancel()
+    assert followed.cancelled()
 
 
 def test_future_is_not_pickled():

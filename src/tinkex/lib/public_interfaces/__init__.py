@@ -7,10 +7,12 @@ from tinkex.client.rest import RestClient
 from tinkex.client.sampling import BackcompatSamplingClientFuture, SamplingClient
 from tinkex.client.service import BackcompatTrainingClientFuture, ServiceClient
 from tinkex.client.training import TrainingClient
+from tinkex.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 __all__ = [
     "APIFuture",
     "AdminClient",
+    "AwaitableConcurrentFuture",
     "BackcompatSamplingClientFuture",
     "BackcompatTrainingClientFuture",
     "LossHandle",
