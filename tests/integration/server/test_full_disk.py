@@ -211,3 +211,40 @@ async def test_result_that_cannot_be_kept_waits_and_is_told_when_there_is_room(
         filler.free()
         for future in futures:
             assert len((await api.result(future))["sequences"]) == 16
+
+
+async def test_sampler_that_finds_no_room_leaves_none_in_memory_or_on_the_disk(full, monkeypatch):
+    api, filler = full, Filler(full.disk)
+    model = await api.model(rank=64)
+    folders = api.services.config.data_dir / "snapshots"
+
+    async def published(number):
+        body = {"model_id": model, "seq_id": 1 + number, "sampling_session_seq_id": number}
+        body["kind"] = "snapshot"
+        return await api.result(await api.ok("/save_weights_for_sampler", body))
+
+    first = (await published(0))["sampling_session_id"]
+    size = sum(path.stat().st_size for path in (folders / first).iterdir())
+    held = api.pool.sampler_ids
+    add = api.services.store.add_sampler
+
+    async def add_on_a_full_disk(row):
+        filler.fill()
+        await add(row)
+
+    for number, what in ((1, "the weights of sampling session"), (2, "a change of the database")):
+        if number == 1:
+            filler.fill(but=size - 4096)  # room for the database, none for the weights
+        else:
+            monkeypatch.setattr(api.services.store, "add_sampler", add_on_a_full_disk)
+        reply = await published(number)
+        error, category = reply.get("error", ""), reply.get("category")
+        assert category == "server"
+        assert f"disk is full: {what}" in error
+        filler.free()
+        await api.quiet()
+        assert api.pool.sampler_ids == held
+        assert [one.name for one in folders.glob("*:sample:*")] == [first]
+    monkeypatch.undo()
+    sampler = (await published(3))["sampling_session_id"]
+    assert "sequences" in await api.result(await api.ok("/asample", sample_json(sampler)))

@@ -244,6 +244,10 @@ class Snapshots:
         """Return where the weights of a sampling session lie that were never saved by name."""
         return self._root / sampler_id
 
+    def remove_sampler(self, sampler_id: str) -> None:
+        """Remove the weights of a sampling session that was not made after all. Blocks."""
+        self._remove([self.sampler_folder(sampler_id)])
+
     def erase_run(self, run: TrainingRun) -> None:
         """Erase the requests and snapshots of a run that has ended."""
         history = self._histories.pop(run.model_id, None)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tinkex.server.runs.submissions import Perform
     from tinkex.server.services import Services
     from tinkex.types import (
+        LoraConfig,
         SaveWeightsExternalRequest,
         SaveWeightsForSamplerRequest,
         SaveWeightsRequest,
@@ -227,20 +228,47 @@ class Saving:
                 "a number of its own."
             )
         self._s.sessions.check_samplers(session, self._s.config.limits.max_samplers_per_key)
-        folder, lora = self._s.snapshots.sampler_folder(sampler_id), run.lora
+        lora = run.lora
         assert lora is not None, "a run takes requests once it is made"
+        try:
+            await self._keep_sampler(run, sampler_id, lora)
+            await self._open_sampler(run, request, request_id, sampler_id)
+        except Exception:  # when the server stops in between, its next start decides
+            await asyncio.to_thread(self._s.snapshots.remove_sampler, sampler_id)
+            raise
+        return Answer(SaveWeightsForSamplerResponseInternal(sampling_session_id=sampler_id))
+
+    async def _keep_sampler(self, run: TrainingRun, sampler_id: str, lora: LoraConfig) -> None:
+        """Copy the weights in memory, and to the disk for after a restart; both or neither."""
+        folder = self._s.snapshots.sampler_folder(sampler_id)
 
         def keep(engine: Engine) -> None:
             engine.snapshot_sampler(sampler_id, run.model_id)
-            engine.save_sampler(sampler_id, lora, folder)
+            try:
+                engine.save_sampler(sampler_id, lora, folder)
+            except BaseException:
+                engine.remove_sampler(sampler_id)
+                raise
 
-        await run.call(keep)
+        with storing(f"the weights of sampling session {sampler_id}"):
+            await run.call(keep)
+
+    async def _open_sampler(
+        self,
+        run: TrainingRun,
+        request: SaveWeightsForSamplerRequest,
+        request_id: str,
+        sampler_id: str,
+    ) -> None:
+        """Make a sampling session of the weights that `_keep_sampler` kept."""
+        session, number = self._s.sessions.find(run.session_id), request.sampling_session_seq_id
         snapshot = Snapshot(run.base, sampler_id, owner=run.owner)
+        if session is None:
+            snapshot.release()
+            raise self._s.runs.missing(run.model_id)
+        assert number is not None
         inflight = request.kind == "inflight"
-        if inflight:
-            weights: FixedWeights = self._publish_inflight(run, snapshot)
-        else:
-            weights = FixedWeights(snapshot)
+        weights = self._publish_inflight(run, snapshot) if inflight else FixedWeights(snapshot)
         await self._s.sampling_sessions.open(
             session,
             number,
@@ -256,7 +284,6 @@ class Saving:
                 request_id=request_id,
             ),
         )
-        return Answer(SaveWeightsForSamplerResponseInternal(sampling_session_id=sampler_id))
 
     @staticmethod
     def _publish_inflight(run: TrainingRun, snapshot: Snapshot) -> MutableWeights:

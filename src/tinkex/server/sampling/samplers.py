@@ -31,6 +31,7 @@ class Snapshot:
         owner: whose share of the engine's time loading takes.
         prepare: finds out how to load the weights, when they are first needed; None where they are
             loaded already, or by `load`.
+        saved_by: the request that saved them as a checkpoint; None for others.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Snapshot:
         "_users",
         "base",
         "engine_id",
+        "saved_by",
     )
 
     def __init__(
@@ -52,9 +54,11 @@ class Snapshot:
         on_freed: Callable[[], object] | None = None,
         owner: str = "",
         prepare: Callable[[], Awaitable[Callable[[Engine], None]]] | None = None,
+        saved_by: str | None = None,
     ) -> None:
         self.base = base
         self.engine_id = engine_id
+        self.saved_by = saved_by
         self._on_freed = on_freed
         self._owner = owner
         self._prepare = prepare
@@ -158,7 +162,7 @@ class SamplingSession:
     run_id: str | None = None
     """The run whose weights these are that were not saved by name."""
     request_id: str | None = None
-    """The request that made it of a run's weights."""
+    """The request that made it of a run's weights, or that saved its checkpoint."""
     seen: Seen = field(default_factory=Seen)
     pending: set[Future] = field(default_factory=set)
     clones: int = 0

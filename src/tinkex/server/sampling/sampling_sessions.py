@@ -77,6 +77,7 @@ class SamplingSessions:
             base_name=base_name,
             model_path=request.model_path,
             weights=FixedWeights(snapshot),
+            request_id=snapshot.saved_by,
         )
         await self.open(session, number, sampling_session)
         if request.model_path is not None:
@@ -90,22 +91,32 @@ class SamplingSessions:
         return sampling_session.sampler_id
 
     async def open(self, session: Session, number: int, sampling_session: SamplingSession) -> None:
-        """Make a sampling session known; if its client's session has ended meanwhile, free it."""
+        """Make a sampling session known; if its client's session has ended meanwhile, free it.
+
+        Raises:
+            StorageError: the disk refused; it is not there, and may be asked for again.
+            Refusal: 404 when the client's session has ended.
+        """
         session.sampler_ids[number] = sampling_session.sampler_id
         self._s.samplers.add(sampling_session)
-        await self._s.store.add_sampler(
-            SamplerRow(
-                sampler_id=sampling_session.sampler_id,
-                session_id=session.session_id,
-                owner=sampling_session.owner,
-                base_model=sampling_session.base_name,
-                model_path=sampling_session.model_path,
-                created_at=self._s.clock.now(),
-                run_id=sampling_session.run_id,
-                inflight=sampling_session.shared_weights,
-                request_id=sampling_session.request_id,
-            )
+        row = SamplerRow(
+            sampler_id=sampling_session.sampler_id,
+            session_id=session.session_id,
+            owner=sampling_session.owner,
+            base_model=sampling_session.base_name,
+            model_path=sampling_session.model_path,
+            created_at=self._s.clock.now(),
+            run_id=sampling_session.run_id,
+            inflight=sampling_session.shared_weights,
+            request_id=sampling_session.request_id,
         )
+        try:
+            await self._s.store.add_sampler(row)
+        except BaseException:
+            # Else a repetition would be told that it is there, and a restart would not know it.
+            session.sampler_ids.pop(number, None)
+            self.end(sampling_session.sampler_id)
+            raise
         if self._s.sessions.find(session.session_id) is None:
             self.end(sampling_session.sampler_id)
             raise not_found(self._s.sessions.missing(session.session_id))
@@ -163,6 +174,7 @@ class SamplingSessions:
                 engine_id,
                 on_freed=lambda: self._loaded.pop(engine_id, None),
                 owner=owner,
+                saved_by=row.request_id,
             )
             snapshot.load(lambda engine: engine.load_sampler(engine_id, folder))
             self._loaded[engine_id] = snapshot
@@ -259,14 +271,26 @@ class SamplingSessions:
             return run.inflight
         if row.model_path is None:
             return FixedWeights(Snapshot(base, None))
-        path = row.model_path
-        engine_id = f"{path}@restored"
+        return FixedWeights(self._restored_checkpoint(row, row.model_path, base))
+
+    def _restored_checkpoint(self, row: SamplerRow, path: str, base: HostedBase) -> Snapshot:
+        """Give a checkpoint's weights, counted for the caller; they load when they are needed.
+
+        An account shares them with itself alone: whether it may read the checkpoint is seen then.
+        """
+        engine_id = f"{path}@restored:{row.owner}:{row.request_id}"
         loaded = self._loaded.get(engine_id)
         if loaded is not None:
-            return FixedWeights(loaded.acquire())
+            return loaded.acquire()
 
         async def from_checkpoint() -> Callable[[Engine], None]:
             checkpoint = await self._s.checkpoints.open(row.owner, path)
+            if row.request_id not in {None, checkpoint.request_id}:
+                raise InputError(
+                    f"Checkpoint {path} was saved anew after this sampling session began, and the "
+                    "server was restarted since: the weights that it had are gone. Create a new "
+                    "sampling client."
+                )
             folder = self._s.blobs.folder(checkpoint.key)
             return lambda engine: engine.load_sampler(engine_id, folder)
 
@@ -277,7 +301,7 @@ class SamplingSessions:
             owner=row.owner,
             prepare=from_checkpoint,
         )
-        return FixedWeights(self._loaded[engine_id])
+        return self._loaded[engine_id]
 
     def _missing(self, sampler_id: str) -> str:
         return (

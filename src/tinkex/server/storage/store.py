@@ -113,7 +113,7 @@ class SamplerRow:
     clones: int = 0
     """Clients that joined the one that made it."""
     request_id: str | None = None
-    """The request that made it of a run's weights."""
+    """The request that made it of a run's weights, or that saved its checkpoint."""
 
 
 class Store:
