@@ -177,10 +177,17 @@ class SessionRegistry:
             "Create a new ServiceClient."
         )
 
-    def check_runs(self, session: Session, most: int) -> None:
-        """Refuse another training run of a session's key above `most`, with a 429."""
+    def check_runs(self, session: Session, most: int, *, is_loaded: Callable[[str], bool]) -> None:
+        """Refuse another training run of a session's key above `most`, with a 429.
+
+        Args:
+            session: which.
+            most: of those that `is_loaded`; a session knows its runs by number when they are gone.
+            is_loaded: says whether a run, by its id, is there still.
+        """
         of_key = self._by_key.get(session.key_id, {}).values()
-        _check_count("training runs", sum(len(one.model_ids) for one in of_key), most)
+        count = sum(is_loaded(name) for one in of_key for name in one.model_ids.values())
+        _check_count("training runs", count, most)
 
     def check_samplers(self, session: Session, most: int) -> None:
         """Refuse another sampling session of a session's key above `most`, with a 429."""

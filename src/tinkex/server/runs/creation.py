@@ -280,7 +280,8 @@ class Creation:
         if model_seq_id < 0:
             raise invalid_fields(f"model_seq_id is {model_seq_id}: it must not be negative.")
         self._s.futures.check_room(0)
-        self._s.sessions.check_runs(session, self._s.config.limits.max_runs_per_key)
+        most = self._s.config.limits.max_runs_per_key
+        self._s.sessions.check_runs(session, most, is_loaded=self._s.runs.__contains__)
         return TrainingRun(
             model_id=model_id_of(session.session_id, model_seq_id),
             owner=session.owner,

@@ -325,6 +325,10 @@ class Runs:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def __contains__(self, model_id: object) -> bool:
+        """Whether a run is live, whoever owns it."""
+        return model_id in self._runs
+
     @property
     def held(self) -> int:
         """Requests of all runs that wait for an earlier sequence id."""

@@ -180,6 +180,12 @@ async def test_sessions_runs_and_samplers_of_a_key_are_bounded(limited):
             "lora_config": {"rank": 4},
         }
         assert_refused(await api.post("/create_model", create), "2 training runs of this key")
+        unloaded = await api.ok("/unload_model", {"model_id": f"{second}:train:0"})
+        assert "error" not in await api.result(unloaded)
+        assert "model_id" in await api.result(await api.ok("/create_model", create))
+        assert_refused(
+            await api.post("/create_model", {**create, "model_seq_id": 2}), "2 training runs"
+        )
         await api.sampler(first)
         another = {"session_id": second, "sampling_session_seq_id": 0, "base_model": "tiny/qwen3"}
         assert_refused(await api.post("/create_sampling_session", another), "1 sampling sessions")
