@@ -102,7 +102,8 @@ class Limits:
     """Decoded request data waiting to run, over all clients; above it new ones get a 429."""
 
     max_result_bytes: int = 2**30
-    """Results kept for collection; above it the oldest are dropped, delivered ones first."""
+    """Results kept for collection; above it some are dropped: the oldest that were delivered, then
+    the oldest of the account that has most."""
 
     max_recorded_bytes: int = 128 * 2**20
     """Sampled sequences of one key kept for training (`record_stability_info`); above it those used

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 REQUEST_ID_BYTES = 16
 TOMBSTONES = 10_000
 MAX_KEPT = 200_000
-"""Outcomes kept, however small: each takes about 1.6 KB besides its content."""
+"""Outcomes kept, however small: each takes about `OVERHEAD_BYTES` besides its content."""
+OVERHEAD_BYTES = 1600
 BUSY_RETRY_S = 1.0
 
 
@@ -209,6 +210,47 @@ class Future:
             self._store.on_finished(self)
 
 
+class _Uncollected:
+    """Outcomes that nobody fetched yet, by owner.
+
+    Where they have to make room, those of who has most of them do: what one user leaves lying must
+    not cost another a result.
+    """
+
+    def __init__(self) -> None:
+        self._by_owner: dict[str, OrderedDict[str, Future]] = {}
+        self._sizes: Counter[str] = Counter()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, future: Future) -> None:
+        """Keep one."""
+        self._by_owner.setdefault(future.owner, OrderedDict())[future.request_id] = future
+        self._sizes[future.owner] += OVERHEAD_BYTES + future.result_bytes
+        self._count += 1
+
+    def remove(self, future: Future) -> bool:
+        """Let go of one; say whether it was there."""
+        mine = self._by_owner.get(future.owner)
+        if mine is None or mine.pop(future.request_id, None) is None:
+            return False
+        self._count -= 1
+        self._sizes[future.owner] -= OVERHEAD_BYTES + future.result_bytes
+        if not mine:
+            del self._by_owner[future.owner], self._sizes[future.owner]
+        return True
+
+    def next_to_go(self, spare: Future) -> Future | None:
+        """Give the oldest of who has most, but never `spare`; None when there is no other."""
+        for owner, _ in self._sizes.most_common(2):  # one of them is another owner
+            oldest = next(iter(self._by_owner[owner].values()))
+            if oldest is not spare:
+                return oldest
+        return None
+
+
 class FutureStore:
     """All futures of a server, bounded in number (pending, kept), request bytes and result bytes.
 
@@ -218,7 +260,8 @@ class FutureStore:
         undelivered_ttl_s: seconds that a result nobody fetched stays.
         max_open: futures that may be pending; more are refused with a 429.
         max_request_bytes: request data that may be pending; more is refused with a 429.
-        max_result_bytes: results kept; the oldest are dropped above it, delivered ones first.
+        max_result_bytes: results kept; above it some are dropped: the oldest that were delivered,
+            then the oldest of the owner who has most.
     """
 
     def __init__(
@@ -246,7 +289,7 @@ class FutureStore:
         self.gate: KeyGate | None = None
         """Holds each key to its limits."""
         self._futures: dict[str, Future] = {}
-        self._kept: OrderedDict[str, Future] = OrderedDict()
+        self._kept = _Uncollected()
         self._kept_delivered: OrderedDict[str, Future] = OrderedDict()
         self._expired: OrderedDict[str, str] = OrderedDict()
         self.open_count = 0
@@ -420,12 +463,12 @@ class FutureStore:
             self.gate.finished(future)
         if future.accepted is not None and self.keeper is not None:
             future.ended = self.keeper.finish(future)
-        self._kept[future.request_id] = future
+        self._kept.add(future)
         self._arrange_expiry(future, self._undelivered_ttl_s)
         self._drop_above_limit(spare=future)
 
     def _delivered(self, future: Future) -> None:
-        if self._kept.pop(future.request_id, None) is not None:
+        if self._kept.remove(future):
             self._kept_delivered[future.request_id] = future
             self._arrange_expiry(future, self._delivered_ttl_s)
 
@@ -433,12 +476,12 @@ class FutureStore:
         future.expire_after(seconds, self._timers, lambda: self._forget(future))
 
     def _drop_above_limit(self, spare: Future) -> None:
-        for kept in (self._kept_delivered, self._kept):
-            while kept and self._above_limit:
-                oldest = next(iter(kept.values()))
-                if oldest is spare:
-                    break
-                self._forget(oldest)
+        while self._above_limit:
+            delivered = next(iter(self._kept_delivered.values()), None)
+            oldest = delivered or self._kept.next_to_go(spare)
+            if oldest is None:
+                return
+            self._forget(oldest)
 
     @property
     def _above_limit(self) -> bool:
@@ -449,7 +492,7 @@ class FutureStore:
         if self._futures.pop(future.request_id, None) is None:
             return
         future.stop_expiry()
-        self._kept.pop(future.request_id, None)
+        self._kept.remove(future)
         self._kept_delivered.pop(future.request_id, None)
         self.result_bytes -= future.result_bytes
         if future.accepted is not None and self.keeper is not None:

@@ -173,6 +173,29 @@ async def test_results_above_the_limit_drop_the_oldest_delivered_first(make_stor
     assert store.result_bytes == 100
 
 
+async def test_results_above_the_limit_drop_those_of_who_has_most(make_store):
+    store = make_store(max_result_bytes=100)
+    mine = open_one(store, BOB)
+    mine.complete("x", size=20)
+    others = [open_one(store) for _ in range(4)]
+    for future in others:
+        future.complete("x", size=30)
+    kept = [store.known(future.request_id) is not None for future in (mine, *others)]
+    assert kept == [True, False, False, True, True]
+
+
+@pytest.mark.parametrize("size", [0, 60])
+async def test_what_was_just_made_is_not_what_makes_room_for_it(make_store, monkeypatch, size):
+    monkeypatch.setattr("tinkex.server.futures.MAX_KEPT", 2)
+    store = make_store(max_result_bytes=100)
+    futures = [open_one(store, owner) for owner in (ALICE, BOB, "key-carol")]
+    for future in futures:
+        future.complete("x", size=size)
+    kept = [store.known(future.request_id) is not None for future in futures]
+    assert kept[2]
+    assert sum(kept) == (2 if size == 0 else 1)
+
+
 async def test_newest_result_is_kept_even_when_it_is_above_the_limit_alone(make_store):
     store = make_store(max_result_bytes=100)
     future = open_one(store)
