@@ -337,7 +337,9 @@ class Engine:
             Its configuration, and the name of its optimiser.
 
         Raises:
-            EngineError: the files are damaged or of another base model, or there is no room.
+            DamagedDataError: the files are damaged or not there.
+            InputError: the rank is above what this engine takes.
+            EngineError: they are of another base model, or there is no room.
         """
         lora, kind = read_lora(directory, self.base.name)
         self._check_rank(lora.rank)

@@ -19,7 +19,7 @@ from tinkex.engine.adapters.adapter import Adapter
 from tinkex.engine.files.tensor_files import DamagedFileError, load_tensors, save_tensors, sync
 from tinkex.engine.lora.weights import lora_weights
 from tinkex.engine.training.optimizers import find_optimizer
-from tinkex.errors import EngineError
+from tinkex.errors import DamagedDataError, EngineError
 from tinkex.types import LoraConfig
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def read_lora(directory: Path, base_model: str) -> tuple[LoraConfig, str]:
     """Read which adapter a state is of: (its configuration, its optimiser's name).
 
     Raises:
-        EngineError: the state is damaged, not there, or of another base model.
+        DamagedDataError: the state is damaged or not there.
+        EngineError: it is of another base model.
     """
     found = _manifest(directory, base_model)
     return LoraConfig(**found["lora_config"]), found["optimizer"]
@@ -111,7 +112,8 @@ def read_state(
         device: where the adapter is to be.
 
     Raises:
-        EngineError: the state is damaged, not there, or does not fit the base model.
+        DamagedDataError: the state is damaged or not there.
+        EngineError: it does not fit the base model.
     """
     found = _manifest(directory, base_model)
     lora = LoraConfig(**found["lora_config"])
@@ -122,7 +124,7 @@ def read_state(
     try:
         read = load_tensors(directory / TENSORS, found["sha256"])
     except (DamagedFileError, OSError) as error:
-        raise EngineError(f"state {directory.name} is damaged: {error}") from error
+        raise DamagedDataError(f"state {directory.name} is damaged: {error}") from error
     # Copied: what comes from a file may be ill-aligned, which would change the bits of products.
     tensors = {name: tensor.to(device, copy=True) for name, tensor in read.items()}
     weights = lora_weights(tensors["weights"], shapes, lora.rank, found["scale"], trainable=True)
@@ -140,7 +142,7 @@ def _manifest(directory: Path, base_model: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         version, trained_on = found["format_version"], found["base_model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"state {directory.name} is damaged or missing: {error}") from error
+        raise DamagedDataError(f"state {directory.name} is damaged or missing: {error}") from error
     if version != FORMAT_VERSION:
         raise EngineError(f"state {directory.name} has format {version}, not {FORMAT_VERSION}")
     if trained_on != base_model:

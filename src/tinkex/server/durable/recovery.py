@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tinkex.server.storage.store import RunRow, SamplerRow
 
 DAMAGED = "what it was asked is damaged in the database"
+SNAPSHOTS_DAMAGED = "its snapshots are damaged"
 NOT_LOADED = "its base model is not loaded: start the server with it"
 MAKINGS = frozenset({Operation.CREATE_MODEL, Operation.LOAD_WEIGHTS})
 
@@ -200,9 +201,12 @@ class Recovery:
             await self._lose(found, NOT_LOADED, EngineError)
             return None
         self._know(session, run, making)
-        if not await self._load_state(run, found):
+        try:
+            await self._load_state(run, found)
+        except TinkerError as error:
             self._s.runs.remove(run.model_id)
-            await self._lose(found, "its snapshots are damaged")
+            kind = DamagedDataError if isinstance(error, DamagedDataError) else EngineError
+            await self._lose(found, str(error), kind)
             return None
         covering = self._s.snapshots.history(run).covering
         if any(one.damaged and not one.is_covered_by(covering) for one in found.requests):
@@ -243,27 +247,31 @@ class Recovery:
         run.creation = (making.entry.digest, making.entry.request_id)
         self._s.runs.add(run)
 
-    async def _load_state(self, run: TrainingRun, found: _Found) -> bool:
-        """Load a run's last good snapshot, or make its adapter as at the first time."""
+    async def _load_state(self, run: TrainingRun, found: _Found) -> None:
+        """Load a run's last good snapshot, or make its adapter as at the first time.
+
+        Raises:
+            DamagedDataError: no snapshot is good.
+            TinkerError: this server, as it is set up now, does not take the adapter.
+        """
         snapshots = self._s.snapshots
         newest = found.snapshots[0].generation if found.snapshots else 0
         for one in found.snapshots:
             folder = snapshots.folder(run.model_id, one.generation)
             try:
                 await self._s.creation.restore_state(run, folder)
-            except TinkerError as error:
+            except DamagedDataError as error:
                 self._s.logger.warning("snapshot damaged", model_id=run.model_id, error=str(error))
                 continue
             run.go_on_with(one.next_seq_id)
             self._go_on_from(run, one.generation, newest)
-            return True
+            return
         request = _request(found.making)
         if newest > 1 or not isinstance(request, CreateModelRequest):
-            return False
+            raise DamagedDataError(SNAPSHOTS_DAMAGED)
         # All that it was ever asked is in the journal still.
         await self._s.creation.create_again(run, request)
         self._go_on_from(run, 0, newest)
-        return True
 
     def _go_on_from(self, run: TrainingRun, generation: int, newest: int) -> None:
         """Count a run's snapshots from a good one on, as if no later one had been."""

@@ -73,6 +73,7 @@ class Creation:
             raise invalid_fields("lora_config is missing: this server trains LoRA adapters only.")
         _check_rank(request.lora_config.rank, self._s.config.limits.max_rank)
         self._s.bases.get(request.base_model)
+        self._check_room(session)
         request = _with_seed(request)
         run, perform = self.fresh(session, request)
         making = Making(session, request.model_seq_id, run, perform, digest, Operation.CREATE_MODEL)
@@ -157,11 +158,15 @@ class Creation:
         assert request.session_id is not None
         assert request.model_seq_id is not None
         session = self._s.sessions.get(owner, request.session_id)
+        repeated = self._repeated_creation(session, request.model_seq_id, digest)
+        if repeated is not None:
+            return repeated
+        self._check_room(session)
         try:
             run, perform = await self.loaded(session, request)
         except TinkerError as error:
             return self._s.futures.failed(owner, Operation.LOAD_WEIGHTS, _as_input(error))
-        # Looked up only now: a repetition may have come in while the checkpoint was looked up.
+        # Again: a repetition may have come in while the checkpoint was looked up.
         repeated = self._repeated_creation(session, request.model_seq_id, digest)
         if repeated is not None:
             return repeated
@@ -269,6 +274,16 @@ class Creation:
             )
         return self._s.submissions.again(session.owner, Operation.CREATE_MODEL, run.creation[1])
 
+    def _check_room(self, session: Session) -> None:
+        """Refuse a new run above a limit. Those of an earlier process are not: they are there.
+
+        Raises:
+            Refusal: 429.
+        """
+        self._s.futures.check_room(0)
+        most = self._s.config.limits.max_runs_per_key
+        self._s.sessions.check_runs(session, most, is_loaded=self._s.runs.__contains__)
+
     def _new_run(
         self,
         session: Session,
@@ -279,9 +294,6 @@ class Creation:
     ) -> TrainingRun:
         if model_seq_id < 0:
             raise invalid_fields(f"model_seq_id is {model_seq_id}: it must not be negative.")
-        self._s.futures.check_room(0)
-        most = self._s.config.limits.max_runs_per_key
-        self._s.sessions.check_runs(session, most, is_loaded=self._s.runs.__contains__)
         return TrainingRun(
             model_id=model_id_of(session.session_id, model_seq_id),
             owner=session.owner,
