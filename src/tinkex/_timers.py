@@ -31,12 +31,12 @@ class Timer:
     __slots__ = ("_action", "_order", "_owner", "deadline")
 
     def __init__(
-        self, deadline: float, order: int, action: Callable[[], None], owner: Timers
+        self, deadline: float, order: int, action: Callable[[], object], owner: Timers
     ) -> None:
         self.deadline = deadline
         """Seconds on the clock's monotonic scale."""
         self._order = order
-        self._action: Callable[[], None] | None = action
+        self._action: Callable[[], object] | None = action
         self._owner = owner
 
     def __lt__(self, other: Timer) -> bool:
@@ -98,7 +98,7 @@ class Timers:
             with contextlib.suppress(asyncio.CancelledError):
                 await sleeper
 
-    def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+    def call_later(self, seconds: float, action: Callable[[], object]) -> Timer:
         """Call `action` on the event loop after `seconds`."""
         self._count += 1
         timer = Timer(self._clock.monotonic() + seconds, self._count, action, self)

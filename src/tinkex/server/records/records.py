@@ -5,6 +5,7 @@ Owns which part gets which, and erasing what is old: once a day, and at the star
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from tinkex.server.records.audit import AuditEvent, AuditLog
@@ -47,19 +48,22 @@ class Records:
         self.search = SessionSearch(services.store, clock=services.clock)
 
     async def start(self) -> None:
-        """Erase what is old, and begin to do so every day."""
+        """Erase what is old, and begin to do so every day; a disk that refuses it stops neither."""
+        await asyncio.wait({self._begin_erasing()})
+
+    def _begin_erasing(self) -> asyncio.Task[None]:
+        self._s.timers.call_later(PRUNE_EVERY_S, self._begin_erasing)
+        return self._s.tasks.spawn(self._erase_old(), name="erase old records")
+
+    async def _erase_old(self) -> None:
         now = self._s.clock.now()
         await self._store.prune(
             requests_before=now - self._s.config.trace_retention_s,
             metrics_before=now - self._s.config.metrics_retention_s,
         )
         await self.audit.prune(now - self._s.config.audit_retention_s)
-        self._s.timers.call_later(PRUNE_EVERY_S, self._again)
 
     async def _note_expiry(self, row: CheckpointRow) -> None:
         await self.audit.note_checkpoint(
             AuditEvent.CHECKPOINT_EXPIRED, row.key, owner=row.owner, key_id=None
         )
-
-    def _again(self) -> None:
-        self._s.tasks.spawn(self.start(), name="erase old records")

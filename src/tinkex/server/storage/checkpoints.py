@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tinkex.types import OptimizerConfig
 
 MAX_SWEEP_WAIT_S = 86_400.0
+SWEEP_RETRY_S = 60.0
+"""Seconds until expired checkpoints are deleted again after the disk refused it."""
 
 
 class Checkpoints:
@@ -60,7 +62,9 @@ class Checkpoints:
         """Clear what a killed server left, and begin to watch expiries."""
         known = await self._store.checkpoint_files()
         await asyncio.to_thread(self._blobs.recover, known)
-        await self._sweep()
+        await asyncio.wait(
+            {self._begin_sweep()}
+        )  # a disk that refuses it keeps nobody from serving
 
     async def open(self, owner: str, tinker_path: str, access: str | None = None) -> CheckpointRow:
         """Find a checkpoint as `resolve` does, to be loaded from its folder.
@@ -209,11 +213,15 @@ class Checkpoints:
 
     async def _sweep(self) -> None:
         now = self._clock.now()
-        for row in await self._store.expired_checkpoints(now):
-            # One that was saved anew since they were listed stays.
-            if await self.delete(row.key, expired_by=now):
-                await self.on_expired(row)
-        self.watch(await self._store.next_expiry())
+        try:
+            for row in await self._store.expired_checkpoints(now):
+                # One that was saved anew since they were listed stays.
+                if await self.delete(row.key, expired_by=now):
+                    await self.on_expired(row)
+            self.watch(await self._store.next_expiry())
+        except Exception:
+            self.watch(now + SWEEP_RETRY_S)
+            raise
 
     def watch(self, expires_at: float | None) -> None:
         """Sweep at `expires_at`, or earlier if that is arranged already; None is never."""
@@ -227,8 +235,8 @@ class Checkpoints:
             self._sweep_timer.cancel()
         self._sweep_timer = self._timers.call_later(wait, self._begin_sweep)
 
-    def _begin_sweep(self) -> None:
-        self._tasks.spawn(self._sweep(), name="sweep checkpoints")
+    def _begin_sweep(self) -> asyncio.Task[None]:
+        return self._tasks.spawn(self._sweep(), name="sweep checkpoints")
 
 
 async def _ignore(_row: CheckpointRow) -> None:
