@@ -8,6 +8,8 @@ import threading
 import pytest
 from server_support import OTHER_KEY, batch_json, sample_json, settle
 
+from tinkex.testing.clock import VirtualClock
+
 
 async def finish(api, session, **kwargs):
     body = {"reason": {"type": "success"}, "detail": None}
@@ -73,6 +75,24 @@ async def test_silent_session_frees_everything(virtual, advance):
     assert len(api.pool.adapter_ids) == 1
     await advance(151)
     await assert_gone(api, session, model, samplers)
+
+
+async def test_client_that_waits_for_a_result_keeps_its_session(make_config, serve):
+    """Who polls is there, with a heartbeat or without."""
+    clock = VirtualClock()
+    config = make_config(sequence_gap_timeout_s=100_000.0)
+    async with serve(config, clock=clock) as api:
+        model = await api.model()
+        step = {"model_id": model, "seq_id": 2}
+        waiting = await api.ok("/optim_step", step)  # for the one before it
+        for _ in range(20):
+            poll = api.ok("/retrieve_future", {"request_id": waiting["request_id"]})
+            asking = asyncio.create_task(poll)
+            await settle(50)
+            clock.advance(config.long_poll_s)
+            assert (await asking)["type"] == "try_again"
+        await api.result(await api.ok("/forward_backward", batch_json(model, 1)))
+        assert "metrics" in await api.result(waiting)
 
 
 async def test_end_of_one_session_leaves_the_others(api):

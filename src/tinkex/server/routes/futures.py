@@ -68,6 +68,8 @@ class FutureRoutes:
         """
         message, _ = await read_json(request, FutureRetrieveRequest)
         future = self._s.futures.get(owner_of(request), message.request_id)
+        if future.work is not None:
+            self._s.sessions.touch_id(future.work.source.session_id)
         if not future.done and not self._s.stopping:
             await self._wait(request, future)
         if not future.done:
