@@ -101,7 +101,11 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        await services.start()
+        try:
+            await services.start()
+        except BaseException as error:
+            services.start_failure = error
+            raise
         try:
             yield
         finally:

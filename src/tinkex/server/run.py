@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -165,6 +166,7 @@ async def serve_app(
     await server.serve(sockets=[listener])
 
 
+_SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - for uvicorn alone
 _ARRIVAL_SECONDS = 0.05
 """For the requests of connections that were accepted as the server began to stop."""
 
@@ -201,8 +203,21 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve, then say so."""
-        await super().startup(sockets=sockets)
+        """Begin to serve, then say so.
+
+        Raises:
+            Exception: what kept the application from starting; uvicorn would print it, and exit.
+        """
+        logger, self.lifespan.logger = self.lifespan.logger, _SILENT
+        try:
+            await super().startup(sockets=sockets)
+        except SystemExit:
+            failure = self._app.state.services.start_failure
+            if failure is None:
+                raise
+            raise failure from None
+        finally:
+            self.lifespan.logger = logger
         if self.started and not self.should_exit:
             await self._on_ready()
 

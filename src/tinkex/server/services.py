@@ -96,6 +96,8 @@ class Services:
         self.reach = reach
         self.stopping = False
         """Whether long polls are to end at once."""
+        self.start_failure: BaseException | None = None
+        """What `start` raised; None where it did not."""
         self.health = Health(bases)
         self.metrics = ServerMetrics()
         self.tracing = tracing or Tracing()

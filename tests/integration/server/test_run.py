@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import httpx
@@ -13,6 +15,7 @@ from tinkex._clock import SystemClock
 from tinkex.engine import engine
 from tinkex.errors import ConfigurationError
 from tinkex.server.config import ServerConfig
+from tinkex.server.files.layout import DATABASE_NAME
 from tinkex.server.run import bound_socket, serve
 
 
@@ -224,3 +227,24 @@ async def test_start_that_fails_after_the_models_leaves_no_socket_open(make_conf
     with pytest.raises(ConfigurationError, match="alias 'a'"):
         await Running(make_config(aliases={"a": "b"})).info()
     assert listening() == before
+
+
+@pytest.mark.parametrize("damage", ["newer", "damaged"])
+async def test_database_that_is_not_ours_to_serve_is_refused_in_a_sentence(
+    make_config, tmp_path, damage, capfd
+):
+    running = Running(make_config())
+    await running.info()
+    await running.end()
+    database = tmp_path / "data" / DATABASE_NAME
+    if damage == "newer":
+        with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    else:
+        content = bytearray(database.read_bytes())
+        content[4096:12288] = bytes(8192)
+        database.write_bytes(content)
+    capfd.readouterr()
+    with pytest.raises(ConfigurationError, match=damage):
+        await Running(make_config()).info()
+    assert capfd.readouterr() == ("", "")
