@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from tinkex._clock import Clock
 from tinkex.errors import RateLimitError
+from tinkex.mesh.deadline import within
 
 RETRY_AFTER_MS = 1000.0
 
@@ -29,11 +31,17 @@ class Slots:
     Args:
         total: completions at once; a request of more runs alone.
         most_waiting: requests that may wait.
+        longest_wait_s: how long each of them may, in seconds.
+        clock: tells the time.
     """
 
-    def __init__(self, total: int, most_waiting: int) -> None:
+    def __init__(
+        self, total: int, most_waiting: int, *, longest_wait_s: float, clock: Clock
+    ) -> None:
         self._total = total
         self._most_waiting = most_waiting
+        self._longest_wait_s = longest_wait_s
+        self._clock = clock
         self._taken = 0
         self._requests = 0
         self._queues: OrderedDict[str, deque[_Waiting]] = OrderedDict()
@@ -61,7 +69,7 @@ class Slots:
         """Wait for `size` slots, and have them within the block.
 
         Raises:
-            RateLimitError: the queue is full.
+            RateLimitError: the queue is full, or the wait too long.
         """
         if not self._queues and self._fits(size):
             self._hold(size)
@@ -96,14 +104,19 @@ class Slots:
         self._queues.setdefault(account, deque()).append(mine)
         self._idle.clear()
         try:
-            await mine.granted.wait()
-        except BaseException:
+            await within(self._clock, self._longest_wait_s, mine.granted.wait())
+        except BaseException as error:
             if mine.has_it:
                 self._taken -= size
                 self._requests -= 1
             else:
                 self._leave(account, mine)
             self._grant()
+            if isinstance(error, TimeoutError):
+                raise RateLimitError(
+                    f"This processor is full: nothing was free for {self._longest_wait_s:g} s.",
+                    retry_after_ms=RETRY_AFTER_MS,
+                ) from None
             raise
 
     def _leave(self, account: str, one: _Waiting) -> None:

@@ -56,6 +56,9 @@ class ProcessorConfig:
     """Completions at once; None: as many as the back end runs."""
     most_waiting: int = 128
     """Requests that may wait for a slot; above it callers are told to come back."""
+    longest_wait_s: float = 45.0
+    """A request that waited so long for a slot is told to come back: gateways take a processor of
+    which they hear nothing for a minute for lost."""
     adapter_mib: int = 10_240
     """Mebibytes of adapters' files that are kept; the one not used for longest goes."""
     announce_s: float = 1.0
@@ -92,7 +95,12 @@ class ProcessorWorker(Worker):
         self._backend = backend
         self._data_dir = data_dir
         self._config = config or ProcessorConfig()
-        self._slots = Slots(self._config.slots or backend.slots, self._config.most_waiting)
+        self._slots = Slots(
+            self._config.slots or backend.slots,
+            self._config.most_waiting,
+            longest_wait_s=self._config.longest_wait_s,
+            clock=member.clock,
+        )
         self._tasks = Tasks(on_error=_report)
         self._announced: set[str] = set()
         self._service: Processor | None = None

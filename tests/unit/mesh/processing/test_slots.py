@@ -10,6 +10,14 @@ from mesh_rpc import settled
 
 from tinkex.errors import RateLimitError
 from tinkex.mesh.processing.slots import Slots
+from tinkex.testing import VirtualClock
+
+LONGEST_S = 45.0
+
+
+def slots_of(total, most_waiting, clock=None):
+    clock = clock or VirtualClock()
+    return Slots(total, most_waiting, longest_wait_s=LONGEST_S, clock=clock)
 
 
 class Users:
@@ -41,7 +49,7 @@ async def gone(*tasks):
 
 
 async def test_waiting_requests_are_let_in_as_others_leave():
-    users = Users(Slots(2, 9))
+    users = Users(slots_of(2, 9))
     tasks = [users.come(name) for name in "abcd"]
     await settled()
     assert set(users.running) == {"a", "b"}
@@ -54,7 +62,7 @@ async def test_waiting_requests_are_let_in_as_others_leave():
 
 
 async def test_accounts_take_turns():
-    users = Users(Slots(1, 20))
+    users = Users(slots_of(1, 20))
     tasks = [users.come(f"ada{n}") for n in range(4)]
     tasks += [users.come("eve0", "eve"), users.come("bob0", "bob"), users.come("eve1", "eve")]
     for _ in tasks:
@@ -67,7 +75,7 @@ NAMES = ["ada0", "ada1", "ada2", "ada3", "eve0", "bob0", "eve1"]
 
 
 async def test_full_queue_says_when_to_come_back():
-    users = Users(Slots(1, 1))
+    users = Users(slots_of(1, 1))
     tasks = [users.come("a"), users.come("b")]
     await settled()
     with pytest.raises(RateLimitError, match="full") as error:
@@ -77,7 +85,7 @@ async def test_full_queue_says_when_to_come_back():
 
 
 async def test_request_larger_than_all_runs_alone():
-    users = Users(Slots(2, 9))
+    users = Users(slots_of(2, 9))
     tasks = [users.come("small"), users.come("large", size=5), users.come("after", "eve")]
     await settled()
     assert set(users.running) == {"small"}
@@ -90,7 +98,7 @@ async def test_request_larger_than_all_runs_alone():
 
 async def test_slots_are_never_overdrawn_nor_lost():
     rng = random.Random(4)
-    users = Users(Slots(5, 50))
+    users = Users(slots_of(5, 50))
     tasks = []
     for turn in range(300):
         if rng.random() < 0.6:
@@ -103,3 +111,23 @@ async def test_slots_are_never_overdrawn_nor_lost():
         assert sum(used) <= 5 or len([size for size in used if size]) == 1
     await gone(*tasks)
     assert (users.slots.free, users.slots.waiting, users.running) == (5, 0, {})
+
+
+async def test_who_waits_too_long_is_told_to_come_back_and_lets_others_by():
+    """Before its gateway takes the processor for lost, of which it hears nothing meanwhile."""
+    clock = VirtualClock()
+    users = Users(slots_of(2, 9, clock))
+    first, big = users.come("a"), users.come("big", size=2)
+    await settled()
+    clock.advance(LONGEST_S / 2)
+    late = users.come("late", account="bob")
+    await settled()
+    clock.advance(LONGEST_S / 2)
+    with pytest.raises(RateLimitError, match="45 s") as caught:
+        await big
+    assert caught.value.retry_after_ms == 1000
+    await settled()
+    assert set(users.running) == {"a", "late"}
+    assert users.slots.waiting == 0
+    await gone(first, late)
+    assert users.slots.free == 2
