@@ -26,7 +26,7 @@ from tinkex.openai_api.chat_types import (
 )
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest
 from tinkex.openai_api.events import STILL_HERE, event, heard
-from tinkex.openai_api.refusal import refused
+from tinkex.openai_api.refusal import refused, untold_logprobs
 from tinkex.openai_api.types import sampling_of, stop_strings, usage_of
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class Chat:
         answers = [_Answer() for _ in range(request.n or 1)]
         try:
             async for piece in heard(completion.pieces()):
+                for token in piece.tokens if request.logprobs else ():
+                    _known(token)  # refused at once, not when all is done
                 answers[piece.index].add(piece)
         finally:
             completion.cancel()
@@ -185,12 +187,23 @@ def _call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
 
 
+def _known(token: Token) -> float:
+    if token.logprob is None:
+        raise untold_logprobs("logprobs")
+    return token.logprob
+
+
 def _figures(tokens: Sequence[Token]) -> ChatLogprobs:
+    """Write the log-probabilities of what was sampled.
+
+    Raises:
+        APIStatusError: 400, nobody knows them.
+    """
     return ChatLogprobs(
         content=[
             TokenLogprob(
                 token=token.text,
-                logprob=token.logprob or 0.0,
+                logprob=_known(token),
                 bytes=list(token.data),
                 top_logprobs=[
                     TopLogprob(token=one.text, logprob=one.logprob or 0.0, bytes=list(one.data))

@@ -19,7 +19,7 @@ from tinkex.openai_api.completion_types import (
     CompletionsReply,
 )
 from tinkex.openai_api.events import STILL_HERE, event
-from tinkex.openai_api.refusal import refused, unsupported
+from tinkex.openai_api.refusal import refused, unsupported, untold_logprobs
 from tinkex.openai_api.types import sampling_of, stop_strings, usage_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class _Answer:
     """One completion as far as it has come."""
 
     logprobs: int | None
+    picked: bool = False
+    """Whether the best of several is wanted, by log-probability."""
     echoed: int = 0
     """Characters of the prompt before what was sampled."""
     text: str = ""
@@ -51,7 +53,16 @@ class _Answer:
     finish_reason: Literal["stop", "length"] | None = None
 
     def add(self, piece: Piece) -> CompletionLogprobs | None:
-        """Add a piece; return the figures of its tokens."""
+        """Add a piece; return the figures of its tokens.
+
+        Raises:
+            APIStatusError: 400, they are needed, and nobody knows them.
+        """
+        if not piece.echo and any(token.logprob is None for token in piece.tokens):
+            if self.logprobs is not None:
+                raise untold_logprobs("logprobs")
+            if self.picked:
+                raise untold_logprobs("best_of")
         before = 0 if piece.echo else self.echoed
         offsets = [token.offset + before for token in piece.tokens]
         self.text += piece.text
@@ -199,7 +210,8 @@ def _prompts(request: CompletionsRequest) -> list[Prompt]:
 
 
 def _answers(request: CompletionsRequest) -> list[_Answer]:
-    return [_Answer(request.logprobs) for _ in range(request.best_of or request.n or 1)]
+    made, wanted = request.best_of or request.n or 1, request.n or 1
+    return [_Answer(request.logprobs, picked=made > wanted) for _ in range(made)]
 
 
 def _usage(completions: Sequence[Completion], sampled: int) -> Any:

@@ -70,6 +70,15 @@ def unsupported(param: str, message: str) -> APIStatusError:
     return refused(message, param=param, code="unsupported_parameter")
 
 
+def untold_logprobs(param: str) -> APIStatusError:
+    """Refuse what needs log-probabilities of a model whose server tells none."""
+    return unsupported(
+        param,
+        f"{param} needs log-probabilities, and this model runs on a server of another kind, which "
+        "tells none: leave it out.",
+    )
+
+
 def model_not_found(message: str) -> APIStatusError:
     """Refuse a model that is not there for this caller."""
     return refused(message, param="model", code="model_not_found", status=404)

@@ -333,3 +333,24 @@ async def test_an_echo_in_several_pieces_is_one_prompt(face, completer, stream):
     assert "".join(choice["text"] for choice in choices) == "abcdxy"
     offsets = [one for choice in choices for one in choice["logprobs"]["text_offset"]]
     assert offsets == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        (CHAT, {"messages": HELLO, "logprobs": True}, "logprobs"),
+        (PLAIN, {"prompt": "Hello", "logprobs": 0}, "logprobs"),
+        (PLAIN, {"prompt": "Hello", "best_of": 2}, "best_of"),
+    ],
+)
+async def test_log_probabilities_that_nobody_knows_are_refused_by_name(
+    face, completer, stream, path, asked, param
+):
+    """Of a server of another kind behind a mesh: 0 would say that every token was certain."""
+    unknown = Token(-1, "Hi", b"Hi", None)
+    completer.say(Piece(0, "Hi", (unknown,)), Piece(0, finish_reason="stop"))
+    response = await face.post(path, **asked, stream=stream)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == (param, "unsupported_parameter")
