@@ -16,6 +16,7 @@ import msgspec
 
 from tinkex._clock import Clock
 from tinkex._files import read_whole, write_whole
+from tinkex.errors import ConfigurationError, ConflictError, TrustError
 from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi
@@ -28,7 +29,7 @@ from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.client import ClientWorker
 from tinkex.mesh.workers.entry import enter_network
 from tinkex.mesh.workers.folder import WorkerFolder
-from tinkex.mesh.workers.founding import NETWORK_NAME, Founder, found
+from tinkex.mesh.workers.founding import NETWORK_NAME, ROOT_NAME, Founder, found
 from tinkex.mesh.workers.machine import Machine
 from tinkex.mesh.workers.whole import WholeWorker
 
@@ -124,7 +125,7 @@ class LocalNetwork(Worker):
         await self._start(stack, "auth", Role.AUTH, None)
         for name, role in self._names:
             invitation = None
-            if not (self.folder / name).exists():
+            if not self._is_in(name):
                 founder = founder or Founder(self.folder, passphrase, cipher=self._cipher)
                 contacts = [self.workers["auth"].member.contact]
                 invitation = founder.invite(role, contacts=contacts, now=self._clock.now())
@@ -143,14 +144,28 @@ class LocalNetwork(Worker):
         path = self.folder / PASSPHRASE_NAME
         if not (self.folder / NETWORK_NAME).exists():
             passphrase = secrets.token_urlsafe(_PASSPHRASE_BYTES)
+            if not (self.folder / ROOT_NAME).exists():
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_whole(path, passphrase.encode())  # first: a start may be cut off anywhere
             found(self.folder, NAME, passphrase, clock=self._clock, cipher=self._cipher)
-            write_whole(path, passphrase.encode())
         return (read_whole(path) or b"").decode()
+
+    def _is_in(self, name: str) -> bool:
+        """Whether a worker has a place in the network: not where its first start was cut off."""
+        try:
+            return WorkerFolder(self.folder / name).membership(now=self._clock.now()) is not None
+        except TrustError:
+            return False  # it ended while nothing ran for long
 
     def _renewed(self, passphrase: str) -> Founder | None:
         """Certify the auth worker anew where a third of its time is left: the root key is here."""
         held = WorkerFolder(self.folder / Role.AUTH.value).kept()
-        assert held is not None, "it was made with the network"
+        if held is None:
+            raise ConfigurationError(
+                f"the auth worker of the network in {self.folder} has lost its files, with all "
+                "accounts: restore its folder from a backup, or move the network's out of the way "
+                "to begin anew"
+            )
         body = certified(held[2])
         if self._clock.now() < body.expires_at - (body.expires_at - body.not_before) / 3:
             return None
@@ -180,9 +195,11 @@ class LocalNetwork(Worker):
         if content is not None:
             return msgspec.json.decode(content, type=LocalUser)
         email, password = "you@localhost.invalid", secrets.token_urlsafe(_PASSPHRASE_BYTES)
-        made = await self._client.ask(
-            GatewayApi.rpc_register, auth.Register(email=email, password=password)
-        )
+        try:
+            made = await self._registered(email, password)
+        except ConflictError:  # of a start that was cut off before it wrote the password down
+            email = f"you-{secrets.token_hex(4)}@localhost.invalid"
+            made = await self._registered(email, password)
         session = await self._client.ask(
             GatewayApi.rpc_login, auth.Login(email=email, password=password)
         )
@@ -193,3 +210,8 @@ class LocalNetwork(Worker):
         user = LocalUser(email, password, made.account_id, created.key)
         write_whole(path, msgspec.json.encode(user))
         return user
+
+    async def _registered(self, email: str, password: str) -> auth.Registered:
+        return await self._client.ask(
+            GatewayApi.rpc_register, auth.Register(email=email, password=password)
+        )

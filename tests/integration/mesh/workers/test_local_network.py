@@ -1,0 +1,75 @@
+"""A whole network in one process, whose starts are cut off and whose files are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import pytest
+from mesh_whole import PATIENCE_S, QuickCipher
+
+from tinkex._clock import SystemClock
+from tinkex.errors import ConfigurationError
+from tinkex.mesh.accounts.config import AuthConfig
+from tinkex.mesh.config import MeshConfig
+from tinkex.mesh.workers.client import ClientConfig
+from tinkex.mesh.workers.folder import MEMBERSHIP_NAME, WorkerFolder
+from tinkex.mesh.workers.founding import NETWORK_NAME
+from tinkex.mesh.workers.local import USER_NAME, LocalNetwork
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make the network of one folder, as each start does."""
+    cipher = QuickCipher()
+    config = MeshConfig(
+        data_dir=tmp_path / "local",
+        transport="tls",
+        auth=AuthConfig(password_memory_kib=64),
+        client=ClientConfig(port=0),
+    )
+    return lambda: LocalNetwork(config, processors=0, clock=SystemClock(), cipher=cipher)
+
+
+async def started(network):
+    """Start it and stop it: the account that it is for."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await network.start()
+        return network.user
+    finally:
+        await network.stop()
+
+
+async def test_first_start_that_was_cut_off_is_gone_on_with(make):
+    folder = make().folder
+    WorkerFolder(folder / "gateway")  # it had its key, and no place in the network yet
+    user = await started(make())
+    (folder / "client" / MEMBERSHIP_NAME).unlink()
+    assert await started(make()) == user
+
+
+async def test_account_whose_password_was_not_written_down_is_replaced(make):
+    first = await started(make())
+    (make().folder / USER_NAME).unlink()
+    second = await started(make())
+    assert second.account_id != first.account_id
+    assert await started(make()) == second
+
+
+async def test_network_whose_auth_worker_lost_its_files_says_so(make):
+    network = make()
+    network._made()
+    shutil.rmtree(network.folder / "auth")
+    with pytest.raises(ConfigurationError, match=r"auth worker.*lost its files"):
+        await started(make())
+
+
+async def test_root_key_without_its_network_keeps_its_passphrase(make):
+    network = make()
+    passphrase = network._made()
+    (network.folder / NETWORK_NAME).unlink()
+    with pytest.raises(ConfigurationError, match="there is a network"):
+        make()._made()
+    (network.folder / NETWORK_NAME).touch()
+    assert make()._made() == passphrase
