@@ -419,6 +419,28 @@ def test_chat_answers_line_by_line_and_forgets_when_told(ours):
     assert "max_tokens" in too_long.stderr
 
 
+@pytest.mark.parametrize("locale", [{"PYTHONUTF8": "1"}, {"LC_ALL": "en_US.UTF-8"}])
+@pytest.mark.parametrize("command", ["sample", "chat"])
+def test_prompt_that_is_no_text_is_told_in_words(environment, command, locale):
+    done = subprocess.run(
+        [sys.executable, "-m", "tinkex", command],
+        env={**environment, "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", **locale},
+        input=b"caf\xe9\n",
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert b"no text in the encoding" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_reply_that_the_terminal_cannot_show_is_shown_as_far_as_it_can(ours, stage):
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    drawn = ours("run", "metrics", stage["run"], env=ascii_only)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "step 3:" in drawn.stdout
+
+
 @pytest.fixture
 def hub():
     with fake_hub() as seen:

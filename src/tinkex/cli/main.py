@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import sys
 from typing import Annotated
 
@@ -116,10 +117,10 @@ def main() -> None:
     # As it ends, the interpreter searches all that is left for cycles, several times over: more
     # than a second with torch. All of that goes with the process.
     atexit.register(gc.freeze)
-    if sys.argv[1:] in (
-        ["version"],
-        ["--version"],
-    ):  # scripts ask for it; typer imports pydantic to call a command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a reply may hold what a terminal cannot show
+    # scripts ask for it; typer imports pydantic to call a command
+    if sys.argv[1:] in (["version"], ["--version"]):
         _print_version()
         return
     try:

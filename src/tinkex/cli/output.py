@@ -7,6 +7,7 @@ error, so that what a program reads is always whole.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Format = Literal["table", "json"]
 
 MISSING = "N/A"
+_WITHOUT_A_TERMINAL = 10_000
+"""Columns of a table that goes into a file or a pipe; it takes as many as it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,10 @@ def show_table(table: Table) -> None:
         if table.title:
             print(table.title)
         return
-    Console(highlight=False).print(drawn(table))
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WITHOUT_A_TERMINAL  # nothing folds what grep and cut are to find
+    console.print(drawn(table))
 
 
 def drawn(table: Table) -> RichTable:

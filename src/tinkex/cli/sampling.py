@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tinkex import types
     from tinkex.client.sampling import SamplingClient
     from tinkex.client.service import ServiceClient
+    from tinkex.errors import InputError
 
 DEFAULT_MODEL = "tinkex/sprout"
 
@@ -65,8 +66,7 @@ def sample(
     from tinkex import types
     from tinkex.cli.connect import service_client
 
-    text = sys.stdin.read() if prompt in {None, "-"} else prompt
-    assert text is not None
+    text = _piped() if prompt is None or prompt == "-" else _checked(prompt)
     params = types.SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -143,14 +143,14 @@ class _Conversation:
         Ctrl-C ends the reply; what was said of it stays in the conversation.
         """
         from tinkex import types
-        from tinkex.errors import RequestFailedError
+        from tinkex.errors import InputError, RequestFailedError
 
         self._messages.append({"role": "user", "content": text})
-        prompt = types.ModelInput.from_ints(_rendered(self._messages, self._tokenizer))
         shown = ""
         tokens: list[int] = []
         whole = ""
         try:
+            prompt = types.ModelInput.from_ints(_rendered(self._messages, self._tokenizer))
             with self._sampler.sample_stream(prompt, self._params) as stream:
                 for piece in stream:
                     tokens.extend(piece.tokens)
@@ -160,7 +160,7 @@ class _Conversation:
                         shown = whole
         except KeyboardInterrupt:
             print(" [stopped]", end="")
-        except RequestFailedError as error:
+        except (InputError, RequestFailedError) as error:
             self._messages.pop()
             print(f"Error: {error} /reset forgets the conversation.", file=sys.stderr)
             return
@@ -174,6 +174,33 @@ def _ask() -> str | None:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        raise _no_text(error) from error
+
+
+def _piped() -> str:
+    """Read a whole prompt from standard input."""
+    if sys.stdin.isatty():
+        print("Type the prompt; Ctrl-D on a line of its own ends it.", file=sys.stderr)
+    try:
+        return _checked(sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise _no_text(error) from error
+
+
+def _checked(text: str) -> str:
+    """Refuse what the terminal or the pipe gave and is no text: it came as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _no_text(error) from error
+    return text
+
+
+def _no_text(error: UnicodeError) -> InputError:
+    from tinkex.errors import InputError
+
+    return InputError(f"This is no text in the encoding of this terminal ({error}). Write UTF-8.")
 
 
 def _sampler(service: ServiceClient, model: str | None, path: str | None) -> SamplingClient:
@@ -188,6 +215,8 @@ def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
     from tinkex.errors import InputError
     from tinkex.sft.rendering import templated
 
+    for message in messages:
+        _checked(message["content"])
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("The model's tokenizer has no chat template: use `tinkex sample --raw`.")
     return templated(messages, tokenizer, add_generation_prompt=True)

@@ -48,6 +48,17 @@ def test_moments_are_told_from_now(seconds, text):
     assert output.moment(NOW - timedelta(seconds=seconds), NOW) == text
 
 
+def test_table_that_goes_into_a_pipe_folds_nothing(capsys, monkeypatch):
+    path = "tinker://" + "a" * 150 + "/weights/last"
+    table = output.Table(("Path", "Words"), [[path, "some more words " * 9]])
+    monkeypatch.delenv("COLUMNS", raising=False)
+    output.show_table(table)
+    assert path in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    output.show_table(table)
+    assert path not in capsys.readouterr().out
+
+
 def test_moment_without_a_zone_is_utc_and_none_is_missing():
     assert output.moment(datetime(2026, 6, 15, 11), NOW) == "1 hour ago"  # noqa: DTZ001
     assert output.moment(None) == "N/A"
