@@ -13,6 +13,7 @@ import typer
 
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
+from tinkex.cli.extras import require_server_extra
 from tinkex.cli.output import Table
 from tinkex.cli.serve import default_data_dir
 
@@ -48,7 +49,7 @@ def check(
     The server may run meanwhile; orphans are looked for when none does. Exit code 0: nothing is
     lost; 1: something is.
     """
-    _require()
+    require_server_extra("tinkex check")
     from tinkex.server.files.check import check_data_dir
 
     report = check_data_dir(data_dir or folder or default_data_dir(), hashes=not quick)
@@ -81,7 +82,7 @@ def backup(
     ] = False,
 ) -> None:
     """Copy the data folder of a server, running or not, as it is at one moment."""
-    _require()
+    require_server_extra("tinkex backup")
     from tinkex._clock import SystemClock
     from tinkex.server.files.backup import back_up
 
@@ -95,7 +96,7 @@ def restore(
     data_dir: _DataDir = None,
 ) -> None:
     """Put a backup back as a data folder, verified before and after; then start the server."""
-    _require()
+    require_server_extra("tinkex restore")
     from tinkex.server.files.backup import restore as put_back
 
     _show_backup(context, put_back(source, data_dir or default_data_dir()), "Restored")
@@ -129,9 +130,3 @@ def _show_backup(context: typer.Context, done: Backup, title: str) -> None:
         ("Size", output.size(done.size_bytes)),
     ]
     output.show_properties(invocation(context).form, asdict(done), title, pairs)
-
-
-def _require() -> None:
-    from tinkex.cli.extras import require_server_extra
-
-    require_server_extra("this command")

@@ -128,5 +128,14 @@ def main() -> None:
     except (TinkerError, OSError) as error:  # of the latter: a file that cannot be read or written
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "tinkex":
+            raise
+        print(
+            f"Error: this command needs the package {error.name}, which the client-only install "
+            "leaves out: pip install 'tinkex[server,mesh]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinkex import types
-from tinkex.errors import InputError
+from tinkex.errors import InputError, MissingPackageError
 from tinkex.types import TensorData
 
 if TYPE_CHECKING:
@@ -132,13 +132,18 @@ def templated(turns: Sequence[dict[str, str]], tokenizer: Any, **options: Any) -
     Raises:
         InputError: there is no chat template, or it refuses them: many know no system message, or
             want users and assistants to take turns.
+        MissingPackageError: jinja2 is not installed.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "The base model's tokenizer has no chat template: conversations cannot be rendered."
         )
-    from jinja2 import TemplateError  # noqa: PLC0415 - there wherever transformers renders
-
+    try:
+        from jinja2 import TemplateError  # noqa: PLC0415 - transformers does without, until here
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            "Chat templates need the package jinja2: `pip install jinja2`."
+        ) from error
     try:
         tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options)
     except TemplateError as error:

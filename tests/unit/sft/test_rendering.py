@@ -1,10 +1,12 @@
 """Which tokens of a conversation are learned."""
 
+import sys
+
 import numpy as np
 import pytest
 from jinja2 import TemplateError
 
-from tinkex.errors import InputError
+from tinkex.errors import InputError, MissingPackageError
 from tinkex.sft.conversations import Conversation, Message
 from tinkex.sft.rendering import datums, shifted_datum
 
@@ -83,6 +85,12 @@ def test_shift_pairs_each_token_with_the_next():
     assert datum.model_input.to_ints() == [5, 6]
     assert datum.loss_fn_inputs["target_tokens"].tolist() == [6, 7]
     np.testing.assert_array_equal(datum.loss_fn_inputs["weights"].to_numpy(), [1.0, 0.5])
+
+
+def test_missing_jinja2_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingPackageError, match="pip install jinja2"):
+        datums(conversation(("user", "hi"), ("assistant", "yo")), Tokenizer())
 
 
 def test_refusal_of_a_chat_template_is_told_with_the_line():
