@@ -104,7 +104,7 @@ bench-mesh: $(VENV)/.dev ## Measure everything that the mesh must reach, over bo
 
 docs: $(VENV)/.dev ## Build guides and API reference into build/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "==> open build/docs/index.html"
+	@echo "==> open build/docs/index.html; with search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs 8080"
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	@$(PIP) install build

@@ -59,6 +59,8 @@ class Login(TypedDict):
 class LocalServer:
     """A `tinkex serve` child process on a free loopback port.
 
+    It ends with the block, and also when this process is killed. Ctrl-C does not reach it.
+
     Args:
         data_dir: where it keeps its database, key, checkpoints and `server.log`.
         arguments: further arguments of `tinkex serve`.
@@ -116,14 +118,17 @@ class LocalServer:
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tinkex", "serve", "--port", "0"]
         command += ["--data-dir", str(self.data_dir), "--ready-file", str(ready)]
+        command += ["--until-stdin-ends"]  # no server is left behind by a program that was killed
         self._log = self.log_path.open("wb")
         start = self._clock.monotonic()
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
             command + self._arguments,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=self._environment,
+            # a terminal's Ctrl-C is this program's business: it may want to save what it has done
+            process_group=0,
         )
         try:
             self._address = self._wait_until_ready(self._process, ready, start)
@@ -152,6 +157,8 @@ class LocalServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()  # not before: that is a second wish to stop, which is at once
         if self._log is not None:
             self._log.close()
             self._log = None

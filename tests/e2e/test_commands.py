@@ -425,7 +425,7 @@ def test_prompt_that_is_no_text_is_told_in_words(environment, command, locale):
     done = subprocess.run(
         [sys.executable, "-m", "tinkex", command],
         env={**environment, "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", **locale},
-        input=b"caf\xe9\n",
+        input=b"\xe9t\xe9\n",
         capture_output=True,
         timeout=PATIENCE_S,
         check=False,

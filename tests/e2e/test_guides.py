@@ -91,6 +91,13 @@ def test_table_of_commands_names_every_command():
         assert set(getattr(command, "commands", {})) - named[name] == set(), name
 
 
+def test_every_page_is_in_the_sites_navigation():
+    root = GUIDES.parents[1]
+    navigation = (root / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    pages = {str(page.relative_to(root / "docs")) for page in (root / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"- (\S+\.md)", navigation))
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     root = GUIDES.parents[1]
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]

@@ -5,10 +5,13 @@ The settings are `cli/server_settings.py`'s, the server itself is `tinkex.server
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,10 @@ _READY_FILE = typer.Option(
     metavar="FILE",
     help="Write url, api_key, pid and base_models here as JSON once serving.",
 )
+_UNTIL_STDIN_ENDS = typer.Option(
+    "--until-stdin-ends",
+    help="Stop when standard input ends: with the program that started this server.",
+)
 _CHECK = typer.Option(
     "--check", help="Verify the data folder instead, as `tinkex check` does, and exit."
 )
@@ -59,7 +66,11 @@ def serve(*, context: typer.Context, **given: Any) -> None:
     wait_briefly()
     from tinkex.server.run import serve as run_server  # brings PyTorch
 
-    file, ready_file, check = (given.pop(name) for name in ("config", "ready_file", "check"))
+    file, ready_file, check, until_stdin_ends = (
+        given.pop(name) for name in ("config", "ready_file", "check", "until_stdin_ends")
+    )
+    if until_stdin_ends:
+        stop_with_stdin()
     if ready_file is not None:
         forget_ready_file(ready_file)
     flags = given_flags(given)
@@ -85,6 +96,7 @@ take_settings(
         keyword("config", Path | None, _CONFIG),
         keyword("ready_file", Path | None, _READY_FILE),
         keyword("check", bool, _CHECK, default=False),
+        keyword("until_stdin_ends", bool, _UNTIL_STDIN_ENDS, default=False),
     ],
     server_schema().settings.values(),
     _METAVARS,
@@ -96,6 +108,18 @@ def default_data_dir() -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("tinkex")
+
+
+def stop_with_stdin() -> None:
+    """Ask this process to stop when its standard input ends, also if its writer was killed."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="standard input", daemon=True).start()
 
 
 def forget_ready_file(path: Path) -> None:
