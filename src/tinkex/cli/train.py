@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from tinkex.sft.loop import TrainStep
-    from tinkex.sft.run import Checkpoint, RunPlan
+    from tinkex.sft.run import Checkpoint, RunPlan, RunSettings
 
 
 def train(
@@ -60,9 +60,7 @@ def train(
     ] = False,
 ) -> None:
     """Fine-tune an adapter on conversations, with checkpoints to sample from and to go on from."""
-    from tinkex._clock import SystemClock
-    from tinkex.cli.connect import service_client
-    from tinkex.sft.run import RunSettings, run
+    from tinkex.sft.run import RunSettings
 
     settings = RunSettings(
         data=data,
@@ -80,9 +78,21 @@ def train(
         save_every=save_every,
         seed=seed,
     )
+    _run(context, settings, resume=resume, local=local, json_lines=json_lines)
+
+
+def _run(
+    context: typer.Context, settings: RunSettings, *, resume: bool, local: bool, json_lines: bool
+) -> None:
+    """Train, and show it; an interrupted run ends with code 130 once its step is saved."""
+    from tinkex._clock import SystemClock
+    from tinkex.cli.connect import service_client
+    from tinkex.sft.run import run
+
+    folder = settings.output / "server"
     interrupt = _Interrupt()
     with (
-        service_client(context, output / "server" if local else None) as service,
+        service_client(context, folder if local else None) as service,
         _json_lines() if json_lines else _progress() as show,
         interrupt,
     ):
@@ -104,7 +114,7 @@ def train(
     if interrupt.asked and last.step < show.steps:
         show.stopped(last)
         raise typer.Exit(130)
-    show.end(last, f" --local {output / 'server'}" if local else "")
+    show.end(last, f" --local {folder}" if local else "")
 
 
 def _schedule(name: str) -> Literal["linear", "cosine", "constant"]:
