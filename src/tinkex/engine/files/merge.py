@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -23,7 +24,8 @@ from transformers.utils import cached_file
 from tinkex.engine.files.checkpoint import CONFIG, WEIGHTS
 from tinkex.engine.files.peft_format import PREFIX, WRAPPED
 from tinkex.engine.models.loader import load_base_model
-from tinkex.errors import InputError
+from tinkex.engine.models.tokenizer import may_have_tokenizer
+from tinkex.errors import ConfigurationError, EngineError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +84,8 @@ def merge_adapter(
 
     Raises:
         InputError: the folder is no LoRA adapter, does not fit the base, or `output` is there.
-        ConfigurationError: the base model cannot be loaded.
+        ConfigurationError: the base model, or its tokenizer, cannot be loaded.
+        EngineError: the disk refused.
     """
     if output.exists():
         raise InputError(f"{output} is there already; choose another folder.")
@@ -93,21 +96,43 @@ def merge_adapter(
         trust_remote_code=trust_remote_code,
     )
     model = base.model
+    tokenizer = _tokenizer(base.tokenizer_id, trust_remote_code=trust_remote_code)
     _check_copies(model, copies)
     untied = _untie(model, factors)
     for name, (a, b) in factors.items():
         _merge_one(model, name, a.float(), b.float(), config)
+    try:
+        _save(model, tokenizer, base.tokenizer_id, output)
+    except (OSError, SafetensorError) as error:
+        raise EngineError(f"cannot write {output}: {error}") from error
+    return Merged(output, len(factors), untied)
+
+
+def _tokenizer(source: str, *, trust_remote_code: bool) -> Any | None:
+    """Load the base model's tokenizer; None where it has none."""
+    if not may_have_tokenizer(source):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        if "trust_remote_code" in str(error):
+            reason = "it needs code from its own repository; allow it with --trust-remote-code"
+        raise ConfigurationError(f"cannot load the tokenizer of {source!r}: {reason}") from error
+
+
+def _save(model: Any, tokenizer: Any | None, source: str, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         model.save_pretrained(beside, safe_serialization=True)
-        AutoTokenizer.from_pretrained(base.tokenizer_id).save_pretrained(beside)
-        _copy_processor(base.tokenizer_id, beside)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
+        _copy_processor(source, beside)
         beside.chmod(0o755)
         beside.rename(output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Merged(output, len(factors), untied)
 
 
 def _copy_processor(source: str, folder: Path) -> None:
@@ -125,7 +150,7 @@ def _read(
     try:
         config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(adapter / WEIGHTS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"{adapter} is no adapter in PEFT's format ({CONFIG} and {WEIGHTS}): {error}"
         ) from error

@@ -6,6 +6,7 @@ Loaded on first use: most requests stop at token ids, and tokenizers cost time a
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
@@ -29,13 +30,21 @@ _FILES = (
     "sentencepiece.bpe.model",
 )
 """Without one of these a folder has no tokenizer; transformers invents one."""
+_NO_CODE = MappingProxyType({"trust_remote_code": False})
+"""Left out, transformers asks on the terminal whether to run a repository's code."""
+
+
+def may_have_tokenizer(location: str) -> bool:
+    """Whether there may be a tokenizer: any hub id, and a folder that has a tokenizer's file."""
+    folder = Path(location)
+    return bool(location) and (not folder.is_dir() or any(_has(folder, name) for name in _FILES))
 
 
 def load_decoder(location: str) -> TextDecoder | None:
     """Load the tokenizer at a folder or hub id; None where there is none."""
-    folder = Path(location)
-    if not location or (folder.is_dir() and not any(_has(folder, name) for name in _FILES)):
+    if not may_have_tokenizer(location):
         return None
+    folder = Path(location)
     if _has(folder, "tokenizer.json"):
         from tokenizers import Tokenizer  # noqa: PLC0415 - see the module's docstring
 
@@ -43,7 +52,7 @@ def load_decoder(location: str) -> TextDecoder | None:
     from transformers import AutoTokenizer  # noqa: PLC0415 - see the module's docstring
 
     try:
-        return cast("TextDecoder", AutoTokenizer.from_pretrained(location))
+        return cast("TextDecoder", AutoTokenizer.from_pretrained(location, **_NO_CODE))
     except (OSError, ValueError):
         return None
 
@@ -59,7 +68,7 @@ def load_fast_tokenizer(location: str) -> Any | None:
     from transformers import AutoTokenizer  # noqa: PLC0415 - see the module's docstring
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
+        tokenizer = AutoTokenizer.from_pretrained(location, **_NO_CODE)
     except (OSError, ValueError):
         return None
     return tokenizer if hasattr(tokenizer, "backend_tokenizer") else None

@@ -7,11 +7,11 @@ import pytest
 import torch
 from engine_support import job, sample, shake, stored_in_mxfp4, tiny_model, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, dynamic_module_utils
 
 from tinkex.engine.engine import Engine, load_base_model
 from tinkex.engine.files.merge import merge_adapter
-from tinkex.errors import InputError
+from tinkex.errors import ConfigurationError, EngineError, InputError
 from tinkex.types import LoraConfig as TinkexLora
 
 # PEFT asks transformers what transformers calls
@@ -98,6 +98,49 @@ def test_base_stored_in_mxfp4_is_merged_as_what_it_stands_for(tmp_path):
     asked = job("j", prompt, max_tokens=1, prompt_logprobs=True)
     found = sample(whole, asked)["j"].prompt_logprobs_np
     assert found[1:] == pytest.approx(expected[1:], abs=1e-4)
+
+
+def test_base_without_a_tokenizer_is_merged_without_one(base, tmp_path):
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    adapter = adapter_of(base, tmp_path / "adapter", ["q_proj"])
+    merged = merge_adapter(adapter, tmp_path / "merged", base_model=str(base))
+    assert not [*merged.folder.glob("tokenizer*")]
+    assert (merged.folder / "model.safetensors").is_file()
+
+
+def test_tokenizer_with_code_of_its_own_is_refused_with_the_flag_and_loaded_with_it(
+    tmp_path, monkeypatch
+):
+    modules, base = str(tmp_path / "modules"), tmp_path / "base"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", modules)
+    monkeypatch.syspath_prepend(modules)
+    tiny_model("smollm3").save_pretrained(base)  # transformers has no tokenizer of this family
+    give_tokenizer(base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    (base / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    adapter, out = adapter_of(base, tmp_path / "adapter", ["q_proj"]), tmp_path / "merged"
+    with pytest.raises(ConfigurationError, match=r"tokenizer of .*--trust-remote-code"):
+        merge_adapter(adapter, out, base_model=str(base))
+    assert not out.exists()
+    merge_adapter(adapter, out, base_model=str(base), trust_remote_code=True)
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_cut_off_adapter_and_a_place_that_cannot_be_written_are_told(base, tmp_path):
+    adapter = adapter_of(base, tmp_path / "adapter", ["q_proj"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EngineError, match="cannot write"):
+        merge_adapter(adapter, tmp_path / "file" / "merged", base_model=str(base))
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match="is no adapter"):
+        merge_adapter(adapter, tmp_path / "merged", base_model=str(base))
 
 
 def test_dtype_is_the_one_asked_for(base, tmp_path):
