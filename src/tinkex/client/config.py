@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -32,6 +32,7 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 60.0
 DEFAULT_CONNECT_TIMEOUT = 5.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_PORTABLE = ("timeout", "connect_timeout", "retry", "submit_retry", "circuit_breaker")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
 
@@ -72,6 +73,19 @@ class ClientConfig:
     """Whether the server is told how the client fares."""
     circuit_breaker: CircuitBreakerPolicy | None = None
     """When requests are refused early because the server is down; None never does."""
+
+    @property
+    def portable(self) -> dict[str, Any]:
+        """What goes with a client to another process, besides its server and key: no proxy."""
+        kept = {name: getattr(self, name) for name in _PORTABLE}
+        return {**kept, "headers": dict(self.headers), "query": dict(self.query)}
+
+    def with_portable(self, kept: Mapping[str, Any]) -> ClientConfig:
+        """Return these settings with those that came from another process, which go before."""
+        merged: dict[str, Any] = {name: kept[name] for name in _PORTABLE if name in kept}
+        for name in ("headers", "query"):
+            merged[name] = MappingProxyType({**getattr(self, name), **kept.get(name, {})})
+        return replace(self, **merged)
 
     @classmethod
     def resolve(

@@ -55,8 +55,12 @@ class Runtime:
     def shared_connection(
         self, config: ClientConfig, make: Callable[[ClientConfig, Runtime], Connection]
     ) -> Connection:
-        """Return the connection that clients of one server and key share, while any of them is."""
-        key = (config.base_url, config.credentials.account, tuple(sorted(config.headers.items())))
+        """Return the connection that clients of one configuration share, while any of them is."""
+        kept = {
+            name: tuple(sorted(value.items())) if isinstance(value, dict) else value
+            for name, value in config.portable.items()
+        }
+        key = (config.base_url, config.credentials.account, *kept.values())
         with self._lock:
             found = self._connections.get(key)
             if found is None or found.closed:

@@ -247,7 +247,7 @@ class SamplingClient:
             InputError: it is no handle.
             CredentialError: there is no key, or one of the wrong form.
         """
-        return _clone_of(SamplerState.of_handle(handle), api_key, {}, None)
+        return _clone_of(SamplerState.of_handle(handle), api_key)
 
     @staticmethod
     def create(*_arguments: Any, **_named: Any) -> SamplingClient:
@@ -263,10 +263,10 @@ class SamplingClient:
         )
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        """Pickle what makes a client of the same sampler elsewhere: the key too."""
+        """Pickle what makes a client of the same sampler elsewhere: key and settings too."""
         config = self._connection.config
-        key = config.credentials.portable
-        return _clone_of, (self._state(), key, dict(config.headers), self._retry_config)
+        key, kept = config.credentials.portable, config.portable
+        return _clone_of, (self._state(), key, kept, self._retry_config, self.model_path)
 
     def _state(self) -> SamplerState:
         connection = self._connection
@@ -411,15 +411,14 @@ BackcompatSamplingClientFuture = SamplingClientFuture
 def _clone_of(
     state: SamplerState,
     api_key: str | None,
-    headers: Mapping[str, str],
-    retry_config: RetryConfig | None,
+    kept: Mapping[str, Any] | None = None,
+    retry_config: RetryConfig | None = None,
+    model_path: str | None = None,
 ) -> SamplingClient:
-    """Make another client of a sampler. Clones of one server and key share their connections."""
+    """Make another client of a sampler. Clones of one configuration share their connections."""
     runtime = DEFAULT_RUNTIME
-    config = ClientConfig.resolve(
-        base_url=state.base_url, api_key=api_key, headers=headers, clock=runtime.clock
-    )
-    connection = runtime.shared_connection(config, Connection)
+    config = ClientConfig.resolve(base_url=state.base_url, api_key=api_key, clock=runtime.clock)
+    connection = runtime.shared_connection(config.with_portable(kept or {}), Connection)
     if state.client_config and connection.known_config is None:
         connection.assume(
             ClientConfigResponse.model_validate(state.client_config),
@@ -429,6 +428,7 @@ def _clone_of(
         Session(connection, known_id=state.session_id),
         sampling_session_id=state.sampling_session_id,
         base_model=state.base_model,
+        model_path=model_path,
         retry_config=retry_config,
         record_stability_info=state.record_stability_info,
         clone=True,

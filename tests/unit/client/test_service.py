@@ -62,6 +62,31 @@ def test_client_that_cannot_be_pickled_says_what_can(peer):
             assert repr(copy.copy(one)) == repr(one)
 
 
+def test_pickled_sampling_client_keeps_its_settings(peer):
+    settings = {
+        "default_headers": {"X-Own": "a"},
+        "default_query": {"gate": "b"},
+        "timeout": tinker.Timeout(7.0, connect=3.0),
+        "max_retries": 2,
+        "circuit_breaker": tinker.CircuitBreakerPolicy(threshold=9),
+    }
+    path = "tinker://run/sampler_weights/a"
+    sampler = ok({"sampler_id": "sess-1:sample:0", "base_model": "m"})
+    peer.always(f"{API}/samplers/sess-1:sample:0", sampler, method="GET")
+    with service(peer, **settings) as client:
+        one = client.create_sampling_client(path).result(10)
+        again = pickle.loads(pickle.dumps(one))
+        assert again.model_path == path
+        assert again._connection.config.portable == one._connection.config.portable
+        assert pickle.loads(pickle.dumps(again))._connection is again._connection
+        other = client.create_sampling_client(path, retry_config=tinker.RetryConfig()).result(10)
+        assert pickle.loads(pickle.dumps(other))._connection is again._connection
+    with service(peer) as client:
+        plain = pickle.loads(pickle.dumps(client.create_sampling_client(path).result(10)))
+        assert plain._connection is not again._connection
+        assert plain._connection.config.query == {}
+
+
 @pytest.mark.parametrize("odd", ["\ud800", "\n", 5])
 def test_header_that_cannot_be_sent_is_named_without_its_value(peer, odd):
     with service(peer, default_headers={"X-Odd": odd}) as client:
