@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinkex.errors import APIResponseValidationError, InputError
-from tinkex.types import EncodedTextChunk, TensorData
+from tinkex.types import EncodedTextChunk, ModelInput, TensorData
 
 if TYPE_CHECKING:
     from tinkex.types import SampleRequest, SampleResponse, SamplingParams
+
+
+def own(prompt: Any) -> Any:
+    """Return a prompt whose list of chunks nobody else has: the caller may add to theirs."""
+    return prompt.model_copy() if isinstance(prompt, ModelInput) else prompt
 
 
 def check_request(request: SampleRequest) -> None:

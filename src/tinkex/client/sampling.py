@@ -139,7 +139,7 @@ class SamplingClient:
         request = operations.checked(
             lambda: SampleRequest(
                 num_samples=num_samples,
-                prompt=prompt,
+                prompt=sample_rules.own(prompt),
                 sampling_params=sampling_params,
                 sampling_session_id=self.sampling_session_id,
                 prompt_logprobs=include_prompt_logprobs,
@@ -184,7 +184,7 @@ class SamplingClient:
         request = operations.checked(
             lambda: SampleRequest(
                 num_samples=num_samples,
-                prompt=prompt,
+                prompt=sample_rules.own(prompt),
                 sampling_params=sampling_params,
                 sampling_session_id=self.sampling_session_id,
                 topk_sample_logprobs=topk_sample_logprobs,
@@ -214,7 +214,7 @@ class SamplingClient:
         request = operations.checked(
             lambda: SampleRequest(
                 num_samples=1,
-                prompt=prompt,
+                prompt=sample_rules.own(prompt),
                 sampling_params=SamplingParams(max_tokens=1),
                 sampling_session_id=self.sampling_session_id,
                 prompt_logprobs=True,

@@ -158,7 +158,7 @@ class TrainingClient:
         """
         if loss_type_input not in {None, "logprobs"}:
             raise InputError(f"loss_type_input {loss_type_input!r} is not known: logprobs is.")
-        snapshot = checked_data(data)
+        snapshot = checked_data(data, same=not isinstance(loss_fn, LossHandle))
         if isinstance(loss_fn, LossHandle):
             self._check_handle(loss_fn, snapshot)
             if loss_fn.loss_id is not None:
@@ -545,7 +545,7 @@ class TrainingClient:
         forward_only: bool,
         method: str,
     ) -> APIFuture[ForwardBackwardOutput]:
-        # the caller may reuse its list and its map before they are sent
+        # the caller may reuse its list, its data and its map before they are sent
         snapshot = checked_data(data)
         check_loss(snapshot, loss_fn, config)
         batch = Batch(

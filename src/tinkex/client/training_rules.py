@@ -7,12 +7,13 @@ Only what is wrong for every server is refused here; what one server takes and a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinkex.errors import InputError
-from tinkex.types import AdamParams, Datum, DimuonParams, EncodedTextChunk
+from tinkex.types import AdamParams, Datum, DimuonParams, EncodedTextChunk, TensorData
 from tinkex.types.tinker_path import SCHEME, check_part
 
 if TYPE_CHECKING:
@@ -37,8 +38,13 @@ PER_TOKEN = frozenset({"target_tokens", "weights", "logprobs", "advantages"})
 """Inputs with one row for each token of the model input."""
 
 
-def checked_data(data: Sequence[Datum]) -> list[Datum]:
-    """Copy the list of a call's data.
+def checked_data(data: Sequence[Datum], *, same: bool = False) -> list[Datum]:
+    """Copy a call's data: whoever made the call may change them before they are sent.
+
+    Args:
+        data: the caller's; a datum is immutable, but what is in its map and its lists is not.
+        same: whether the list is copied alone, for a function of the caller's that is to get the
+            very data that it knows.
 
     Raises:
         InputError: it is no list of data, it is empty, or a datum has a negative token, a number
@@ -53,10 +59,23 @@ def checked_data(data: Sequence[Datum]) -> list[Datum]:
         if not isinstance(datum, Datum):
             raise InputError(f"data[{index}] must be a Datum, not {type(datum).__name__}.")
         try:
-            _check_datum(datum)
+            if not same:
+                snapshot[index] = _copied(datum)
+            _check_datum(snapshot[index])
         except InputError as error:
             raise InputError(f"data[{index}]: {error}") from None
     return snapshot
+
+
+def _copied(datum: Datum) -> Datum:
+    """Copy a datum, without the tokens and tensors, which nobody can change."""
+    model_input, positions = datum.model_input_spans, datum.loss_fn_input_spans
+    return replace(  # the map is copied where a datum is made
+        datum,
+        model_input=datum.model_input.model_copy(),
+        model_input_spans=None if model_input is None else list(model_input),
+        loss_fn_input_spans=None if positions is None else list(positions),
+    )
 
 
 def check_loss(
@@ -137,6 +156,8 @@ def _check_datum(datum: Datum) -> None:
     if text_only and not length:
         raise InputError("the model input is empty: give the model at least one token.")
     for name, tensor in datum.loss_fn_inputs.items():
+        if not isinstance(tensor, TensorData):
+            raise InputError(f"loss_fn_inputs[{name!r}] was set to a {type(tensor).__name__}.")
         values, shape = tensor.values, tensor.shape
         if text_only and name in PER_TOKEN:
             rows = values.size if shape is None else shape[0] if shape else None

@@ -1,6 +1,8 @@
 """A sampling client's requests: what is repeated, when, and under which sequence id."""
 
 import json
+import threading
+from dataclasses import replace
 
 import pytest
 from scripted_tinker import (
@@ -59,6 +61,20 @@ def test_sequences_come_back_with_their_ids(peer, sampler):
     (request,) = peer.requests_to(ASK)
     assert request.headers["x-tinker-sampling-backpressure"] == "1"
     assert json.loads(request.body)["prompt_logprobs"] is False
+
+
+def test_prompt_that_its_owner_changes_before_it_is_sent_goes_as_it_was(peer, sampler):
+    gate = threading.Event()
+    peer.expect(ASK, replace(ok({}, 503), gate=gate), taken(0))
+    peer.expect(POLL, sampled())
+    prompt = tinker.ModelInput.from_ints([1, 2, 3])
+    future = sampler.sample(prompt, 1, PARAMS)
+    peer.wait_for(ASK)
+    prompt.chunks.append(tinker.EncodedTextChunk([4]))
+    gate.set()
+    future.result(10)
+    for request in peer.requests_to(ASK):
+        assert json.loads(request.body)["prompt"] == PROMPT.model_dump()
 
 
 def test_throttled_request_goes_again_under_its_number_after_the_time_named(peer, sampler, clock):

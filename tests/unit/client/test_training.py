@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,40 @@ def test_calls_are_numbered_in_the_order_they_are_made(peer, client):
     assert calls[1].result(10).metrics is None
     found = [sequence_ids(peer, path) for path in ("forward_backward", "optim_step")]
     assert [*found, sequence_ids(peer, "save_weights")] == [[1], [2], [3]]
+
+
+def test_data_that_their_owner_changes_before_they_are_sent_go_as_they_were(peer, client):
+    """As a program does that trains on the same data with other advantages."""
+    gate = threading.Event()
+    peer.expect(f"{API}/forward_backward", replace(future("a"), gate=gate), future("b"))
+    peer.always(POLL, output())
+    first = client.forward_backward([datum()], "cross_entropy")
+    peer.wait_for(f"{API}/forward_backward")
+    data = [datum()]
+    second = client.forward_backward(data, "cross_entropy")
+    data[0].loss_fn_inputs["weights"] = tinker.TensorData([0.0, 0.0], "float32", [2])
+    data[0].model_input.chunks.append(tinker.EncodedTextChunk([9]))
+    data.append(datum())
+    gate.set()
+    first.result(10)
+    second.result(10)
+    sent = proto.decode_forward_backward_request(
+        peer.requests_to(f"{API}/forward_backward")[1].body
+    )
+    (one,) = sent.forward_backward_input.data
+    assert one == datum()
+
+
+def test_input_that_is_set_later_is_taken_as_at_first(client):
+    one = datum()
+    one.loss_fn_inputs["weights"] = np.ones(3)
+    with pytest.raises(InputError, match=r"data\[0\]: loss_fn_inputs\['weights'\] has shape \[3\]"):
+        client.forward_backward([one], "cross_entropy")
+    one.loss_fn_inputs["weights"] = "text"
+    with pytest.raises(InputError, match=r"data\[0\]: loss_fn_inputs\['weights'\]"):
+        client.forward_backward([one], "cross_entropy")
+    with pytest.raises(InputError, match="was set to a str"):
+        client.forward_backward_custom([one], lambda data, logprobs: (logprobs[0].sum(), {}))
 
 
 def test_large_batch_goes_in_chunks_and_comes_back_as_one(peer, client):
@@ -141,11 +176,14 @@ def test_custom_loss_sends_its_gradient_as_weights(peer, client):
     peer.expect(f"{API}/forward_backward", future("f"), future("b"))
     peer.always(POLL, output(loss=9.0))
 
+    own = datum()
+
     def loss(data, logprobs):
-        assert len(data) == 1
+        (one,) = data
+        assert one is own  # a program may know its data by their identity
         return (logprobs[0] ** 2).sum(), {"mine:sum": 3.0}
 
-    result = client.forward_backward_custom([datum()], loss).result(10)
+    result = client.forward_backward_custom([own], loss).result(10)
     assert result.metrics == {"mine:sum": 3.0, "loss:sum": 0.5, "surrogate_loss:sum": 9.0}
     forward, backward = [
         proto.decode_forward_backward_request(request.body)
