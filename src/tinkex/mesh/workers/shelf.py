@@ -7,6 +7,7 @@ gateways know; here are only files, by what is in them.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tinkex._clock import Clock
-from tinkex.errors import BadRequestError, InputError
+from tinkex.errors import BadRequestError, InputError, StorageError
 from tinkex.mesh.blobs.manifest import LARGEST_FILES
 from tinkex.mesh.blobs.service import BlobService
 from tinkex.mesh.blobs.store import BlobStore
@@ -24,6 +25,7 @@ from tinkex.mesh.trust.permits import BlobPermitCheck
 from tinkex.mesh.workers.base import Linked
 from tinkex.mesh.workers.discovery import MAX_ADAPTERS_ANNOUNCED, adapter_topic
 
+_UPLOAD = ".upload-"
 _TAR_ROOM = 64 * 2**10
 MAX_UPLOAD_BYTES = sum(LARGEST_FILES.values()) + _TAR_ROOM
 
@@ -45,6 +47,8 @@ class Shelf:
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Give files from now on, and announce those that are here."""
+        for cut_off in self._root.glob(f"{_UPLOAD}*"):  # where this worker was killed meanwhile
+            await asyncio.to_thread(shutil.rmtree, cut_off, ignore_errors=True)
         give_files(self._store, self._member.peers, clock=self._member.clock)
         stack.push_async_callback(self._withdraw)
         for content in reversed(self._store.contents[:MAX_ADAPTERS_ANNOUNCED]):
@@ -58,18 +62,24 @@ class Shelf:
             DamagedDataError: the files are not what their names say.
             StorageError: there is no room.
         """
-        with tempfile.TemporaryDirectory(prefix=".upload-", dir=self._root) as temporary:
-            folder = Path(temporary)
-            await _receive(archive, folder / "archive")
-            try:
-                await asyncio.to_thread(_unpack, folder / "archive", folder)
-                content = await asyncio.to_thread(self._store.add, folder)
-            except (InputError, FileExistsError, tarfile.TarError) as error:
-                raise BadRequestError(f"This is no adapter: {error}.") from error
+        try:
+            content = await self._taken(archive)
+        except OSError as error:
+            raise StorageError(f"the adapter cannot be kept: {error.strerror}") from error
         for gone in [one for one in self._announced if not self._store.has(one)]:
             await self._drop(gone)
         await self._announce(content)
         return content
+
+    async def _taken(self, archive: AsyncIterator[bytes]) -> str:
+        with tempfile.TemporaryDirectory(prefix=_UPLOAD, dir=self._root) as temporary:
+            folder = Path(temporary)
+            await _receive(archive, folder / "archive")
+            try:
+                await asyncio.to_thread(_unpack, folder / "archive", folder)
+                return await asyncio.to_thread(self._store.add, folder)
+            except (InputError, FileExistsError, tarfile.TarError) as error:
+                raise BadRequestError(f"This is no adapter: {error}.") from error
 
     async def _drop(self, content: str) -> None:
         self._announced.remove(content)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import tarfile
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
+import pytest
 from mesh_rpc import World
 
+from tinkex.errors import StorageError
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.workers.discovery import adapter_topic
@@ -42,13 +45,19 @@ async def uploaded(name):
     yield archive(name)
 
 
-async def test_adapter_that_made_room_for_another_is_announced_no_more(tmp_path):
-    async with World() as world, AsyncExitStack() as stack:
+@pytest.fixture
+async def member():
+    async with World() as world:
         key_pair = KeyPair.generate()
         peers = await world.peer(credentials=world.credentials(Role.CLIENT, key_pair))
         certificate = world.trust.peer(Role.CLIENT, key_pair).certificate
         found = MemoryDiscovery(clock=world.clock).member(peers.contact, certificate)
-        member = SimpleNamespace(peers=peers, discovery=found, clock=world.clock)
+        yield SimpleNamespace(peers=peers, discovery=found, clock=world.clock)
+
+
+async def test_adapter_that_made_room_for_another_is_announced_no_more(member, tmp_path):
+    found = member.discovery
+    async with AsyncExitStack() as stack:
         shelf = Shelf(member, tmp_path, max_bytes=6 * NUMBERS)
         await shelf.open(stack)
         first, second = [await shelf.add(uploaded(name)) for name in "ab"]
@@ -56,3 +65,25 @@ async def test_adapter_that_made_room_for_another_is_announced_no_more(tmp_path)
         assert len(await found.lookup(adapter_topic(second))) == 1
         assert await shelf.add(uploaded("a")) == first
         assert len(await found.lookup(adapter_topic(first))) == 1
+
+
+async def test_upload_in_which_the_worker_was_killed_is_gone_after_the_next_start(member, tmp_path):
+    async with AsyncExitStack() as stack:
+        shelf = Shelf(member, tmp_path, max_bytes=6 * NUMBERS)
+        cut_off = tmp_path / ".upload-x1y2"
+        cut_off.mkdir()
+        (cut_off / "archive").write_bytes(bytes(1000))
+        await shelf.open(stack)
+        assert not cut_off.exists()
+        await shelf.add(uploaded("a"))
+        assert not list(tmp_path.glob(".upload*"))
+
+
+async def test_disk_that_refuses_an_upload_is_told(member, tmp_path):
+    async with AsyncExitStack() as stack:
+        root = tmp_path / "adapters"
+        shelf = Shelf(member, root, max_bytes=6 * NUMBERS)
+        await shelf.open(stack)
+        shutil.rmtree(root)
+        with pytest.raises(StorageError, match="cannot be kept: No such file"):
+            await shelf.add(uploaded("a"))
