@@ -40,7 +40,9 @@ class Slots:
     ) -> None:
         self._total = total
         self._most_waiting = most_waiting
-        self._longest_wait_s = longest_wait_s
+        self.longest_wait_s = longest_wait_s
+        """How long anything that must come before a request's beginning is waited for, in seconds:
+        gateways hear nothing meanwhile."""
         self._clock = clock
         self._taken = 0
         self._requests = 0
@@ -104,7 +106,7 @@ class Slots:
         self._queues.setdefault(account, deque()).append(mine)
         self._idle.clear()
         try:
-            await within(self._clock, self._longest_wait_s, mine.granted.wait())
+            await within(self._clock, self.longest_wait_s, mine.granted.wait())
         except BaseException as error:
             if mine.has_it:
                 self._taken -= size
@@ -114,7 +116,7 @@ class Slots:
             self._grant()
             if isinstance(error, TimeoutError):
                 raise RateLimitError(
-                    f"This processor is full: nothing was free for {self._longest_wait_s:g} s.",
+                    f"This processor is full: nothing was free for {self.longest_wait_s:g} s.",
                     retry_after_ms=RETRY_AFTER_MS,
                 ) from None
             raise

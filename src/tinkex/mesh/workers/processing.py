@@ -41,6 +41,7 @@ from tinkex.mesh.api.processor import (
     Work,
     WorkEvent,
 )
+from tinkex.mesh.deadline import within
 from tinkex.mesh.processing.backend import Backend, Job, Run
 from tinkex.mesh.processing.slots import Slots
 from tinkex.mesh.rpc.service import Call
@@ -53,6 +54,7 @@ _LOG = logging.getLogger("tinkex.mesh.processor")
 MOST_COMPLETIONS = 128
 """Of one request."""
 LEAVING_RETRY_MS = 1000.0
+FETCHING_RETRY_MS = 5000.0
 
 
 class AdapterFiles(Protocol):
@@ -60,6 +62,8 @@ class AdapterFiles(Protocol):
 
     async def folder(self, content: str, *, permit: bytes, certificate: bytes) -> Path:
         """Return the folder with an adapter's files, fetched and verified.
+
+        What is being fetched goes on where nobody waits for it any more.
 
         Raises:
             NotFoundError: nobody has them.
@@ -214,9 +218,16 @@ class Processor(ProcessorApi):
         if self._files is None:
             raise UnsupportedError("This processor has no store for adapters.")
         assert call.certificate is not None, "gateways alone may call"
-        folder = await self._files.folder(
+        coming = self._files.folder(
             job.adapter, permit=work.fetch, certificate=call.certificate.encoded
         )
+        try:
+            folder = await within(self._clock, self._slots.longest_wait_s, coming)
+        except TimeoutError:
+            raise EngineBusyError(
+                "The adapter's files are still on their way to this processor.",
+                retry_after_ms=FETCHING_RETRY_MS,
+            ) from None
         await self._backend.load_adapter(job.adapter, folder)
 
     async def _begin(self, job: Job, permit: bytes) -> Run:

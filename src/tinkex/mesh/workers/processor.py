@@ -57,8 +57,8 @@ class ProcessorConfig:
     most_waiting: int = 128
     """Requests that may wait for a slot; above it callers are told to come back."""
     longest_wait_s: float = 45.0
-    """A request that waited so long for a slot is told to come back: gateways take a processor of
-    which they hear nothing for a minute for lost."""
+    """A request that waited so long for a slot, or for the files of its adapter, is told to come
+    back: gateways take a processor of which they hear nothing for a minute for lost."""
     adapter_mib: int = 10_240
     """Mebibytes of adapters' files that are kept; the one not used for longest goes."""
     announce_s: float = 1.0

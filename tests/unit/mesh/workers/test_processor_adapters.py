@@ -17,7 +17,7 @@ from mesh_processor import (
 from mesh_rpc import caught
 from patience import until
 
-from tinkex.errors import NotFoundError, StorageError, TrustError
+from tinkex.errors import EngineBusyError, NotFoundError, StorageError, TrustError
 from tinkex.mesh.api.blobs import (
     MOST_CHUNKS,
     BlobApi,
@@ -37,7 +37,7 @@ from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.messages import MAX_BODY_BYTES
 from tinkex.mesh.trust.permits import PERMIT_S, BlobPermitCheck, make_blob_permit
-from tinkex.mesh.workers.processor import ADAPTERS
+from tinkex.mesh.workers.processor import ADAPTERS, ProcessorConfig
 
 
 @pytest.fixture(scope="module")
@@ -303,3 +303,32 @@ async def test_adapter_that_went_while_its_request_waited_is_loaded_again(tmp_pa
         ends = [tokens(await asyncio.wait_for(one, 20)) for one in asking]
         assert all(len(end) == 12 for end in ends)
         assert ends[0] != ends[1]
+
+
+class OnTheirWay:
+    """Files that do not come until a test says so."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self.asked = asyncio.Event()
+        self.came = asyncio.Event()
+
+    async def folder(self, content, *, permit, certificate):
+        self.asked.set()
+        await self.came.wait()
+        return self._folder
+
+
+async def test_adapter_that_takes_long_to_come_is_no_reason_to_take_its_processor_for_lost(
+    mesh, files
+):
+    mesh.content = "ab" * 32
+    mesh.worker.service._files = coming = OnTheirWay(files)
+    asking = asyncio.ensure_future(mesh.ask(mesh.adapted()))
+    await coming.asked.wait()
+    mesh.clock.advance(ProcessorConfig().longest_wait_s)
+    error = await caught(asking)
+    assert isinstance(error, EngineBusyError)
+    assert error.retry_after_ms == 5000
+    coming.came.set()
+    assert len(tokens(await mesh.ask(mesh.adapted()))) == 12
