@@ -256,3 +256,23 @@ async def test_saved_adapter_loads_with_peft(api, tiny):
         logits = adapted(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)
     theirs = logits[range(4), tokens[1:]].tolist()
     assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+async def test_checkpoint_tells_the_adapter_that_is_in_it_not_the_one_that_its_run_began_with(api):
+    session = await api.session()
+    body = {"session_id": session, "base_model": BASE_MODEL}
+    lora = {"rank": 8, "seed": 1, "train_mlp": False}
+    future = await api.ok("/create_model", {**body, "model_seq_id": 0, "lora_config": lora})
+    large = (await api.result(future))["model_id"]
+    path = (await save(api, large, 1))["path"]
+    model = await api.model(session, 1, rank=4)
+    before = (await save(api, model, 1))["path"]
+    loading = {"model_id": model, "seq_id": 2, "path": path, "optimizer": True}
+    await api.result(await api.ok("/load_weights", loading))
+    after = (await save(api, model, 3, "two"))["path"]
+    told = [await api.ok("/weights_info", {"tinker_path": one}) for one in (before, after)]
+    assert [(one["lora_rank"], one["train_mlp"]) for one in told] == [(4, True), (8, False)]
+    await api.services.tasks.finished()
+    assert (await api.get(f"/training_runs/{model}")).json()["lora_rank"] == 8
+    made = await load(api, session, 2, after)
+    assert (await api.ok("/get_info", {"model_id": made["model_id"]}))["lora_rank"] == 8

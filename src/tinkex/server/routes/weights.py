@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from tinkex.server.routes.messages import future_reply, message_reply, owner_of, read_json
+from tinkex.server.storage.checkpoints import optimizer_of
 from tinkex.types import (
     LoadWeightsRequest,
     SaveWeightsExternalRequest,
@@ -69,14 +70,15 @@ class WeightsRoutes:
         owner = owner_of(request)
         run = await self._s.checkpoints.run_of(owner, message.tinker_path)
         row = await self._s.checkpoints.open(owner, message.tinker_path)
+        found = await self._s.checkpoints.describe(row)
         return message_reply(
             WeightsInfoResponse(
                 base_model=run.base_model,
-                optimizer_config=await self._s.checkpoints.optimizer_config(row),
+                optimizer_config=optimizer_of(found),
                 is_lora=True,
-                lora_rank=run.lora_rank,
-                train_unembed=run.train_unembed,
-                train_mlp=run.train_mlp,
-                train_attn=run.train_attn,
+                lora_rank=found.lora.rank,
+                train_unembed=found.lora.train_unembed,
+                train_mlp=found.lora.train_mlp,
+                train_attn=found.lora.train_attn,
             )
         )

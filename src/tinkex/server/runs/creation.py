@@ -135,6 +135,10 @@ class Creation:
                 await self._check_same_base(row, run.base)
                 loader = self._loader(run.model_id, row, request.optimizer, run.optimizer_config)
                 run.lora = await run.call(loader)
+                # Beside it: from here on a disk that refuses must not make a failure of it.
+                self._s.tasks.spawn(
+                    self._s.store.set_lora(run.model_id, run.lora), name="note adapter's shape"
+                )
                 # The checkpoint may change or go: it is not to be loaded again after a crash.
                 await self._s.snapshots.take_now(run)
                 await self._note_read(row)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tinkex._clock import Clock
     from tinkex._timers import Timer, Timers
+    from tinkex.engine.files.checkpoint import CheckpointInfo
     from tinkex.server.files.records import FileRecords
     from tinkex.server.runs.runs import TrainingRun
     from tinkex.server.storage.blobs import Blobs
@@ -135,17 +136,21 @@ class Checkpoints:
             "create_training_client_from_state_with_optimizer."
         )
 
+    async def describe(self, row: CheckpointRow) -> CheckpointInfo:
+        """Say what a checkpoint itself says of its adapter: its run may have another one by now.
+
+        Raises:
+            EngineError: its folder is damaged.
+        """
+        return await asyncio.to_thread(checkpoint_lora_config, self._blobs.folder(row.key))
+
     async def optimizer_config(self, row: CheckpointRow) -> OptimizerConfig:
         """Say which optimiser a checkpoint was trained with.
 
         Raises:
             EngineError: its folder is damaged.
         """
-        folder = self._blobs.folder(row.key)
-        info = await asyncio.to_thread(checkpoint_lora_config, folder)
-        if info.optimizer_type == DimuonOptimizerConfig().type:
-            return DimuonOptimizerConfig()
-        return AdamOptimizerConfig()
+        return optimizer_of(await self.describe(row))
 
     async def record(
         self,
@@ -241,6 +246,13 @@ class Checkpoints:
 
 async def _ignore(_row: CheckpointRow) -> None:
     """Tell nobody."""
+
+
+def optimizer_of(info: CheckpointInfo) -> OptimizerConfig:
+    """Give the configuration of a checkpoint's optimiser."""
+    if info.optimizer_type == DimuonOptimizerConfig().type:
+        return DimuonOptimizerConfig()
+    return AdamOptimizerConfig()
 
 
 def parse_path(tinker_path: str) -> CheckpointKey:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from tinkex.server.files.records import FileRecords
+    from tinkex.types import LoraConfig
 
 ACTIVE = "active"
 BUSY_TIMEOUT_MS = 10_000
@@ -226,6 +227,12 @@ class Store:
         await self._execute(
             update(TRAINING_RUNS).where(TRAINING_RUNS.c.run_id == run_id).values(last_request_at=at)
         )
+
+    async def set_lora(self, run_id: str, lora: LoraConfig) -> None:
+        """Record the shape of the adapter that a run has loaded."""
+        shape = {name: getattr(lora, name) for name in ("train_attn", "train_mlp", "train_unembed")}
+        chosen = update(TRAINING_RUNS).where(TRAINING_RUNS.c.run_id == run_id)
+        await self._execute(chosen.values(lora_rank=lora.rank, **shape))
 
     async def run(self, owner: str, run_id: str) -> RunRow | None:
         """Return the owner's training run, or None."""
