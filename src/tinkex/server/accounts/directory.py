@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinkex.errors import InputError, NotFoundError
 from tinkex.passwords import Passwords
@@ -128,46 +128,55 @@ class Directory:
         self._store.add_account(account)
         return account
 
-    def set_role(self, account_id: str, role: str) -> Account:
-        """Make an account an admin's or a member's; its keys change with it, at once.
+    def change_account(
+        self,
+        account_id: str,
+        *,
+        role: str | None = None,
+        disabled: bool | None = None,
+        password: str | None = None,
+    ) -> Account:
+        """Change what is given of an account, at once: all of it, or nothing where any is refused.
+
+        Args:
+            account_id: which one.
+            role: its keys change with it.
+            disabled: whether its keys and logins stop. Nothing is deleted.
+            password: a new one; every login from before ends.
 
         Raises:
             NotFoundError: there is no such account.
-            InputError: no such role, or nobody would be left to administer.
+            InputError: no such role, nobody would be left to administer, or the password is too
+                short or for an account without an address to log in with.
         """
-        account = self.account(account_id)
-        if _checked_role(role) != ADMIN:
+        account, now = self.account(account_id), self._clock.now()
+        changes: dict[str, Any] = {}
+        if role is not None:
+            changes["role"] = _checked_role(role)
+        if disabled is not None:
+            changes["disabled_at"] = now if disabled else None
+        if disabled or role not in {None, ADMIN}:
             self._keep_an_admin(account)
-        self._store.change_account(account_id, role=role)
+        if password is not None:
+            changes |= {
+                "password_hash": self._hashed(password, account.email),
+                "logins_after": now,
+            }
+        if changes:
+            self._store.change_account(account_id, **changes)
         return self.account(account_id)
+
+    def set_role(self, account_id: str, role: str) -> Account:
+        """Make an account an admin's or a member's, as `change_account` does."""
+        return self.change_account(account_id, role=role)
 
     def set_disabled(self, account_id: str, *, disabled: bool) -> Account:
-        """Stop all keys and logins of an account, or let them work again. Nothing is deleted.
-
-        Raises:
-            NotFoundError: there is no such account.
-            InputError: nobody would be left to administer.
-        """
-        account = self.account(account_id)
-        if disabled:
-            self._keep_an_admin(account)
-        self._store.change_account(account_id, disabled_at=self._clock.now() if disabled else None)
-        return self.account(account_id)
+        """Stop all keys and logins of an account, or let them work again, as `change_account`."""
+        return self.change_account(account_id, disabled=disabled)
 
     def set_password(self, account_id: str, password: str) -> Account:
-        """Give an account a password; every login from before ends.
-
-        Raises:
-            NotFoundError: there is no such account.
-            InputError: the password is too short, or the account has no address to log in with.
-        """
-        account = self.account(account_id)
-        self._store.change_account(
-            account_id,
-            password_hash=self._hashed(password, account.email),
-            logins_after=self._clock.now(),
-        )
-        return self.account(account_id)
+        """Give an account a password, as `change_account` does."""
+        return self.change_account(account_id, password=password)
 
     def log_in(self, email: str, password: str) -> Account | None:
         """Return the account of an address and its password; None if they do not fit.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from tinkex.server.accounts.caller import Caller
-    from tinkex.server.accounts.records import Account, ApiKey
+    from tinkex.server.accounts.records import ApiKey
     from tinkex.server.services import Services
 
 
@@ -132,7 +132,13 @@ class AccountRoutes:
         """Change an account's role, its password, or whether it works; at once."""
         message, _ = await read_json(request, ChangeAccountRequest)
         account_id = request.path_params["account_id"]
-        account = await asyncio.to_thread(self._change, account_id, message)
+        account = await asyncio.to_thread(
+            self._directory.change_account,
+            account_id,
+            role=message.role,
+            disabled=message.disabled,
+            password=message.password,
+        )
         await self._note(
             request,
             AuditEvent.ACCOUNT_CHANGED,
@@ -195,16 +201,6 @@ class AccountRoutes:
 
     def _reply(self, key: ApiKey) -> Response:
         return message_reply(describe_key(key, self._directory.account(key.account_id)))
-
-    def _change(self, account_id: str, message: ChangeAccountRequest) -> Account:
-        account = self._directory.account(account_id)
-        if message.role is not None:
-            account = self._directory.set_role(account_id, message.role)
-        if message.password is not None:
-            account = self._directory.set_password(account_id, message.password)
-        if message.disabled is not None:
-            account = self._directory.set_disabled(account_id, disabled=message.disabled)
-        return account
 
     def _check_unlimited(self, caller: Caller, key_id: str) -> None:
         asking = self._accounts.store.key(caller.key_id)

@@ -192,3 +192,13 @@ async def test_bearer_is_as_good_as_the_header_of_the_sdk(api):
     await refused(response, 401)
     response = await api.get("/sessions", key=None, headers={"Authorization": f"Basic {KEY}"})
     await refused(response, 401, "No API key")
+
+
+async def test_change_of_an_account_that_is_refused_in_part_changes_nothing(api):
+    made = (await api.post("/accounts", {"name": "Ada"})).json()
+    path = f"/accounts/{made['account_id']}"
+    change = {"role": "admin", "disabled": True, "password": "long enough to be taken"}
+    await refused(await api.request("PATCH", path, change), 400, "e-mail")
+    assert (await api.get(path)).json() == made
+    await refused(await api.request("PATCH", path, change | {"role": "king"}), 400, "king")
+    assert (await api.get(path)).json() == made
