@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +26,25 @@ async def in_a_thread_that_ends(work: Callable[[], R]) -> R:
     """
     with ThreadPoolExecutor(1, thread_name_prefix="loading") as loader:
         return await asyncio.get_running_loop().run_in_executor(loader, work)
+
+
+def allow_files(count: int) -> int:
+    """Let the process have so many files open at a time, as far as the system lets it.
+
+    Each connection is one, and most shells and services begin with a soft limit of 1024, of which
+    only the hard one is meant to bind. For who owns the whole process.
+
+    Returns:
+        How many it may have: fewer where the hard limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        # macOS refuses some numbers below its hard limit: then what was stays.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return count if soft == resource.RLIM_INFINITY else soft
 
 
 def settle_down() -> threading.Thread:

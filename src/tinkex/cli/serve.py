@@ -45,6 +45,8 @@ _UNTIL_STDIN_ENDS = typer.Option(
 _CHECK = typer.Option(
     "--check", help="Verify the data folder instead, as `tinkex check` does, and exit."
 )
+_OTHER_FILES = 1024
+"""Open at a time besides connections: the database, checkpoints, downloads."""
 _METAVARS = {"base_models": "PATH_OR_ID", "aliases": "NAME=ID", "allowed_hosts": "NAME"}
 
 
@@ -60,7 +62,7 @@ def serve(*, context: typer.Context, **given: Any) -> None:
     import asyncio
 
     from tinkex._clock import SystemClock
-    from tinkex._process import settle_down
+    from tinkex._process import allow_files, settle_down
     from tinkex.cli.openmp import wait_briefly
 
     wait_briefly()
@@ -86,6 +88,15 @@ def serve(*, context: typer.Context, **given: Any) -> None:
         print_banner(info, aliases=config.aliases, show_key=sys.stdout.isatty())
         settle_down()
 
+    wanted = config.limits.max_connections + _OTHER_FILES
+    allowed = allow_files(wanted)
+    if allowed < wanted:
+        print(
+            f"Warning: this process may have {allowed} files open, and {wanted} are wanted for "
+            f"{config.limits.max_connections} connections and what lies on the disk. Raise the "
+            "hard limit (`ulimit -Hn`, LimitNOFILE=), or lower max_connections.",
+            file=sys.stderr,
+        )
     asyncio.run(run_server(config, on_ready=on_ready, clock=SystemClock()))
 
 
