@@ -467,3 +467,8 @@ def test_adapter_is_pushed_to_the_hub_with_a_card(ours, shown, stage, hub):
     assert refused.returncode == 1
     assert "HF_TOKEN" in refused.stderr
     assert "hf_wrong" not in refused.stderr
+    nowhere = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    unreached = ours("checkpoint", "push-hf", stage["export"], "-r", "me/adapter", env=nowhere)
+    assert unreached.returncode == 1
+    assert unreached.stderr.startswith("Error: ")
+    assert "Traceback" not in unreached.stderr

@@ -22,8 +22,8 @@ def blocks(name, language):
 def environment(login):
     return {
         **os.environ,
-        "TINKEX_BASE_URL": login["base_url"],
-        "TINKEX_API_KEY": login["api_key"],
+        "TINKER_BASE_URL": login["base_url"],  # as `tinkex serve` tells its user to set
+        "TINKER_API_KEY": login["api_key"],
     }
 
 

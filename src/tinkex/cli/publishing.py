@@ -135,7 +135,8 @@ def push_hf(
                 allow_patterns=allow_pattern,
                 ignore_patterns=[*(ignore_pattern or []), "optimizer.safetensors", "tinkex.json"],
             )
-        except (hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+        # its bases: a hub that is not reached is an error of whichever HTTP library it uses
+        except (*hub.errors.HfHubHTTPError.__bases__, ValueError, OSError) as error:
             raise _push_error(target, error) from error
     value = {"repo_id": made.repo_id, "url": str(made), "commit_url": commit.commit_url}
     value["pr_url"] = commit.pr_url
