@@ -99,6 +99,8 @@ async def serve(
             room = WaitingRoom(clock=clock)
             await room.open(listener, _tls(config))
             ending.push_async_callback(room.close)
+            # minutes pass with large models, and nothing else tells that it is at work
+            logger.info("loading", base_models=list(config.base_models))
             engines, device = await in_a_thread_that_ends(partial(_load_engines, config))
             for engine in engines.values():
                 ending.callback(engine.close)

@@ -57,6 +57,14 @@ def make_config(tmp_path, folder):
     return make
 
 
+async def test_server_says_that_it_loads_its_models_before_it_serves(make_config, capsys):
+    running = Running(replace(make_config(), log_level="info"))
+    await running.info()
+    await running.end()
+    told = capsys.readouterr().err
+    assert 0 <= told.find("loading") < told.find("serving")
+
+
 async def test_ready_server_tells_where_it_is_and_answers_there(make_config, folder, tmp_path):
     running = Running(make_config())
     info = await running.info()
