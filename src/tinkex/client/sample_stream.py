@@ -23,6 +23,8 @@ from tinkex.client.transport import error_from_reply
 from tinkex.errors import (
     APIConnectionError,
     APIResponseValidationError,
+    CertificateError,
+    CircuitOpenError,
     InputError,
     NotFoundError,
     RequestFailedError,
@@ -210,6 +212,8 @@ class StreamReader:
                     response = await self._take(event)
                     if response is not None:
                         return response
+        except (CertificateError, CircuitOpenError):
+            raise  # another attempt would change nothing
         except APIConnectionError as error:
             if started:
                 raise APIConnectionError(

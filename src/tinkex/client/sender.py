@@ -10,7 +10,12 @@ import logging
 import platform
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -138,13 +143,23 @@ class Sender:
         caller's matter.
 
         Raises:
+            CircuitOpenError: the client has a circuit breaker, and it is open.
             APIConnectionError: no answer came, or it broke off.
         """
         if self.tokens is None:
             key = await self.config.credentials.key()
         else:
             key = await self.tokens.token()
-        async with self.transport.stream(self._complete(request, key)) as streamed:
+        async with AsyncExitStack() as held:
+
+            async def begin() -> StreamedReply:
+                stream = self.transport.stream(self._complete(request, key))
+                return await held.enter_async_context(stream)
+
+            if self._breaker is None:
+                streamed = await begin()
+            else:
+                streamed = await self._breaker.run(begin, lambda begun: begun.reply.status >= 500)
             if streamed.reply.status == 401 and self.tokens is not None:
                 self.tokens.refused(key)
             elif streamed.reply.status == 401:

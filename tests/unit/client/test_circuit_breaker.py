@@ -8,9 +8,11 @@ import pytest
 from client_support import settle
 from scripted_tinker import API, ok, scripted_peer, service
 
+import tinkex as tinker
 from tinkex.client.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, CircuitState
 from tinkex.errors import APIConnectionError, CircuitOpenError, InternalServerError
 from tinkex.testing import VirtualClock
+from tinkex.testing.server import PeerResponse
 
 
 class Circuit:
@@ -154,6 +156,35 @@ def test_client_with_a_breaker_stops_asking_a_server_that_fails():
         with pytest.raises(CircuitOpenError):
             client.get_server_capabilities()
         assert len(peer.requests_to(capabilities)) == 2
+
+
+def test_streamed_samples_open_the_circuit_and_are_refused_when_it_is_open():
+    policy = CircuitBreakerPolicy(threshold=2, reset_seconds=1000.0)
+    once = tinker.RetryConfig(enable_retry_logic=False)
+    prompt, params = tinker.ModelInput.from_ints([1]), tinker.SamplingParams(max_tokens=1)
+    stream = f"{API}/sample_stream"
+    with scripted_peer() as peer, service(peer, circuit_breaker=policy) as client:
+        made = client.create_sampling_client(base_model="m", retry_config=once)
+        sampler = made.result(10)
+        peer.expect(stream, ok({}, 500), PeerResponse(drop=True))
+        for error in (InternalServerError, tinker.APIConnectionError, CircuitOpenError):
+            with pytest.raises(error):
+                list(sampler.sample_stream(prompt, params))
+        with pytest.raises(CircuitOpenError):
+            sampler.sample(prompt, 1, params).result(10)
+        assert len(peer.requests_to(stream)) == 2
+
+
+def test_open_circuit_is_told_to_who_streams_at_once():
+    """It is no lost connection: to try again would wait for as long as the circuit is open."""
+    policy = CircuitBreakerPolicy(threshold=1, reset_seconds=1000.0)
+    prompt, params = tinker.ModelInput.from_ints([1]), tinker.SamplingParams(max_tokens=1)
+    with scripted_peer() as peer, service(peer, circuit_breaker=policy) as client:
+        sampler = client.create_sampling_client(base_model="m").result(10)
+        peer.expect(f"{API}/sample_stream", ok({}, 500))
+        with pytest.raises(CircuitOpenError):
+            list(sampler.sample_stream(prompt, params))
+        assert len(peer.requests_to(f"{API}/sample_stream")) == 1
 
 
 @pytest.mark.parametrize("retries", [0, 1])
