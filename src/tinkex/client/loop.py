@@ -198,6 +198,10 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
     For code of the caller's that may take long: it holds up neither the loop nor, when the program
     ends or the operation is cancelled, anything else.
+
+    Raises:
+        RuntimeError: it raised what is no error (SystemExit, a cancellation of its own): here that
+            would end the loop, or pass for a cancellation of the operation.
     """
     outcome: APIFuture[T] = APIFuture()
     context = contextvars.copy_context()
@@ -205,8 +209,12 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     def run() -> None:
         try:
             outcome.resolve(context.run(function, *arguments))
-        except BaseException as error:  # noqa: BLE001 - it is the outcome
+        except Exception as error:  # noqa: BLE001 - it is the outcome
             outcome.reject(error)
+        except BaseException as error:  # noqa: BLE001 - so is this
+            carried = RuntimeError(f"{type(error).__name__} was raised: {error}")
+            carried.__cause__ = error
+            outcome.reject(carried)
 
     threading.Thread(target=run, name="tinkex-callback", daemon=True).start()
     return await outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -58,6 +59,30 @@ def test_failing_custom_loss_takes_the_queued_step_with_it_and_leaves_the_client
     peer.always(POLL, ok({"metrics": {}}))
     client.optim_step(PARAMS).result(10)
     assert sequence_ids(peer, "optim_step") == [2]
+
+
+@pytest.mark.parametrize("raised", [SystemExit, asyncio.CancelledError, KeyboardInterrupt])
+def test_custom_loss_that_raises_what_is_no_error_fails_as_any_other(peer, client, raised):
+    """SystemExit would end the client's loop, a cancellation pass for that of the call itself."""
+    pytest.importorskip("torch")
+    peer.expect(TRAIN, future("forward"))
+    peer.expect(POLL, output())
+    gate = threading.Event()
+
+    def loss(data, logprobs):
+        gate.wait(10)
+        raise raised("enough")
+
+    failing = client.forward_backward_custom([datum()], loss)
+    queued = client.optim_step(PARAMS)
+    gate.set()
+    with pytest.raises(RuntimeError, match=f"{raised.__name__} was raised: enough"):
+        failing.result(10)
+    with pytest.raises(SkippedCallError, match="enough"):
+        queued.result(10)
+    peer.expect(STEP, future("step"))
+    peer.always(POLL, ok({"metrics": {}}))
+    client.optim_step(PARAMS).result(10)
 
 
 def test_custom_loss_runs_off_the_clients_loop_and_may_wait_for_other_calls(peer, client):
