@@ -462,13 +462,23 @@ async def test_servers_count_is_believed_as_far_as_there_are_bytes(foreign, back
     assert (words, len(tokens), reason) == ("7", counted, "stop")
 
 
-@pytest.mark.parametrize("fields", [{"max_tokens": None}, {"as_context_allows": True}], ids=str)
-async def test_chat_without_max_tokens_is_ended_by_the_server(foreign, backend, fields):
-    """Which alone knows what room there is: vLLM refuses a number that does not fit."""
-    words, _, reason = told(await ask(backend, **{"max_tokens": 4097} | fields))
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"max_tokens": None}, None),
+        ({"max_tokens": 4097, "as_context_allows": True}, None),
+        ({"max_tokens": 3900, "as_context_allows": True}, None),
+        ({"max_tokens": 3000, "as_context_allows": True}, 3000),
+        ({"max_tokens": 3900}, 3900),
+    ],
+)
+async def test_server_is_told_max_tokens_where_they_surely_fit_or_must(
+    foreign, backend, fields, sent
+):
+    """It alone knows what room there is: vLLM refuses a number that does not fit."""
+    words, _, reason = told(await ask(backend, **fields))
     assert (words, reason) == ("Goodbye", "stop")
-    await ask(backend)
-    assert [body.get("max_tokens") for _, body in foreign.bodies] == [None, 20]
+    assert foreign.bodies[0][1].get("max_tokens") == sent
 
 
 async def test_chat_that_the_server_does_not_end_is_cut_off_where_the_context_is_full(foreign):

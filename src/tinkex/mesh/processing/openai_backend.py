@@ -295,7 +295,7 @@ class OpenAIBackend:
             raise EngineError("The processor has stopped.")
         context = self._config.context_length
         prompt = estimated_tokens(request, context)
-        open_ended = is_open_ended(request)
+        open_ended = is_open_ended(request, context)
         # How much room there is where the server ends a reply, it alone knows.
         room = context if open_ended else context + 1 - prompt
         wanted = room if request.max_tokens is None else request.max_tokens

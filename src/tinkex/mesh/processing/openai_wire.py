@@ -47,6 +47,8 @@ _REASONS: Mapping[str, FinishReason] = MappingProxyType(
 _FILTERED = "content_filter"
 _BYTES_A_TOKEN = 4
 """An estimate, where a server does not count a prompt before it answers."""
+_TEMPLATE_TOKENS = 512
+"""That a chat template may add."""
 
 
 def estimated_tokens(request: CompletionRequest, context: int) -> int:
@@ -87,14 +89,21 @@ def check_supported(request: CompletionRequest) -> None:
             )
 
 
-def is_open_ended(request: CompletionRequest) -> bool:
+def is_open_ended(request: CompletionRequest, context: int) -> bool:
     """Whether the server itself is to end a reply where its context does.
 
     It alone knows how long the prompt is: servers refuse a number of tokens that does not fit
     behind it (vLLM, tinkex). For chats none is their default; for plain completions 16 may be.
     """
-    free = request.max_tokens is None or request.as_context_allows
-    return free and isinstance(request.prompt, ChatPrompt)
+    prompt = request.prompt
+    if not isinstance(prompt, ChatPrompt):
+        return False
+    if request.max_tokens is None:
+        return True
+    if not request.as_context_allows or request.max_tokens > context:
+        return request.as_context_allows
+    said = json.dumps([*prompt.messages, *prompt.tools, prompt.options], default=str)
+    return len(said) + _TEMPLATE_TOKENS + request.max_tokens > context  # a byte a token, at most
 
 
 def body_of(request: CompletionRequest, model: str, index: int) -> tuple[str, dict[str, Any]]:
@@ -104,6 +113,8 @@ def body_of(request: CompletionRequest, model: str, index: int) -> tuple[str, di
         request: what is asked.
         model: what the server calls its model.
         index: which of the `n`; each is asked for by itself, as not all servers know `n`.
+
+    `max_tokens` is left to the server where it is to be `as_context_allows`.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -112,7 +123,7 @@ def body_of(request: CompletionRequest, model: str, index: int) -> tuple[str, di
         "temperature": request.temperature,
         "top_p": request.top_p,
     }
-    if not is_open_ended(request):
+    if not request.as_context_allows:
         body["max_tokens"] = request.max_tokens
     if request.seed is not None:
         body["seed"] = (request.seed + index) % 2**31
