@@ -17,7 +17,14 @@ import typer
 
 from tinkex.cli import output
 from tinkex.cli.mesh.places import find_ready, mesh_dir
-from tinkex.cli.mesh.sessions import Place, delete_session, read_session, write_session
+from tinkex.cli.mesh.sessions import (
+    KeptSession,
+    Place,
+    delete_session,
+    read_session,
+    renewing,
+    write_session,
+)
 from tinkex.errors import (
     APIConnectionError,
     AuthenticationError,
@@ -128,8 +135,16 @@ class Endpoint:
             CredentialError: nobody is logged in, or somewhere else.
             AuthenticationError: the session has ended.
         """
-        from tinkex._clock import SystemClock
+        kept = self._session()
+        if _is_about_to_end(kept):
+            # A refresh token works once, and a second use ends the session: one command at a time.
+            with renewing(self.folder):
+                kept = self._session()
+                if _is_about_to_end(kept):
+                    return str(self._renewed(kept)["access_token"])
+        return str(kept.fields["access_token"])
 
+    def _session(self) -> KeptSession:
         kept = read_session(self.folder)
         if kept is None:
             raise CredentialError("you are not logged in: run `tinkex mesh login`")
@@ -138,20 +153,20 @@ class Endpoint:
                 f"you are not logged in at {self.url}: the session that is kept is of "
                 f"{kept.source}, and is sent to no other network; run `tinkex mesh login` here"
             )
-        session = kept.fields
-        if session["access_expires_at"] - RENEW_S <= SystemClock().now():
-            body = {"refresh_token": session["refresh_token"]}
-            try:
-                session = self.ask("POST", "/mesh/refresh", json=body)
-            except AuthenticationError as error:
-                raise AuthenticationError(
-                    f"{self.url} does not go on with your session ({error}): run `tinkex mesh "
-                    "login`, or `tinkex mesh logout` to go on without one"
-                ) from error
-            # What was known of its network stays known where no ready file says it just now.
-            place = Place(self.url, self.network or kept.network)
-            write_session(self.folder, session, place)
-        return str(session["access_token"])
+        return kept
+
+    def _renewed(self, kept: KeptSession) -> dict[str, Any]:
+        body = {"refresh_token": kept.fields["refresh_token"]}
+        try:
+            session: dict[str, Any] = self.ask("POST", "/mesh/refresh", json=body)
+        except AuthenticationError as error:
+            raise AuthenticationError(
+                f"{self.url} does not go on with your session ({error}): run `tinkex mesh "
+                "login`, or `tinkex mesh logout` to go on without one"
+            ) from error
+        # What was known of its network stays known where no ready file says it just now.
+        write_session(self.folder, session, Place(self.url, self.network or kept.network))
+        return session
 
     def credential(self) -> str:
         """Return the API key, or else the access token.
@@ -224,6 +239,12 @@ def _logged_in(endpoint: Endpoint) -> bool:
     except ConfigurationError:
         return True
     return kept is not None and kept.is_of(endpoint.place)
+
+
+def _is_about_to_end(kept: KeptSession) -> bool:
+    from tinkex._clock import SystemClock
+
+    return bool(kept.fields["access_expires_at"] - RENEW_S <= SystemClock().now())
 
 
 def answer_of(reply: httpx.Response) -> Any:

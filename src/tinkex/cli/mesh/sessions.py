@@ -7,13 +7,17 @@ that. Whoever gets a session's tokens acts as its user, so they are sent nowhere
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinkex.cli.mesh.places import SESSION_NAME, read_private, write_private
 
+_LOCK_NAME = "session.lock"
 _URL, _NETWORK = "url", "network_id"
 
 
@@ -86,6 +90,14 @@ def write_session(folder: Path, fields: dict[str, Any], place: Place) -> None:
     """Keep a session for later commands, with the place that gave it."""
     kept = {**fields, _URL: place.url, _NETWORK: place.network}
     write_private(folder / SESSION_NAME, kept)
+
+
+@contextmanager
+def renewing(folder: Path) -> Iterator[None]:
+    """Keep other commands from renewing the session meanwhile; ends with this process, however."""
+    with (folder / _LOCK_NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def delete_session(folder: Path) -> None:

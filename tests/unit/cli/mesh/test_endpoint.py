@@ -3,6 +3,9 @@
 import base64
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from typer.testing import CliRunner
@@ -132,6 +135,24 @@ def test_renewed_session_stays_bound_while_nothing_says_what_runs(folder, monkey
     assert read_private(folder / "session.json") == {**kept, **renewed}
     runs_here(folder, "theirs")
     assert find_endpoint(None, folder).credential() == "tmk-ready"
+
+
+def test_commands_at_the_same_time_renew_a_session_once(folder, monkeypatch):
+    """A refresh token works once: a second use ends the session."""
+    write_private(folder / "session.json", SESSION | {"access_expires_at": 0.0})
+    together, renewed = threading.Barrier(4), []
+
+    def ask(self, verb, path, *, json):
+        renewed.append(json["refresh_token"])
+        with suppress(threading.BrokenBarrierError):
+            together.wait(timeout=0.3)  # as long as others may come meanwhile
+        return {"access_token": "new", "access_expires_at": math.inf, "refresh_token": "next"}
+
+    monkeypatch.setattr(Endpoint, "ask", ask)
+    with ThreadPoolExecutor(4) as commands:
+        tokens = [commands.submit(find_endpoint(NOBODY, folder).access_token) for _ in range(4)]
+    assert [token.result() for token in tokens] == ["new"] * 4
+    assert renewed == ["more"]
 
 
 def test_logout_elsewhere_forgets_the_session_and_sends_it_nowhere(folder, monkeypatch):
