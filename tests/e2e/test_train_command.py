@@ -202,6 +202,16 @@ def test_run_whose_last_lines_a_full_disk_cut_is_resumed(login, data, tmp_path):
     assert last.step == 12
 
 
+def test_examples_that_are_too_long_are_told(tinkex, data, tmp_path):
+    reply = {"role": "assistant", "content": "red " * 60}
+    with data.open("a") as file:
+        file.write("\n" + json.dumps({"messages": [{"role": "user", "content": "All?"}, reply]}))
+    asked = ["--output", tmp_path / "run", "--epochs", 1, "--max-length", 50]
+    done = tinkex("train", data, *asked)
+    assert done.returncode == 0, done.stderr
+    assert "1 cut at their end" in done.stdout
+
+
 def test_sample_reads_its_prompt_from_a_pipe(tinkex):
     done = tinkex("sample", "--raw", "--max-tokens", 3, "--temperature", 0, input="One two three")
     assert done.returncode == 0, done.stderr

@@ -231,9 +231,11 @@ class _Progress:
         )
         if plan.held_out:
             told += f"; {plan.held_out} examples kept back"
+        if plan.cut:
+            told += f"; {plan.cut} cut at their end, as they are too long (--max-length)"
         if plan.first_step:
             told += f"; going on after step {plan.first_step}"
-        self._bar.console.print(told)
+        self._bar.console.print(told, soft_wrap=True)
         self._task = self._bar.add_task(
             "train", total=plan.steps, completed=plan.first_step, figures=""
         )

@@ -16,7 +16,7 @@ from tinkex.errors import InputError, MissingPackageError
 from tinkex.types import TensorData
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tinkex.sft.conversations import Conversation, Message
 
@@ -42,7 +42,10 @@ def shifted_datum(tokens: Sequence[int], learned: Sequence[float] | np.ndarray) 
 
 
 def datums(
-    conversation: Conversation, tokenizer: Any, max_length: int | None = None
+    conversation: Conversation,
+    tokenizer: Any,
+    max_length: int | None = None,
+    on_cut: Callable[[], None] = lambda: None,
 ) -> list[types.Datum]:
     """Render a conversation: one example, or one for each learned message.
 
@@ -54,6 +57,7 @@ def datums(
         conversation: what is rendered.
         tokenizer: a Hugging Face tokenizer with a chat template.
         max_length: tokens kept of an example, from its start; None keeps all.
+        on_cut: called for each example that loses tokens to `max_length`.
 
     Raises:
         InputError: there is no chat template, it refuses the conversation, or there is nothing to
@@ -64,9 +68,14 @@ def datums(
         spans = _spans(conversation.messages, tokenizer)
     except InputError as error:
         raise InputError(f"{conversation.place}: {error}") from error
+    texts = [(span.text, [span]) for span in spans]
     if all(whole[: len(span.text)] == span.text for span in spans):
-        return [_cut(whole, spans, conversation, max_length)]
-    return [_cut(span.text, [span], conversation, max_length) for span in spans]
+        texts = [(whole, spans)]
+    found = [_cut(text, learned, conversation, max_length) for text, learned in texts]
+    for text, _ in texts:
+        if max_length is not None and len(text) > max_length:
+            on_cut()
+    return found
 
 
 def prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:

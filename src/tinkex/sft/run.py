@@ -75,6 +75,8 @@ class RunPlan:
     first_step: int
     """Steps done already, by the run that this one goes on from."""
     learning_rate: float
+    cut: int = 0
+    """Examples that lose their ends, as they are longer than `max_length`."""
 
 
 def run(
@@ -120,8 +122,14 @@ def run(
     tokenizer = client.get_tokenizer()
     max_length = model.max_context_length if settings.max_length is None else settings.max_length
 
+    cut = 0
+
+    def count() -> None:
+        nonlocal cut
+        cut += 1
+
     def rendered(part: list[conversations.Conversation]) -> list[types.Datum]:
-        return [d for one in part for d in rendering.datums(one, tokenizer, max_length)]
+        return [d for one in part for d in rendering.datums(one, tokenizer, max_length, count)]
 
     examples, held_out = rendered(train_part), rendered(held_part)
     plan = RunPlan(
@@ -130,6 +138,7 @@ def run(
         steps=loop.steps_in(len(examples), numbers),
         first_step=last.step if last else 0,
         learning_rate=numbers.learning_rate,
+        cut=cut,
     )
     on_plan(plan)
 

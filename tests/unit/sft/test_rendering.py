@@ -87,6 +87,17 @@ def test_shift_pairs_each_token_with_the_next():
     np.testing.assert_array_equal(datum.loss_fn_inputs["weights"].to_numpy(), [1.0, 0.5])
 
 
+def test_examples_that_are_cut_are_counted():
+    talk = conversation(("user", "hi"), ("assistant", "a long reply"))
+    whole = len("<user>hi..<assistant>a long reply..")
+    cut = []
+    datums(talk, Tokenizer(), whole, lambda: cut.append("whole"))
+    assert cut == []
+    (datum,) = datums(talk, Tokenizer(), whole - 5, lambda: cut.append("shorter"))
+    assert cut == ["shorter"]
+    assert datum.model_input.length == whole - 6
+
+
 def test_missing_jinja2_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingPackageError, match="pip install jinja2"):
