@@ -128,7 +128,7 @@ class KeyGate:
             return
         key.open_futures -= 1
         if TOKENS in self._rates and future.work is not None:
-            used = future.work.usage
+            used = future.work.used(failed=future.error is not None)
             spent = (
                 used.forward_tokens
                 + used.forward_backward_tokens

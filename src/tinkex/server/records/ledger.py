@@ -158,7 +158,7 @@ class Ledger:
             training_s=0.0 if sampling else seconds,
             sampling_s=seconds if sampling else 0.0,
         )
-        usage += _streamed(work) if failed else work.usage
+        usage += work.used(failed=failed)
         return Entry(
             request_id=request_id,
             source=work.source,
@@ -215,10 +215,3 @@ class Ledger:
         )
         error.__cause__ = cause
         self._on_fault(error)
-
-
-def _streamed(work: Work) -> Usage:
-    """Say what a stream that broke off used: what it handed out, and its prompt."""
-    if not work.streamed_tokens:
-        return Usage()
-    return Usage(prefilled_tokens=work.prompt_tokens, sampled_tokens=work.streamed_tokens)

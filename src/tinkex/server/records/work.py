@@ -51,6 +51,17 @@ class Work:
     metrics: dict[str, float] | None = None
     """What a training step told; None for anything else."""
 
+    def used(self, *, failed: bool) -> Usage:
+        """Say what it used, besides the seconds, now that it has ended.
+
+        A stream that broke off used what it handed out, and its prompt; any other failure nothing.
+        """
+        if not failed:
+            return self.usage
+        if not self.streamed_tokens:
+            return Usage()
+        return Usage(prefilled_tokens=self.prompt_tokens, sampled_tokens=self.streamed_tokens)
+
     def spend(self, seconds: float, began: float) -> None:
         """Add engine time that was spent since `began`, in monotonic seconds."""
         if self.began is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import orjson
 import pytest
 from server_support import OTHER_KEY, batch_json, sample_json
 
@@ -95,6 +96,49 @@ async def test_tokens_are_set_right_when_the_work_has_ended(limited):
         wait = assert_refused(refused, "60 tokens a minute")
         clock.advance(wait)
         await api.result(await api.ok("/asample", sample_json(sampler, 2)))
+
+
+async def hang_up_on_tokens(api, body):
+    """Ask for a stream and go away with its first tokens; how many these were."""
+    gone, seen = asyncio.Event(), []
+    data = orjson.dumps(body)
+    headers = {"host": "localhost", "x-api-key": api.key, "content-type": "application/json"}
+    headers["content-length"] = str(len(data))
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"}
+    scope |= {"scheme": "http", "path": "/api/v1/sample_stream", "raw_path": b"", "root_path": ""}
+    scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "server": ("localhost", 80)}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+    messages = [{"type": "http.request", "body": data, "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        for line in message.get("body", b"").split(b"\n\n"):
+            event = orjson.loads(line.removeprefix(b"data: ")) if line.startswith(b"data") else {}
+            if event.get("type") == "tokens":
+                seen.append(len(event["tokens"]))
+                gone.set()
+
+    await api.app(scope, receive, send)
+    return sum(seen)
+
+
+async def test_stream_that_is_broken_off_costs_what_it_handed_out(limited):
+    async with limited(tokens_per_minute=10_000) as api:
+        sampler = await api.sampler()
+        body = sample_json(sampler, tokens=range(5, 25), max_tokens=100, num_samples=64, stop=[])
+        del body["seq_id"]
+        shown = await hang_up_on_tokens(api, body)
+        await api.quiet()
+        left = (await api.get("/training_runs")).headers["x-ratelimit-remaining-tokens"]
+        assert shown > 0
+        assert int(left) <= 10_000 - 20 - shown
+        used = (await api.get("/usage?by=account")).json()["rows"][0]
+        assert 10_000 - int(left) == used["prefilled_tokens"] + used["sampled_tokens"]
 
 
 async def test_training_has_its_tokens_counted_and_a_failed_batch_gives_them_back(limited):
