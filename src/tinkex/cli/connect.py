@@ -75,8 +75,10 @@ def service_client(context: typer.Context, local: Path | None) -> Iterator[Servi
             yield client
         return
     from tinkex.cli.extras import require_server_extra
+    from tinkex.cli.output import remark
     from tinkex.local import LocalServer
 
     require_server_extra("--local")
+    remark(f"Starting a server in {local} ...")
     with LocalServer(local) as server, ServiceClient(**server.login) as client:
         yield client
