@@ -12,6 +12,7 @@ depend on that run alone, so no bit of its results tells of the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,6 +39,9 @@ _FEW_ROWS = 64
 """Below this many, LoRA is added to a run's logits in one call."""
 _ADD_COLUMNS = 4096
 """Logits of a row to which LoRA is added at a time: what was just computed is then in the cache."""
+
+_MOST_BITS = 60
+"""Slopes are multiplied by no more than two to this, or divided."""
 
 LogprobGradient = Callable[[slice, Tensor], Tensor]
 """(rows, logprobs [n, K]) -> dL/dlogprobs [n, K] for these rows."""
@@ -162,9 +166,11 @@ class Head:
                 the gradients of the unembedding's LoRA.
 
         Returns:
-            dL/dhidden [N, C], in the dtype of `hidden`; zero for rows of no run.
+            dL/dhidden [N, C], in the dtype of `hidden`, but float32 where that is float16: its
+            range is too small for them (`in_range`). Zero for rows of no run.
         """
-        slopes = torch.zeros_like(hidden)
+        narrow = hidden.dtype == torch.float16
+        slopes = torch.zeros_like(hidden, dtype=torch.float32 if narrow else hidden.dtype)
         for chunk in self._joint_chunks(parts):
             self._chunk_backward(hidden, chunk, slopes)
         for part in parts:
@@ -208,10 +214,17 @@ class Head:
         whole = len(live) == len(chunk) and all(index is None for _, index, _ in live)
         # The rows of whole slices lie there already, filler and all.
         d_logits = p if whole else self._padded(torch.cat([rows for _, _, rows in live]))
+        narrow = self.matrix.dtype == torch.float16
+        factors = [in_range(rows) if narrow else 1.0 for _, _, rows in live]
+        if narrow:
+            d_logits = self._padded(
+                torch.cat([rows * f for (_, _, rows), f in zip(live, factors, strict=True)])
+            )
         d_hidden = self.matrix.times(d_logits.to(self.matrix.dtype)).float()
         start = 0
-        for one, index, rows in live:
+        for (one, index, rows), factor in zip(live, factors, strict=True):
             d_x = d_hidden[start : start + rows.shape[0]]
+            d_x = d_x / factor if narrow else d_x
             start += rows.shape[0]
             self._lora_backward(one, _rows_of(hidden, one), index, rows, d_x)
             into = _rows_of(slopes, one)
@@ -275,6 +288,17 @@ class Head:
         for start in range(0, z.shape[1], _ADD_COLUMNS):
             at = slice(start, start + _ADD_COLUMNS)
             z[:, at].add_(self._products.rows(inner, pair.b[at]))
+
+
+def in_range(slopes: Tensor) -> float:
+    """Give the power of two that brings the largest slope near 1, the middle of float16's range.
+
+    Weights of a mean over many tokens make slopes that float16 would round to nothing.
+    """
+    largest = float(slopes.abs().amax()) if slopes.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return 1.0
+    return 2.0 ** min(max(-math.frexp(largest)[1], -_MOST_BITS), _MOST_BITS)
 
 
 def _rows_of(values: Tensor, one: _Slice) -> Tensor:

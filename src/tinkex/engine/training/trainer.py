@@ -21,7 +21,7 @@ from tinkex.engine.attempts import attempt
 from tinkex.engine.attention.packed import PrefillAttention
 from tinkex.engine.lora.stack import is_finite
 from tinkex.engine.lora.weights import LoraSegment
-from tinkex.engine.models.head import HeadPart
+from tinkex.engine.models.head import HeadPart, in_range
 from tinkex.engine.training.batching import PackedBatch, TrainingSequence, microbatches, pack
 from tinkex.engine.training.loss_metrics import call_metrics
 from tinkex.engine.training.losses import LossCall, LossInputs
@@ -366,11 +366,26 @@ def _joint_backward(parts: Sequence[_Part]) -> list[Callable[[], None] | None]:
             found.append(None)
     slopes = runner.head.backward(hidden.detach(), [one[0] for one in found if one is not None])
     if hidden.requires_grad:  # not when the adapters cover the unembedding alone
-        _decoder_backward(hidden, slopes, anchor, parts)
+        factors = [1.0] * len(parts)
+        if slopes.dtype != hidden.dtype:
+            factors = [in_range(slopes[one.start : one.start + one.count]) for one in parts]
+        _scale(slopes, parts, factors)
+        _decoder_backward(hidden, slopes.to(hidden.dtype), anchor, parts)
+        _scale(None, parts, [1 / factor for factor in factors])
     return [
         None if one is None else partial(_finish, part, *one)
         for part, one in zip(parts, found, strict=True)
     ]
+
+
+def _scale(slopes: Tensor | None, parts: Sequence[_Part], factors: Sequence[float]) -> None:
+    """Multiply each run's slopes, and what its gradient has already, by its power of two."""
+    for part, factor in zip(parts, factors, strict=True):
+        if factor != 1:
+            assert part.gradient is not None
+            part.gradient.flat.mul_(factor)
+            if slopes is not None:
+                slopes[part.start : part.start + part.count].mul_(factor)
 
 
 def _decoder_backward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine_support import datum, flat, gradient, shake, tiny_engine, trained_engine
+from engine_support import datum, flat, gradient, shake, tiny_engine, tiny_model, trained_engine
 
 from tinkex.errors import EngineError, InputError
 from tinkex.types import AdamParams, LoraConfig
@@ -196,3 +196,26 @@ def test_other_adapter_is_untouched_bit_for_bit():
     engine.optim_step("a", AdamParams(learning_rate=0.1))
     assert torch.equal(flat(engine, "b"), before)
     assert engine._pool.adapter("b").gradient is None
+
+
+@pytest.mark.parametrize("family", ["qwen3", "olmo2", "qwen3_moe"])
+@pytest.mark.parametrize("weight", [2.0**-24, 2.0**20])
+def test_gradient_in_float16_keeps_its_digits_whatever_the_weights(family, weight):
+    """As of a mean over millions of tokens; alone, and beside a run of another size."""
+    model = tiny_model(family).to(torch.float16)
+    engine = tiny_engine(model=model, dtype="float16")
+    for i, name in enumerate(("a", "b")):
+        engine.create_adapter(name, LoraConfig(rank=4, seed=i))
+        shake(engine, name, seed=i)
+
+    def task(name, value):
+        weights = np.full(9, value, np.float32)
+        return engine.begin_forward_backward(name, [datum(9, weights=weights)], "cross_entropy")
+
+    task("a", 1.0).run_microbatch()
+    expected = gradient(engine, "a").double() * weight
+    for company in ([], [task("b", 1.0)]):
+        engine._pool.adapter("a").gradient = None
+        engine.run_together([task("a", weight), *company])
+        found = gradient(engine, "a").double()
+        assert float((found - expected).norm() / expected.norm()) < 5e-3
