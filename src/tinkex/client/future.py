@@ -102,9 +102,12 @@ class APIFuture(Future[T]):
 
         Raises:
             ResultTimeoutError: (also a `TimeoutError`) not done after `timeout` seconds.
+            asyncio.CancelledError: the operation was cancelled.
         """
         if self.done():
             self.outcome_seen = True
+            if self.cancelled():  # asyncio's own, as for who awaits it while it is cancelled
+                raise asyncio.CancelledError
             return super().result()
         relay, forget = self._relay(asyncio.get_running_loop())
         self._reader_came()

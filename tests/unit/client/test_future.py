@@ -96,6 +96,21 @@ async def test_timeout_error_of_the_operation_itself_is_passed_on():
         future.result(5)
 
 
+@pytest.mark.parametrize("early", [True, False])
+async def test_who_awaits_what_is_cancelled_gets_asyncios_error(early):
+    """Whether it was cancelled before or meanwhile; `result()` has that of concurrent.futures."""
+    future: APIFuture[int] = APIFuture()
+    if early:
+        future.cancel()
+    reader = asyncio.ensure_future(future.coroutine())
+    await settle()
+    future.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(0)
+
+
 async def test_stop_iteration_reaches_who_awaits_it():
     """asyncio's futures refuse one, and whoever awaited such a future would wait for ever."""
     future = APIFuture()
