@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tinkex.errors import BlockingCallError, ResultTimeoutError
 
@@ -203,6 +203,11 @@ class APIFuture(Future[T]):
             f"No result after {timeout:g} s. The server may still be working on it: wait longer, "
             "or look at the server's log if it should have been quick."
         )
+
+    def kept(self) -> Self:
+        """Let the operation go on when whoever awaits it goes away; return this future."""
+        self._reader_came()  # one that never leaves
+        return self
 
     def _reader_came(self) -> None:
         with self._lock:

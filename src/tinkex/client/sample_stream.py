@@ -11,7 +11,8 @@ import asyncio
 import base64
 import binascii
 import weakref
-from contextlib import AsyncExitStack
+from collections import deque
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from tinkex.client.connection import Connection
     from tinkex.client.events import EventSource
+    from tinkex.client.future import APIFuture
     from tinkex.client.sample_submission import SampleCall, SampleSubmitter
     from tinkex.client.transport import HttpRequest, Reply, StreamedReply
 
@@ -80,6 +82,8 @@ class SampleStream:
         self._connection = connection
         self._pieces = reader.pieces
         self._end: _End | None = None
+        self._asked: deque[APIFuture[SampledPiece | _End]] = deque()
+        """Whose pieces nobody has taken: the reader was interrupted, and may go on."""
         with acting_for(source):
             self._running = connection.submit(reader.run)
         self._finalizer = weakref.finalize(self, self._running.cancel)
@@ -104,14 +108,18 @@ class SampleStream:
             APIStatusError: an error status, to the end of what `retry_config` allows.
         """
         while self._goes_on():
-            piece = self._taken(self._connection.submit(self._pieces.get).result())
+            with self._next() as coming:
+                item = coming.result()
+            piece = self._taken(item)
             if piece is not None:
                 yield piece
 
     async def __aiter__(self) -> AsyncIterator[SampledPiece]:
         """Give the pieces as they come; errors as of `for`."""
         while self._goes_on():
-            piece = self._taken(await self._connection.submit(self._pieces.get))
+            with self._next() as coming:
+                item = await coming
+            piece = self._taken(item)
             if piece is not None:
                 yield piece
 
@@ -138,6 +146,19 @@ class SampleStream:
         if self._end is not None and self._end.error is not None:
             raise self._end.error
         return self._end is None
+
+    @contextmanager
+    def _next(self) -> Iterator[APIFuture[SampledPiece | _End]]:
+        """Give what the next piece comes to; it is kept for later when the wait is interrupted."""
+        if self._asked:
+            coming = self._asked.popleft()
+        else:
+            coming = self._connection.submit(self._pieces.get).kept()
+        try:
+            yield coming
+        except BaseException:
+            self._asked.appendleft(coming)
+            raise
 
     def _taken(self, item: SampledPiece | _End) -> SampledPiece | None:
         if isinstance(item, SampledPiece):

@@ -4,6 +4,7 @@ client.md section 5, row "A stream 'works' only with a fully buffered body": the
 event at a time, and waits until the reader has seen it.
 """
 
+import asyncio
 import base64
 import gc
 import threading
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import orjson
 import pytest
+from client_support import settle
 from scripted_tinker import API, KEY, JumpingClock, ok, scripted_peer, service
 
 import tinkex as tinker
@@ -160,6 +162,48 @@ async def test_async_reader_gets_the_same(peer, sampler):
     stream = sampler.sample_stream(PROMPT, PARAMS)
     assert [piece.tokens async for piece in stream] == [[1, 2]]
     assert stream.response.sequences[0].stop_reason == "length"
+
+
+def two_pieces(gate):
+    def script(send):
+        send(started())
+        assert gate.wait(10)
+        send(tokens(1))
+        send(tokens(2))
+        send(finished())
+
+    return script
+
+
+async def test_reader_that_is_cancelled_loses_no_piece_when_it_goes_on(peer, sampler):
+    """As with a time-out around each piece."""
+    gate = threading.Event()
+    peer.script = two_pieces(gate)
+    stream = sampler.sample_stream(PROMPT, PARAMS)
+    for _ in range(2):
+        waiting = asyncio.ensure_future(anext(aiter(stream)))
+        await settle()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    gate.set()
+    assert [list(piece.tokens) async for piece in stream] == [[1], [2]]
+
+
+def test_reader_that_is_interrupted_loses_no_piece_when_it_goes_on(peer, sampler, monkeypatch):
+    gate = threading.Event()
+    peer.script = two_pieces(gate)
+    stream = sampler.sample_stream(PROMPT, PARAMS)
+
+    def interrupted(future, timeout=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tinkex.client.future.APIFuture.result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(stream))
+    gate.set()
+    assert [list(piece.tokens) for piece in stream] == [[1], [2]]
 
 
 def endless(send):
