@@ -1,7 +1,8 @@
 """Completions of several prompts: begun one after the other, and read in that order.
 
 Owns that nothing of an answer is told until all have begun, and that this is no deadlock: where
-there is no room for one more, it begins when one before it has ended, and that has to be read.
+there is no room for one more, it begins when one before it has ended, and that has to be read. One
+that is refused because so many are in progress is tried again as those end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+
+from tinkex.errors import RateLimitError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -38,6 +41,9 @@ class Batch:
         """All of them, once there is a piece."""
         self._came = asyncio.Event()
         """Set when another one has begun, or none begins any more."""
+        self._ended = 0
+        self._went = asyncio.Event()
+        """Set when another one has ended."""
 
     async def pieces(self) -> AsyncGenerator[Placed, None]:
         """Give all pieces, those of the first prompt first; its end cancels what goes on.
@@ -64,10 +70,21 @@ class Batch:
     async def _begin(self) -> None:
         try:
             for request in self.requests:
-                self.begun.append(await self._completer.complete(self._caller, request))
+                self.begun.append(await self._begun(request))
                 self._came.set()
         finally:
             self._came.set()
+
+    async def _begun(self, request: CompletionRequest) -> Completion:
+        while True:
+            in_progress = len(self.begun) - self._ended
+            self._went.clear()
+            try:
+                return await self._completer.complete(self._caller, request)
+            except RateLimitError:
+                if not in_progress:
+                    raise  # it is no other of these that is in its way
+            await self._went.wait()
 
     async def _read(self, beginning: asyncio.Future[None]) -> AsyncGenerator[Placed, None]:
         for place in range(len(self.requests)):
@@ -78,6 +95,8 @@ class Batch:
                 await self._came.wait()
             async for piece in self.begun[place].pieces():
                 yield place, piece
+            self._ended += 1
+            self._went.set()
 
 
 async def _held_until(

@@ -221,6 +221,33 @@ async def test_more_prompts_than_there_is_room_for_are_read_while_they_begin(
     assert all(script.cancelled for script in completer.begun)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_prompts_beyond_what_may_be_in_progress_are_tried_again_as_others_end(
+    face, completer, piece, stream
+):
+    room, complete = asyncio.Semaphore(2), completer.complete
+
+    async def refused_while_full(caller, request):
+        if room.locked():
+            raise status_error(429, "too many in progress", retry_after_ms=1.0)
+        await room.acquire()
+        script = await complete(caller, request)
+        script.steps = _letting_go(script.steps, room)
+        return script
+
+    completer.complete = refused_while_full
+    for number in range(5):
+        completer.say(piece(f"{number}"), None, piece("!", finish_reason="stop"))
+    async with asyncio.timeout(20):
+        response = await face.post(PLAIN, prompt=["x"] * 5, stream=stream)
+    assert response.status_code == 200
+    assert all(f'"{number}' in response.text for number in range(5))
+    await room.acquire()
+    await room.acquire()  # by somebody else, for ever
+    refused = await face.post(PLAIN, prompt=["x"] * 5, stream=stream)
+    assert refused.status_code == 429
+
+
 def _letting_go(steps, room):
     yield from steps
     room.release()
