@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Placed = tuple[int, Piece | None]
     """Which prompt it is of, and a piece; None as a sign of life."""
 
+AT_ONCE = 256
+"""Pieces that were held and are given before anything else has its turn."""
+
 
 class Batch:
     """The completions of several prompts.
@@ -119,8 +122,10 @@ async def _held_until(
                 if placed is not None and placed[1] is not None:
                     held.append(placed)
         await beginning
-        for placed in held:
+        for number, placed in enumerate(held, 1):
             yield placed
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)  # noqa: TID251 - others have their turn: no time passes
         if following is not None and (placed := await following) is not None:
             yield placed
     finally:

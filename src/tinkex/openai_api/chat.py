@@ -41,28 +41,27 @@ if TYPE_CHECKING:
 class _Answer:
     """One answer as far as it has come."""
 
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def add(self, piece: Piece) -> None:
-        self.text += piece.text
+        self.texts.append(piece.text)
         self.tokens += piece.tokens
         self.calls += piece.tool_calls
         self.finish_reason = piece.finish_reason or self.finish_reason
 
     def choice(self, index: int, *, logprobs: bool) -> ChatChoice:
         """Return the whole."""
+        text = "".join(self.texts)
         calls = [
             ReplyToolCall(id=_call_id(), function=_called(call)) for call in self.calls
         ] or None
         assert self.finish_reason is not None, "the last piece of a completion says why it ended"
         return ChatChoice(
             index=index,
-            message=ReplyMessage(
-                content=None if calls and not self.text else self.text, tool_calls=calls
-            ),
+            message=ReplyMessage(content=None if calls and not text else text, tool_calls=calls),
             logprobs=_figures(self.tokens) if logprobs else None,
             finish_reason=self.finish_reason,
         )

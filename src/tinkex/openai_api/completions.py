@@ -46,7 +46,7 @@ class _Answer:
     """Whether the best of several is wanted, by log-probability."""
     echoed: int = 0
     """Characters of the prompt before what was sampled."""
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sampled: list[Token] = field(default_factory=list)
@@ -65,7 +65,7 @@ class _Answer:
                 raise untold_logprobs("best_of")
         before = 0 if piece.echo else self.echoed
         offsets = [token.offset + before for token in piece.tokens]
-        self.text += piece.text
+        self.texts.append(piece.text)
         self.tokens += piece.tokens
         self.offsets += offsets
         self.finish_reason = _plain(piece.finish_reason) or self.finish_reason
@@ -85,7 +85,10 @@ class _Answer:
         """Return the whole."""
         figures = None if self.logprobs is None else _figures(self.tokens, self.offsets)
         return CompletionChoice(
-            text=self.text, index=index, logprobs=figures, finish_reason=self.finish_reason
+            text="".join(self.texts),
+            index=index,
+            logprobs=figures,
+            finish_reason=self.finish_reason,
         )
 
 
