@@ -198,8 +198,14 @@ class SessionRegistry:
         session.lease = self._timers.call_later(seconds, lambda: self._check(session))
 
     def _check(self, session: Session) -> None:
-        left = session.last_seen + self._ttl_s - self._clock.monotonic()
-        if left > 0:
+        now = self._clock.monotonic()
+        left = session.last_seen + self._ttl_s - now
+        assert session.lease is not None, "this is what it fires"
+        if now - session.lease.deadline > self._ttl_s:
+            # The process was stopped, or its machine: nobody could be heard meanwhile, and what was
+            # sent may still wait to be read. As after a restart, the lease begins anew.
+            self._arm(session, self._ttl_s)
+        elif left > 0:
             self._arm(session, left)
         else:
             self._end(session, SessionEnd.EXPIRED)

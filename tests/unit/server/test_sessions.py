@@ -49,6 +49,20 @@ async def test_heartbeats_keep_a_session_alive(registry, ended, advance):
     assert len(ended) == 1
 
 
+async def test_server_that_was_stopped_itself_hears_its_clients_before_it_ends_them(
+    registry, ended, advance
+):
+    """A process that was paused, or whose machine was: the signs of life wait to be read."""
+    heard = registry.create(ALICE, key_id="k")
+    silent = registry.create(ALICE, key_id="k")
+    await advance(600)
+    assert ended == []
+    await advance(100)
+    registry.heartbeat(ALICE, heard.session_id)
+    await advance(51)
+    assert ended == [(silent.session_id, SessionEnd.EXPIRED)]
+
+
 async def test_any_request_counts_as_a_sign_of_life(registry, ended, advance):
     session = registry.create(ALICE, key_id="k")
     await advance(100)
