@@ -45,7 +45,7 @@ def datums(
     conversation: Conversation,
     tokenizer: Any,
     max_length: int | None = None,
-    on_cut: Callable[[], None] = lambda: None,
+    on_cut: Callable[[], object] = lambda: None,
 ) -> list[types.Datum]:
     """Render a conversation: one example, or one for each learned message.
 

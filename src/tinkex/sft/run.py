@@ -9,6 +9,7 @@ Owns the folder and how a run is taken up again; the loop is `loop`'s.
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -122,23 +123,15 @@ def run(
     tokenizer = client.get_tokenizer()
     max_length = model.max_context_length if settings.max_length is None else settings.max_length
 
-    cut = 0
-
-    def count() -> None:
-        nonlocal cut
-        cut += 1
-
-    def rendered(part: list[conversations.Conversation]) -> list[types.Datum]:
-        return [d for one in part for d in rendering.datums(one, tokenizer, max_length, count)]
-
-    examples, held_out = rendered(train_part), rendered(held_part)
+    examples, cut = _rendered(train_part, tokenizer, max_length)
+    held_out, cut_too = _rendered(held_part, tokenizer, max_length)
     plan = RunPlan(
         examples=len(examples),
         held_out=len(held_out),
         steps=loop.steps_in(len(examples), numbers),
         first_step=last.step if last else 0,
         learning_rate=numbers.learning_rate,
-        cut=cut,
+        cut=cut + cut_too,
     )
     on_plan(plan)
 
@@ -165,6 +158,15 @@ def run(
     )
     assert last is not None  # the last step saves
     return last
+
+
+def _rendered(
+    part: list[conversations.Conversation], tokenizer: Any, max_length: int | None
+) -> tuple[list[types.Datum], int]:
+    """Make data of conversations; returns how many were cut to `max_length`, too."""
+    cut = itertools.count()
+    data = [d for one in part for d in rendering.datums(one, tokenizer, max_length, cut.__next__)]
+    return data, next(cut)
 
 
 def _check(settings: RunSettings) -> None:
