@@ -11,6 +11,8 @@ from tinkex.mesh.dht.records import Offer, Record
 
 MAX_ADAPTERS_ANNOUNCED = 48
 """By one worker, latest used first: nodes of the DHT hold 64 topics of a peer."""
+MORE_ADAPTERS = "adapter:more"
+"""The topic of whoever gives away more adapters than it announces: asked where no other is left."""
 
 
 def model_topic(name: str) -> str:
@@ -26,8 +28,8 @@ def adapter_topic(content: str) -> str:
 class Discovery(Protocol):
     """Announces topics and looks them up.
 
-    Topics are the names of the roles that serve (all but `client`), `model:<name>`, and
-    `adapter:<hash>`.
+    Topics are the names of the roles that serve (all but `client`), `model:<name>`,
+    `adapter:<hash>` and `adapter:more`.
     """
 
     async def announce(self, topic: str, offer: Offer) -> None:

@@ -31,6 +31,7 @@ from tinkex.mesh.trust.permits import REMEMBERED_S, PermitCheck
 from tinkex.mesh.workers.base import Linked, Worker
 from tinkex.mesh.workers.discovery import (
     MAX_ADAPTERS_ANNOUNCED,
+    MORE_ADAPTERS,
     adapter_topic,
     model_topic,
 )
@@ -158,9 +159,12 @@ class ProcessorWorker(Worker):
         )
 
     async def _sources(self, content: str) -> list[Contact]:
-        """Give who announces an adapter; those with the least to do first."""
-        found = await self._member.discovery.lookup(adapter_topic(content))
-        return [record.contact for record in sorted(found, key=lambda record: record.load)]
+        """Give who announces an adapter, those with the least to do first; then who may have it."""
+        found, more = await asyncio.gather(
+            *map(self._member.discovery.lookup, (adapter_topic(content), MORE_ADAPTERS))
+        )
+        contacts = [record.contact for record in sorted(found, key=lambda record: record.load)]
+        return list(dict.fromkeys([*contacts, *(record.contact for record in more)]))
 
     def readings(self) -> Iterable[Reading]:
         """What its metrics are to show of it."""
@@ -207,6 +211,8 @@ class ProcessorWorker(Worker):
             *(model_topic(name) for name in names),
             *(adapter_topic(content) for content in stored[:MAX_ADAPTERS_ANNOUNCED]),
         }
+        if len(stored) > MAX_ADAPTERS_ANNOUNCED:
+            topics.add(MORE_ADAPTERS)
         await self._drop(self._announced - topics)
         for topic in sorted(topics):
             self._announced.add(topic)

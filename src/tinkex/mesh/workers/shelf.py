@@ -23,7 +23,7 @@ from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.rpc.peers import Peers
 from tinkex.mesh.trust.permits import BlobPermitCheck
 from tinkex.mesh.workers.base import Linked
-from tinkex.mesh.workers.discovery import MAX_ADAPTERS_ANNOUNCED, adapter_topic
+from tinkex.mesh.workers.discovery import MAX_ADAPTERS_ANNOUNCED, MORE_ADAPTERS, adapter_topic
 
 _UPLOAD = ".upload-"
 _TAR_ROOM = 64 * 2**10
@@ -53,6 +53,7 @@ class Shelf:
         stack.push_async_callback(self._withdraw)
         for content in reversed(self._store.contents[:MAX_ADAPTERS_ANNOUNCED]):
             await self._announce(content)
+        await self._tell_of_more()
 
     async def add(self, archive: AsyncIterator[bytes]) -> str:
         """Take an adapter in: a tar archive of its files, as it arrives. Gives its content id.
@@ -69,6 +70,7 @@ class Shelf:
         for gone in [one for one in self._announced if not self._store.has(one)]:
             await self._drop(gone)
         await self._announce(content)
+        await self._tell_of_more()
         return content
 
     async def _taken(self, archive: AsyncIterator[bytes]) -> str:
@@ -93,8 +95,15 @@ class Shelf:
             await self._drop(self._announced[0])
         await self._member.discovery.announce(adapter_topic(content), Offer(adapters=(content,)))
 
+    async def _tell_of_more(self) -> None:
+        """Be found for adapters, too, that are not announced one by one."""
+        if len(self._store.contents) > len(self._announced):
+            await self._member.discovery.announce(MORE_ADAPTERS, Offer())
+        else:
+            await self._member.discovery.withdraw(MORE_ADAPTERS)
+
     async def _withdraw(self) -> None:
-        topics = [adapter_topic(content) for content in self._announced]
+        topics = [MORE_ADAPTERS, *(adapter_topic(content) for content in self._announced)]
         self._announced.clear()
         await asyncio.gather(*(self._member.discovery.withdraw(topic) for topic in topics))
 

@@ -37,6 +37,7 @@ from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.messages import MAX_BODY_BYTES
 from tinkex.mesh.trust.permits import PERMIT_S, BlobPermitCheck, make_blob_permit
+from tinkex.mesh.workers.discovery import MORE_ADAPTERS
 from tinkex.mesh.workers.processor import ADAPTERS, ProcessorConfig
 
 
@@ -48,7 +49,7 @@ def files(tmp_path_factory):
 class AdapterMesh(Mesh):
     """A processor without adapters, and clients that have one."""
 
-    async def owner(self, folder, files, *, change=None):
+    async def owner(self, folder, files, *, change=None, topic=None):
         """Start a client that holds the adapter, and announces it."""
         store = BlobStore(folder, max_bytes=10**8)
         self.content = store.add(files)
@@ -65,7 +66,7 @@ class AdapterMesh(Mesh):
         peers = await self.peer(Role.CLIENT, service, credentials=self.client(key_pair))
         certificate = self.trust.peer(Role.CLIENT, key_pair).certificate
         discovery = self.found.member(peers.contact, certificate)
-        await discovery.announce(f"adapter:{self.content}", Offer(load=-1.0))
+        await discovery.announce(topic or f"adapter:{self.content}", Offer(load=-1.0))
         return service
 
     def client(self, key_pair):
@@ -116,6 +117,14 @@ class Counting(BlobApi):
                 return
             self.given.append((chunk.file, chunk.chunk))
             yield changed
+
+
+async def test_adapter_comes_from_an_owner_that_has_more_than_it_announces(mesh, tmp_path, files):
+    other = adapter_folder(tmp_path / "other", seed=2)
+    await mesh.owner(tmp_path / "stranger", other, topic=MORE_ADAPTERS)
+    plain = tokens(await mesh.ask(mesh.work()))
+    await mesh.owner(tmp_path / "owner", files, topic=MORE_ADAPTERS)
+    assert tokens(await mesh.ask(mesh.adapted())) != plain
 
 
 def flipped(_, chunk):

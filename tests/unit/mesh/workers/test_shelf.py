@@ -16,7 +16,7 @@ from mesh_rpc import World
 from tinkex.errors import StorageError
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
-from tinkex.mesh.workers.discovery import adapter_topic
+from tinkex.mesh.workers.discovery import MORE_ADAPTERS, adapter_topic
 from tinkex.mesh.workers.shelf import Shelf
 from tinkex.testing.discovery import MemoryDiscovery
 
@@ -46,13 +46,24 @@ async def uploaded(name):
 
 
 @pytest.fixture
-async def member():
+async def members():
+    """Makes client workers of one network."""
     async with World() as world:
-        key_pair = KeyPair.generate()
-        peers = await world.peer(credentials=world.credentials(Role.CLIENT, key_pair))
-        certificate = world.trust.peer(Role.CLIENT, key_pair).certificate
-        found = MemoryDiscovery(clock=world.clock).member(peers.contact, certificate)
-        yield SimpleNamespace(peers=peers, discovery=found, clock=world.clock)
+        discovery = MemoryDiscovery(clock=world.clock)
+
+        async def make():
+            key_pair = KeyPair.generate()
+            peers = await world.peer(credentials=world.credentials(Role.CLIENT, key_pair))
+            certificate = world.trust.peer(Role.CLIENT, key_pair).certificate
+            found = discovery.member(peers.contact, certificate)
+            return SimpleNamespace(peers=peers, discovery=found, clock=world.clock)
+
+        yield make
+
+
+@pytest.fixture
+async def member(members):
+    return await members()
 
 
 async def test_adapter_that_made_room_for_another_is_announced_no_more(member, tmp_path):
@@ -65,6 +76,26 @@ async def test_adapter_that_made_room_for_another_is_announced_no_more(member, t
         assert len(await found.lookup(adapter_topic(second))) == 1
         assert await shelf.add(uploaded("a")) == first
         assert len(await found.lookup(adapter_topic(first))) == 1
+
+
+async def test_adapters_beyond_those_announced_one_by_one_can_be_found(
+    member, members, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tinkex.mesh.workers.shelf.MAX_ADAPTERS_ANNOUNCED", 2)
+    found, room = member.discovery, 30 * NUMBERS
+    async with AsyncExitStack() as stack:
+        shelf = Shelf(member, tmp_path, max_bytes=room)
+        await shelf.open(stack)
+        added = [await shelf.add(uploaded(name)) for name in "ab"]
+        assert await found.lookup(MORE_ADAPTERS) == ()
+        added.append(await shelf.add(uploaded("c")))
+        announced = [len(await found.lookup(adapter_topic(one))) for one in added]
+        assert announced == [0, 1, 1]
+        assert len(await found.lookup(MORE_ADAPTERS)) == 1
+    assert await found.lookup(MORE_ADAPTERS) == ()
+    async with AsyncExitStack() as stack:
+        await Shelf(await members(), tmp_path, max_bytes=room).open(stack)
+        assert len(await found.lookup(MORE_ADAPTERS)) == 1
 
 
 async def test_upload_in_which_the_worker_was_killed_is_gone_after_the_next_start(member, tmp_path):
