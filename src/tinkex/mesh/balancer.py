@@ -11,6 +11,7 @@ then do not all run to the same processor.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -77,6 +78,9 @@ class BalancerConfig:
     """Assumed of a processor that has not answered yet."""
     latency_weight: float = 0.3
     """Of the newest measurement, in the moving average."""
+    slow_half_life_s: float = 10.0
+    """What a processor was slower than `first_latency_s` counts half after so long without a new
+    measurement: else one that was slow once is not asked again as long as others have room."""
     spread_s: float = 0.05
     """What a wholly busy processor costs, beside a wholly free one."""
     turn_s: float = 1.0
@@ -121,6 +125,8 @@ class _Processor:
 
     offer: Offer
     latency_s: float
+    measured_at: float
+    """Monotonic seconds of the newest measurement."""
     in_flight: int = 0
     """Sequences that this gateway has there now."""
     in_flight_then: int = 0
@@ -174,7 +180,8 @@ class Balancer:
         """Take what a processor says of itself; the newest word counts."""
         known = self._processors.get(offer.peer)
         if known is None:
-            self._processors[offer.peer] = _Processor(offer, self._config.first_latency_s)
+            first = self._config.first_latency_s
+            self._processors[offer.peer] = _Processor(offer, first, measured_at=0.0)
             return
         known.offer = offer
         known.in_flight_then = known.in_flight
@@ -212,7 +219,7 @@ class Balancer:
         if len(fit) == 1:
             return fit[0].offer
         drawn = fit if len(fit) < 3 else self._rng.sample(fit, 2)
-        return min(drawn, key=lambda one: self._cost(one, wanted)).offer
+        return min(drawn, key=lambda one: self._cost(one, wanted, now)).offer
 
     def take(self, offer: Offer, sequences: int = 1) -> Place:
         """Count sequences that are sent to a processor, until the place is released."""
@@ -225,23 +232,23 @@ class Balancer:
         known = self._processors.get(peer)
         return 0 if known is None else known.in_flight
 
-    def answered(self, peer: PeerId, latency_s: float) -> None:
+    def answered(self, peer: PeerId, latency_s: float, now: float) -> None:
         """Take note that a processor began a request, so many seconds after it was asked."""
         known = self._processors.get(peer)
         if known is None:
             return
-        self._measured(known, latency_s)
+        self._measured(known, latency_s, now)
         self.back(peer)
 
-    def unanswered(self, peer: PeerId, waited_s: float) -> None:
+    def unanswered(self, peer: PeerId, waited_s: float, now: float) -> None:
         """Take note that a processor had not begun a request when it was given up on.
 
         It would have taken so many seconds at least. Else who hangs would seem as quick as ever,
         and each request would wait for it first.
         """
         known = self._processors.get(peer)
-        if known is not None and waited_s > known.latency_s:
-            self._measured(known, waited_s)
+        if known is not None and waited_s > self._latency(known, now):
+            self._measured(known, waited_s, now)
 
     def back(self, peer: PeerId) -> None:
         """Take note that a processor that was lost answers again."""
@@ -265,9 +272,19 @@ class Balancer:
         if known is not None:
             known.misbehaved_until = now + self._config.misbehaved_ejection_s
 
-    def _measured(self, processor: _Processor, latency_s: float) -> None:
-        weight = self._config.latency_weight
-        processor.latency_s += weight * (latency_s - processor.latency_s)
+    def _measured(self, processor: _Processor, latency_s: float, now: float) -> None:
+        weight, before = self._config.latency_weight, self._latency(processor, now)
+        processor.latency_s = before + weight * (latency_s - before)
+        processor.measured_at = now
+
+    def _latency(self, processor: _Processor, now: float) -> float:
+        """Return what is to be expected of a processor by now, in seconds."""
+        first = self._config.first_latency_s
+        beyond = processor.latency_s - first
+        if beyond <= 0:
+            return processor.latency_s
+        past = max(now - processor.measured_at, 0.0) / self._config.slow_half_life_s
+        return first + beyond * math.exp2(-past)
 
     def _forget(self, now: float) -> None:
         gone = [
@@ -279,11 +296,11 @@ class Balancer:
         for peer in gone:
             del self._processors[peer]
 
-    def _cost(self, one: _Processor, wanted: Wanted) -> float:
+    def _cost(self, one: _Processor, wanted: Wanted, now: float) -> float:
         """Return about how many seconds later a request begins there than at an idle one."""
         config = self._config
         rounds = one.rounds
-        cost = one.latency_s + config.spread_s * min(rounds, 1.0)
+        cost = self._latency(one, now) + config.spread_s * min(rounds, 1.0)
         cost += config.turn_s * max(rounds - 1.0, 0.0)
         if wanted.adapter is not None and wanted.adapter not in one.offer.adapters:
             cost += config.load_adapter_s

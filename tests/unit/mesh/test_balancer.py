@@ -75,23 +75,34 @@ def test_the_freer_of_two_is_chosen():
 def test_the_quicker_of_two_equally_free_ones_is_chosen():
     made = balancer(offer(1), offer(2))
     for _ in range(10):
-        made.answered(peer(1), 0.4)
-        made.answered(peer(2), 0.002)
+        made.answered(peer(1), 0.4, 0.0)
+        made.answered(peer(2), 0.002, 0.0)
     assert chosen(made) == {peer(2)}
 
 
 def test_one_that_was_given_up_on_is_slower_than_it_was_taken_for_and_is_not_back():
     made = balancer(offer(1), offer(2))
-    made.answered(peer(2), 0.1)
-    made.unanswered(peer(1), 0.001)  # given up at once: that says nothing
+    made.answered(peer(2), 0.1, 0.0)
+    made.unanswered(peer(1), 0.001, 0.0)  # given up at once: that says nothing
     assert chosen(made) == {peer(1)}
     made.failed(peer(1), 0)
-    made.unanswered(peer(1), 1.0)
+    made.unanswered(peer(1), 1.0, 0.0)
     assert chosen(made) == {peer(2)}
     for _ in range(9):
-        made.answered(peer(1), 0.01)
+        made.answered(peer(1), 0.01, 0.0)
     assert chosen(made) == {peer(1)}
-    made.unanswered(peer(3), 1.0)  # nobody knows it
+    made.unanswered(peer(3), 1.0, 0.0)  # nobody knows it
+
+
+def test_one_that_was_slow_once_is_asked_again_though_others_have_room():
+    made = balancer(offer(1), offer(2, free_slots=2))
+    made.answered(peer(2), 0.01, 0.0)
+    made.answered(peer(1), 1.0, 0.0)
+    assert chosen(made, now=CONFIG.slow_half_life_s) == {peer(2)}
+    later = 5 * CONFIG.slow_half_life_s
+    assert chosen(made, now=later) == {peer(1)}
+    made.answered(peer(1), 1.0, later)
+    assert chosen(made, now=later) == {peer(2)}
 
 
 def test_what_this_gateway_sent_counts_before_it_is_announced():
@@ -168,7 +179,7 @@ def test_a_processor_that_fails_is_left_alone_each_time_twice_as_long():
     assert chosen(made, now=1.0) == {peer(2)}
     made.failed(peer(2), 1.0)
     assert chosen(made, now=2.99) == {peer(1)}
-    made.answered(peer(2), 0.001)
+    made.answered(peer(2), 0.001, 2.99)
     assert chosen(made, now=2.99) == {peer(2)}
 
 
@@ -218,7 +229,7 @@ def test_facts_of_processors_that_nobody_knows_are_passed_over():
     made = balancer()
     made.failed(peer(1), 0.0)
     made.misbehaved(peer(1), 0.0)
-    made.answered(peer(1), 0.0)
+    made.answered(peer(1), 0.0, 0.0)
     made.withdrew(peer(1))
     assert made.in_flight(peer(1)) == 0
 

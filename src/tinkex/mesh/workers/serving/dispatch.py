@@ -299,7 +299,7 @@ class Dispatch:
             now = self._clock.monotonic()
             for attempt in running:
                 attempt.close()
-                self._balancer.unanswered(attempt.offer.peer, now - attempt.asked_at)
+                self._balancer.unanswered(attempt.offer.peer, now - attempt.asked_at, now)
 
     def _choose(self, job: Job) -> Offer:
         if job.attempts < self._config.attempts:
@@ -406,7 +406,8 @@ class Dispatch:
             if not self._note(job, attempt.offer, error):
                 raise
             return None
-        self._balancer.answered(attempt.offer.peer, self._clock.monotonic() - attempt.asked_at)
+        now = self._clock.monotonic()
+        self._balancer.answered(attempt.offer.peer, now - attempt.asked_at, now)
         return begun
 
     def _note(self, job: Job, offer: Offer, error: TinkerError) -> bool:
