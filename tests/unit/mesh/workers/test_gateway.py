@@ -422,6 +422,14 @@ async def test_models_are_those_that_processors_run_and_adapters_that_one_may_se
     assert {model.max_context_length for model in mine.models} == {CONTEXT}
 
 
+async def test_model_of_a_processor_that_has_just_come_is_listed_where_none_was_known(world):
+    gateway = await world.add_gateway()
+    for expected in ([], [MODEL]):
+        found = await world.call(gateway, GatewayApi.rpc_models, ListModels(credential="right"))
+        assert [model.name for model in found.models] == expected
+        await world.add_processor()
+
+
 async def test_prompts_are_counted_by_a_processor(world):
     await world.add_processor()
     gateway = await world.add_gateway()

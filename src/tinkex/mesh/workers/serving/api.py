@@ -120,6 +120,7 @@ class Gateway(GatewayApi):
     async def rpc_models(self, request: ListModels, call: Call) -> Models:  # noqa: ARG002 - of the API
         """List the models that a caller may name."""
         caller = await self._admission.caller(request.credential, READ)
+        await self._directory.look()
         served = self._directory.models()
         found = [
             MeshModel(

@@ -115,10 +115,20 @@ class Directory:
         self._asked[model] = None
         if len(self._asked) > self._config.asked_models:
             del self._asked[next(iter(self._asked))]
+        await self._look_until(lambda: self.context(model) is not None)
+
+    async def look(self) -> None:
+        """Look for processors where none is known: one may have come since the last round."""
+        await self._look_until(lambda: any(self._served()))
+
+    async def _look_until(self, found: Callable[[], bool]) -> None:
+        """Look, in a round that begins from now on if the one under way does not find it."""
+        if found():
+            return
         if self._refreshing is not None and not self._refreshing.done():
             # That round looks for what was asked for when it began.
             await asyncio.shield(self._refreshing)
-            if self.context(model) is not None:
+            if found():
                 return
         await self.refresh()
 
