@@ -15,7 +15,7 @@ from tinkex.cli.mesh.places import (
     READY_NAME,
     DataDir,
     mesh_dir,
-    read_private,
+    read_ready,
     worker_dir,
 )
 from tinkex.cli.mesh.secrets import NEW_PASSPHRASE_VARIABLE, PASSPHRASE_VARIABLE, ask_secret
@@ -221,7 +221,7 @@ def identify(
 
 def _own_contact(folder: Path, role: str) -> list[str]:
     """Read where the auth worker of this folder listens."""
-    ready = read_private(folder / "auth" / READY_NAME)
+    ready = read_ready(folder / "auth" / READY_NAME)
     if ready is None and role == "auth":
         return []
     if ready is None:

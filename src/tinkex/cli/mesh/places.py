@@ -1,15 +1,20 @@
 """Where the mesh's files lie on this machine, and who writes them.
 
 Owns the folders' names, the ready file of a running endpoint, and a user's session file. Both files
-hold secrets: they are written whole or not at all, for their owner's eyes alone.
+hold secrets: they are written whole or not at all, for their owner's eyes alone. A ready file is
+believed while the process that wrote it has it locked: one that was killed leaves it behind, and
+its port, or its process id, may be somebody else's by then.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -65,10 +70,31 @@ def find_ready(
         url: only of what serves this, without `/v1`; None: of any.
     """
     for path in (folder, *(folder / worker for worker in workers)):
-        ready = read_private(path / READY_NAME)
+        ready = read_ready(path / READY_NAME)
         if ready is not None and url in (None, ready.get("url")):
             return ready
     return None
+
+
+def read_ready(path: Path) -> dict[str, Any] | None:
+    """Read a ready file; None where there is none, or its process has ended.
+
+    Raises:
+        ConfigurationError: it holds something else.
+    """
+    return read_private(path) if _is_held(path) else None
+
+
+def _is_held(path: Path) -> bool:
+    """Whether the process that wrote a ready file is alive."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # it has the lock; or there are no locks here, or whoever reads it says why
+    return False
 
 
 def write_private(path: Path, content: dict[str, Any]) -> None:
@@ -88,18 +114,53 @@ class ReadyFiles:
 
     def __init__(self, *paths: Path | None) -> None:
         self._paths = [path for path in paths if path is not None]
-        self._written: list[Path] = []
+        self._written: list[tuple[Path, IO[bytes]]] = []
+
+    def forget(self) -> None:
+        """Remove what a process left that was killed: who waits for a file waits for this one's.
+
+        Raises:
+            ConfigurationError: no file can be written there, said before models are loaded.
+        """
+        for path in self._paths:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if path.is_dir() or not _is_held(path):
+                    path.unlink(missing_ok=True)
+                refused = None if os.access(path.parent, os.W_OK) else f"{path.parent} is closed"
+            except OSError as error:
+                refused = str(error)
+            if refused is not None:
+                raise ConfigurationError(f"the ready file {path} cannot be written: {refused}")
 
     def write(self, content: dict[str, Any]) -> None:
         """Write all of them."""
         for path in self._paths:
-            write_private(path, content)
-            self._written.append(path)
+            self._written.append((path, _write_held(path, content)))
 
     def remove(self) -> None:
         """Remove what was written; another process's file of the same name stays."""
         while self._written:
-            self._written.pop().unlink(missing_ok=True)
+            path, file = self._written.pop()
+            with file, contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    path.unlink()
+
+
+def _write_held(path: Path, content: dict[str, Any]) -> IO[bytes]:
+    """Write a ready file, and have it locked from the moment on at which it is there."""
+    coming = path.with_name(f".{path.name}.{os.getpid()}")
+    write_private(coming, content)
+    file = coming.open("r+b")
+    try:
+        with contextlib.suppress(OSError):  # no locks here: then it is believed as it stands
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        coming.replace(path)
+    except OSError:
+        file.close()
+        coming.unlink()
+        raise
+    return file
 
 
 def read_private(path: Path) -> dict[str, Any] | None:

@@ -81,7 +81,9 @@ def up(
     quiet = log_level is None and settings.log_level == "info"
     log_to_stderr("warning" if quiet else settings.log_level, settings.log_format)
     ready_path = mesh_dir(data_dir) / READY_NAME
-    asyncio.run(_run(settings, processors, ready_path, ReadyFiles(ready_path, ready_file)))
+    ready_files = ReadyFiles(ready_path, ready_file)
+    ready_files.forget()
+    asyncio.run(_run(settings, processors, ready_path, ready_files))
 
 
 async def _run(

@@ -118,8 +118,9 @@ async def _serve(
 
     wait_briefly()
     role = Role(role_name)
-    worker = await (enter or enter_network)(config, role, invitation=_read(invitation))
     ready_files = ReadyFiles(config.data_dir / READY_NAME, ready_file)
+    ready_files.forget()
+    worker = await (enter or enter_network)(config, role, invitation=_read(invitation))
 
     def on_ready() -> None:
         described = describe(worker)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tinkex.cli.main import app
 from tinkex.cli.mesh.endpoint import Endpoint, find_caller, find_endpoint
-from tinkex.cli.mesh.places import read_private, write_private
+from tinkex.cli.mesh.places import ReadyFiles, read_private, write_private
 from tinkex.cli.mesh.talk import chat
 from tinkex.errors import AuthenticationError, ConfigurationError, CredentialError, InputError
 
@@ -29,9 +29,23 @@ UNSENDABLE = [{"days": math.nan}, {"days": math.inf}, {"name": "\udcff"}]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def runs_here():
+    """Let a worker of this machine be there from now on, as its ready file says."""
+    running = []
+
+    def run(folder, network, url=NOBODY):
+        running.append(ReadyFiles(folder / "ready.json"))
+        running[-1].write({"url": url, "api_key": "tmk-ready", "network_id": network})
+
+    yield run
+    for ready in running:
+        ready.remove()
+
+
+@pytest.fixture
+def folder(tmp_path, runs_here, monkeypatch):
     monkeypatch.delenv("TINKEX_MESH_KEY", raising=False)
-    write_private(tmp_path / "ready.json", {"url": NOBODY, "api_key": "tmk-ready"})
+    runs_here(tmp_path, None)
     return tmp_path
 
 
@@ -45,7 +59,7 @@ def test_key_of_what_runs_here_is_sent_nowhere_else(folder):
     assert find_endpoint("http://127.0.0.1:2", folder).api_key is None
 
 
-def test_who_has_logged_in_acts_not_the_account_of_what_runs_here(folder):
+def test_who_has_logged_in_acts_not_the_account_of_what_runs_here(folder, runs_here):
     write_private(folder / "session.json", SESSION)
     found = find_endpoint(None, folder)
     assert found.credential() == found.access_token() == "logged-in"
@@ -63,11 +77,6 @@ def test_nobody_is_anybody_without_key_and_login(tmp_path, monkeypatch):
     monkeypatch.delenv("TINKEX_MESH_KEY", raising=False)
     with pytest.raises(CredentialError, match="tinkex mesh login"):
         find_endpoint(NOBODY, tmp_path).credential()
-
-
-def runs_here(folder, network, url=NOBODY):
-    ready = {"url": url, "api_key": "tmk-ready", "network_id": network}
-    write_private(folder / "ready.json", ready)
 
 
 def old_session(network):
@@ -92,7 +101,9 @@ def test_session_that_is_about_to_end_is_not_renewed_at_another_endpoint(folder,
         find_endpoint(OTHER, folder).access_token()
 
 
-def test_session_of_another_network_gives_way_to_the_key_of_what_runs_here(folder, capsys):
+def test_session_of_another_network_gives_way_to_the_key_of_what_runs_here(
+    folder, runs_here, capsys
+):
     write_private(folder / "session.json", SESSION | {"network_id": "theirs"})
     runs_here(folder, "ours")  # at the very URL where the other network was
     found = find_caller(None, folder)
@@ -102,20 +113,22 @@ def test_session_of_another_network_gives_way_to_the_key_of_what_runs_here(folde
         found.access_token()
 
 
-def test_session_acts_at_every_endpoint_of_its_network_on_this_machine(folder):
+def test_session_acts_at_every_endpoint_of_its_network_on_this_machine(folder, runs_here):
     runs_here(folder, "ours")
     find_endpoint(None, folder).keep_session(SESSION)
     runs_here(folder, "ours", url=OTHER)  # it took another port at its next start
     assert find_endpoint(None, folder).credential() == "logged-in"
 
 
-def test_endpoint_that_puts_another_network_into_its_tokens_gains_no_account_there(folder):
+def test_endpoint_that_puts_another_network_into_its_tokens_gains_no_account_there(
+    folder, runs_here
+):
     write_private(folder / "session.json", {**old_session("ours"), "url": OTHER})
     runs_here(folder, "ours")
     assert find_endpoint(None, folder).credential() == "tmk-ready"
 
 
-def test_session_of_an_older_version_acts_where_its_token_is_of_and_nowhere_else(folder):
+def test_session_of_an_older_version_acts_where_its_token_is_of_and_nowhere_else(folder, runs_here):
     write_private(folder / "session.json", old_session("ours"))
     runs_here(folder, "ours")
     assert find_endpoint(None, folder).credential().startswith("e30.")
@@ -125,7 +138,7 @@ def test_session_of_an_older_version_acts_where_its_token_is_of_and_nowhere_else
         find_endpoint(OTHER, folder).credential()
 
 
-def test_renewed_session_stays_bound_while_nothing_says_what_runs(folder, monkeypatch):
+def test_renewed_session_stays_bound_while_nothing_says_what_runs(folder, runs_here, monkeypatch):
     kept = SESSION | {"network_id": "ours", "access_expires_at": 0.0}
     write_private(folder / "session.json", kept)
     (folder / "ready.json").unlink()
