@@ -117,6 +117,7 @@ def write_root_key(
     Raises:
         InputError: the passphrase is too short.
         ConfigurationError: the file exists; a root key is never overwritten.
+        OSError: the disk refuses it; then there is no file.
     """
     if len(passphrase) < MIN_PASSPHRASE_LENGTH:
         raise InputError(
@@ -130,11 +131,15 @@ def write_root_key(
         raise ConfigurationError(
             f"{path} exists: a root key is not overwritten; move it away, or name another file"
         ) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(sealed)
-        file.flush()
-        os.fsync(file.fileno())
-    flush(path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(sealed)
+            file.flush()
+            os.fsync(file.fileno())
+        flush(path.parent)
+    except OSError:
+        path.unlink()  # a part of it would keep the next attempt out
+        raise
 
 
 def read_root_key(path: Path, passphrase: str, cipher: Cipher | None = None) -> KeyPair:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinkex._clock import Clock
-from tinkex._files import write_whole
+from tinkex._files import read_whole, write_whole
 from tinkex.errors import ConfigurationError, InputError
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.roles import Role
@@ -32,7 +32,7 @@ from tinkex.mesh.trust.network import (
     shut_out_peer,
 )
 from tinkex.mesh.trust.rootkey import Cipher, PassphraseCipher, read_root_key, write_root_key
-from tinkex.mesh.workers.folder import KEY_NAME, WorkerFolder
+from tinkex.mesh.workers.folder import KEY_NAME, MEMBERSHIP_NAME, WorkerFolder
 from tinkex.mesh.workers.root_word import (
     RootWord,
     latest_certificate,
@@ -67,24 +67,49 @@ def found(
     Raises:
         ConfigurationError: there is one in the folder already.
         InputError: the name or the passphrase is no good.
+        OSError: the disk refuses; then another attempt finds the folder as this one did.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    network_path = folder / NETWORK_NAME
-    if network_path.exists() or (folder / ROOT_NAME).exists():
+    network_path, root_path = folder / NETWORK_NAME, folder / ROOT_NAME
+    if described_in(folder) is not None:
         raise ConfigurationError(
             f"there is a network in {folder} already: use it, or give another --data-dir"
+        )
+    if root_path.exists():
+        raise ConfigurationError(
+            f"{root_path} is there, and no description of its network: restore {network_path} from "
+            f"a backup; where the network was never made whole, move {root_path} away"
         )
     root = KeyPair.generate()
     auth = WorkerFolder(folder / Role.AUTH.value)
     encoded = found_network(root, name, members=[auth.key_pair.peer_id])
-    write_root_key(folder / ROOT_NAME, root, passphrase, cipher)
-    network_path.write_bytes(encoded)
     invitation = invite(
         root, encoded, Role.AUTH, contacts=(), now=clock.now(), peer=auth.key_pair.peer_id
     )
-    assert invitation.certificate is not None
-    auth.keep_membership(encoded, invitation.certificate, network_id=root.peer_id, now=clock.now())
+    certificate = invitation.certificate
+    assert certificate is not None
+    try:
+        write_root_key(root_path, root, passphrase, cipher)
+        auth.keep_membership(encoded, certificate, network_id=root.peer_id, now=clock.now())
+        write_whole(network_path, encoded)
+    except OSError:
+        for path in (auth.path / MEMBERSHIP_NAME, root_path):
+            path.unlink(missing_ok=True)
+        raise
     return Founded(root.peer_id, auth.key_pair.peer_id)
+
+
+def described_in(folder: Path) -> bytes | None:
+    """Read the network's description; where its file is lost, as the auth worker here has it.
+
+    Raises:
+        ConfigurationError: what the auth worker has is damaged.
+    """
+    content, auth = read_whole(folder / NETWORK_NAME), folder / Role.AUTH.value
+    if content is not None or not (auth / KEY_NAME).exists():
+        return content
+    held = WorkerFolder(auth).kept()
+    return None if held is None else held[1]
 
 
 class Founder:
@@ -102,13 +127,13 @@ class Founder:
     """
 
     def __init__(self, folder: Path, passphrase: str, *, cipher: Cipher | None = None) -> None:
-        try:
-            self._network = (folder / NETWORK_NAME).read_bytes()
-        except FileNotFoundError as error:
+        network = described_in(folder)
+        if network is None:
             raise ConfigurationError(
                 f"no network was made in {folder}: run `tinkex mesh init`, or give the --data-dir "
                 "where it was"
-            ) from error
+            )
+        self._network = network
         self._folder = folder
         self._cipher = cipher or PassphraseCipher()
         self._root = read_root_key(folder / ROOT_NAME, passphrase, self._cipher)
@@ -119,6 +144,8 @@ class Founder:
                 f"{folder / ROOT_NAME} is not the network's root key: if a rotation was cut off, "
                 f"move {ROOT_NAME}.<digits> back to {ROOT_NAME}; else restore it from a backup"
             )
+        if not (folder / NETWORK_NAME).exists():
+            write_whole(folder / NETWORK_NAME, network)
 
     def invite(
         self,

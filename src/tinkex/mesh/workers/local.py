@@ -29,7 +29,7 @@ from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.client import ClientWorker
 from tinkex.mesh.workers.entry import enter_network
 from tinkex.mesh.workers.folder import WorkerFolder
-from tinkex.mesh.workers.founding import NETWORK_NAME, ROOT_NAME, Founder, found
+from tinkex.mesh.workers.founding import ROOT_NAME, Founder, described_in, found
 from tinkex.mesh.workers.machine import Machine
 from tinkex.mesh.workers.whole import WholeWorker
 
@@ -142,7 +142,7 @@ class LocalNetwork(Worker):
         `tinkex mesh init`.
         """
         path = self.folder / PASSPHRASE_NAME
-        if not (self.folder / NETWORK_NAME).exists():
+        if described_in(self.folder) is None:
             passphrase = secrets.token_urlsafe(_PASSPHRASE_BYTES)
             if not (self.folder / ROOT_NAME).exists():
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

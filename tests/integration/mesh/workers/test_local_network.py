@@ -65,11 +65,21 @@ async def test_network_whose_auth_worker_lost_its_files_says_so(make):
         await started(make())
 
 
+async def test_network_that_lost_its_description_starts_again_under_the_same_root_key(make):
+    user = await started(make())
+    network = make()
+    passphrase = network._made()
+    (network.folder / NETWORK_NAME).unlink()
+    assert make()._made() == passphrase
+    assert await started(make()) == user
+
+
 async def test_root_key_without_its_network_keeps_its_passphrase(make):
     network = make()
     passphrase = network._made()
     (network.folder / NETWORK_NAME).unlink()
-    with pytest.raises(ConfigurationError, match="there is a network"):
+    shutil.rmtree(network.folder / "auth")
+    with pytest.raises(ConfigurationError, match="no description of its network"):
         make()._made()
     (network.folder / NETWORK_NAME).touch()
     assert make()._made() == passphrase

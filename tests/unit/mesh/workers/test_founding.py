@@ -1,6 +1,9 @@
 """Making a network, its founder's folder, and what lies in a worker's."""
 
+import errno
+import os
 import stat
+from pathlib import Path
 
 import pytest
 from mesh_founding import PASSPHRASE, SOMEBODY, Xor
@@ -44,6 +47,58 @@ def test_second_network_in_a_folder_is_refused_and_the_first_stays(tmp_path, clo
     with pytest.raises(ConfigurationError, match="already: use it"):
         found(tmp_path / "net", "theirs", PASSPHRASE, clock=clock, cipher=Xor())
     assert (tmp_path / "net" / "root.key").read_bytes() == before
+
+
+def test_network_whose_description_is_lost_goes_on_with_the_auth_workers(tmp_path, clock, founded):
+    folder = tmp_path / "net"
+    before = (folder / "network").read_bytes()
+    (folder / "network").unlink()
+    with pytest.raises(ConfigurationError, match="already: use it"):
+        found(folder, "theirs", PASSPHRASE, clock=clock, cipher=Xor())
+    founder = Founder(folder, PASSPHRASE, cipher=Xor())
+    text = founder.invite(Role.GATEWAY, contacts=[SOMEBODY], now=clock.now())
+    assert read_invitation(text, now=clock.now()).network.id == founded.network_id
+    assert (folder / "network").read_bytes() == before
+
+
+def test_root_key_without_a_network_is_kept_and_told(tmp_path, clock, founded):
+    folder = tmp_path / "net"
+    before = (folder / "root.key").read_bytes()
+    (folder / "network").unlink()
+    (folder / "auth" / MEMBERSHIP_NAME).unlink()
+    with pytest.raises(ConfigurationError, match="no description of its network: restore"):
+        found(folder, "theirs", PASSPHRASE, clock=clock, cipher=Xor())
+    assert (folder / "root.key").read_bytes() == before
+
+
+def test_folder_whose_auth_worker_is_in_another_network_takes_no_new_one(tmp_path, clock, founded):
+    folder = tmp_path / "net"
+    before = WorkerFolder(folder / "auth").kept()
+    for name in ("network", "root.key"):  # as on the machine of an auth worker that was invited
+        (folder / name).unlink()
+    with pytest.raises(ConfigurationError, match="already: use it"):
+        found(folder, "theirs", PASSPHRASE, clock=clock, cipher=Xor())
+    assert WorkerFolder(folder / "auth").kept() == before
+
+
+@pytest.mark.parametrize("refused", ["root.key", MEMBERSHIP_NAME, "network"])
+def test_network_that_a_full_disk_refused_half_way_can_be_made_later(
+    tmp_path, clock, monkeypatch, refused
+):
+    folder, sync = tmp_path / "net", os.fsync
+
+    def full(descriptor):
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        if name.lstrip(".").startswith(refused):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            found(folder, "ours", PASSPHRASE, clock=clock, cipher=Xor())
+    assert not [path.name for path in folder.iterdir() if path.name != "auth"]
+    found(folder, "ours", PASSPHRASE, clock=clock, cipher=Xor())
 
 
 def test_short_passphrase_leaves_a_folder_that_can_be_used_again(tmp_path, clock):
