@@ -29,7 +29,7 @@
     │   ├── PeerTimeoutError (TimeoutError)  a peer did not answer in time
     │   ├── PeerProtocolError           a peer sent what makes no sense
     │   ├── TrustError                  a certificate, permit or signature does not hold
-    │   ├── NoQuorumError               too few auth workers reached: nothing was written
+    │   ├── NoQuorumError               too few auth workers reached: not written, or not known yet
     │   └── LogForkError                an author signed two entries with one number
     └── APIError                        talking to a server failed; .request .body
         ├── APIConnectionError          no answer
@@ -240,7 +240,10 @@ class TrustError(MeshError):
 
 
 class NoQuorumError(MeshError):
-    """Too few auth workers can be reached to write: nothing was written. Try again later."""
+    """Too few auth workers can be reached to write: nothing was written. Try again later.
+
+    Where its category is "unknown", it was written and too few hold it: it may come to count yet.
+    """
 
 
 class LogForkError(MeshError):

@@ -13,6 +13,8 @@ from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import Call, Hurried, Last, Service, Unhurried, callable_by
 
 _CLIENTS = frozenset({Role.CLIENT})
+MAY_BE_DONE = "may_be_done"
+"""Code of the 503 where an auth worker may have done what was asked: no other gateway is asked."""
 
 
 class Complete(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -175,7 +175,8 @@ class Leadership(LeadershipApi):
 
         Raises:
             NoQuorumError: this worker does not lead (nothing was written), or no majority answered
-                in time: then whether the entry counts, the next leader decides.
+                in time: then whether the entry counts, the next leader decides, and the error's
+                category is "unknown".
             StorageError: as `OwnFeed.append`.
         """
         await self.confirm()
@@ -196,6 +197,7 @@ class Leadership(LeadershipApi):
         raise NoQuorumError(
             "no majority of the network's auth workers holds what was written: whether it counts "
             "is not known yet; look, and try again in some seconds",
+            category="unknown",
             retry_after_ms=self._config.election_s * 2000,
         )
 

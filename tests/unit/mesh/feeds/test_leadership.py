@@ -113,11 +113,13 @@ async def test_without_a_majority_reads_go_on_and_writes_fail_closed(tmp_path):
                 await party.stop(node)
         failed = await party.while_time_passes(caught(leadership.commit(b"b")))
         assert isinstance(failed, NoQuorumError)
+        assert failed.category == "unknown"
         await party.pass_time(5)
         assert not leadership.is_leader
         error = await caught(leadership.commit(b"c"))
         assert isinstance(error, NoQuorumError)
         assert "nothing was written" in str(error)
+        assert error.category == "server"
         assert "c" not in await leader.holds(LED)
         assert (await party.history(leader))[0] == "a"
 

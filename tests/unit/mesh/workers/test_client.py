@@ -16,6 +16,7 @@ from tinkex.errors import (
     AuthenticationError,
     ConfigurationError,
     InternalServerError,
+    NoQuorumError,
     NotFoundError,
 )
 from tinkex.mesh.api import auth
@@ -270,6 +271,21 @@ async def test_a_call_that_may_have_been_done_is_not_repeated(world):
     error = await caught(asking)
     assert isinstance(error, InternalServerError)
     assert "may have been done" in str(error)
+
+
+async def test_what_an_auth_worker_may_have_done_is_not_asked_of_another_gateway(world):
+    client, _, _ = await two_gateways(world)
+    asked = []
+
+    async def too_few_hold_it():
+        asked.append("register")
+        raise NoQuorumError("whether it counts is not known yet", category="unknown")
+
+    world.auth.answers[auth.Register] = too_few_hold_it
+    error = await caught(client.ask(GatewayApi.rpc_register, auth.Register("a@b.c", "secret")))
+    assert isinstance(error, InternalServerError)
+    assert "may have been done" in str(error)
+    assert asked == ["register"]
 
 
 async def test_a_client_serves_this_machine_alone():

@@ -88,7 +88,7 @@ def test_network_that_a_full_disk_refused_half_way_can_be_made_later(
     folder, sync = tmp_path / "net", os.fsync
 
     def full(descriptor):
-        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
         if name.lstrip(".").startswith(refused):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)

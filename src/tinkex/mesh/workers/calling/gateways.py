@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from tinkex.errors import (
     TinkerError,
     status_error,
 )
-from tinkex.mesh.api.gateway import GatewayApi
+from tinkex.mesh.api.gateway import MAY_BE_DONE, GatewayApi
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.positive import not_positive
@@ -134,7 +134,7 @@ class Gateways:
 
         Raises:
             TinkerError: what a gateway answered.
-            APIStatusError: 503, none can be reached.
+            APIStatusError: 503, none can be reached, or it may have been done.
         """
         problem: TinkerError | None = None
         for contact in await self.tried():
@@ -143,7 +143,7 @@ class Gateways:
                     contact, method, request, timeout_s=timeout_s or self._config.answer_s
                 )
             except TinkerError as error:
-                if not self.elsewhere(contact, error):
+                if not self.elsewhere(contact, error) or _is_maybe_done(error):
                     raise
                 if method in ONCE and isinstance(error, LinkClosedError | PeerTimeoutError):
                     raise status_error(
@@ -209,6 +209,12 @@ class Gateways:
             await self._peers.ping(contact)
         except MeshError:
             self.avoid(contact.peer_id)
+
+
+def _is_maybe_done(error: TinkerError) -> bool:
+    """Whether the gateway says that an auth worker may have done what was asked."""
+    body = getattr(error, "body", None)
+    return isinstance(body, Mapping) and body.get("code") == MAY_BE_DONE
 
 
 def nobody(problem: TinkerError | None) -> APIStatusError:

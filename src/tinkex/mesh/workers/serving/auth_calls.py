@@ -13,6 +13,7 @@ import msgspec
 
 from tinkex._clock import Clock
 from tinkex.errors import (
+    APIStatusError,
     LinkClosedError,
     MeshError,
     NoQuorumError,
@@ -21,6 +22,7 @@ from tinkex.errors import (
     status_error,
 )
 from tinkex.mesh.api.auth import AuthApi
+from tinkex.mesh.api.gateway import MAY_BE_DONE
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.roles import Role
@@ -70,7 +72,7 @@ class AuthCalls:
 
         Raises:
             TinkerError: what an auth worker answered.
-            APIStatusError: 503, none can be reached.
+            APIStatusError: 503, none can be reached, or one may have done it (`MAY_BE_DONE`).
         """
         problem: MeshError | None = None
         for record in await self._workers():
@@ -82,14 +84,12 @@ class AuthCalls:
                     record.contact, method, request, timeout_s=min(left, TIMEOUT_S)
                 )
             except (PeerUnreachableError, NoQuorumError) as error:
+                if method in ONCE and error.category == "unknown":
+                    raise _may_be_done("Too few auth workers hold it to know yet") from error
                 problem = error
             except (LinkClosedError, PeerTimeoutError) as error:
                 if method in ONCE:
-                    raise status_error(
-                        503,
-                        "The answer of the auth worker was lost: it may have been done. Look "
-                        "before you try again.",
-                    ) from error
+                    raise _may_be_done("The answer of the auth worker was lost") from error
                 problem = error
             else:
                 self._last = record.contact.peer_id
@@ -104,3 +104,11 @@ class AuthCalls:
         """The one that answered last, then the others."""
         found = await self._discovery.lookup(Role.AUTH.value)
         return sorted(found, key=lambda record: record.contact.peer_id != self._last)
+
+
+def _may_be_done(why: str) -> APIStatusError:
+    return status_error(
+        503,
+        f"{why}: it may have been done. Look before you try again.",
+        body={"code": MAY_BE_DONE},
+    )

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 from mesh_rpc import World
 
-from tinkex.errors import APIStatusError
-from tinkex.mesh.api.auth import AuthApi, Done, Login, Logout, Register
+from tinkex.errors import APIStatusError, NoQuorumError
+from tinkex.mesh.api.auth import AuthApi, ChangePassword, Done, Login, Logout, Register
+from tinkex.mesh.api.gateway import MAY_BE_DONE
 from tinkex.mesh.dht.records import Offer
 from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.service import methods_of
@@ -15,9 +16,11 @@ from tinkex.testing.discovery import MemoryDiscovery
 
 
 def auth_worker(answers):
-    """An auth worker that answers everything with `Done`, or nothing at all."""
+    """An auth worker that answers everything with `Done` or an error, or nothing at all."""
 
     async def answer(self, request, call):
+        if isinstance(answers, Exception):
+            raise answers
         if not answers:
             await asyncio.Event().wait()
         return Done()
@@ -27,10 +30,16 @@ def auth_worker(answers):
 
 
 @pytest.fixture
-async def calls():
+def first():
+    """What the auth worker that is asked first answers."""
+    return False
+
+
+@pytest.fixture
+async def calls(first):
     async with World() as world:
         discovery = MemoryDiscovery(clock=world.clock)
-        for answers in (False, True):
+        for answers in (first, True):
             peers = await world.peer(Role.AUTH, auth_worker(answers))
             certificate = world.trust.peer(Role.AUTH, peers.credentials.key_pair).certificate
             discovery.put(Role.AUTH.value, Offer(), peers.contact, certificate)
@@ -62,6 +71,27 @@ async def test_what_may_have_been_done_is_not_asked_of_another(calls):
     with pytest.raises(APIStatusError, match="may have been done") as caught:
         await asking
     assert caught.value.status_code == 503
+
+
+NOT_KNOWN_YET = NoQuorumError("too few hold it", category="unknown")
+
+
+@pytest.mark.parametrize("first", [NOT_KNOWN_YET], ids=["not known yet"])
+async def test_what_too_few_hold_is_not_asked_of_another(calls):
+    _, auth = calls
+    request = Register(email="a@b", password="secret password")
+    with pytest.raises(APIStatusError, match="may have been done") as caught:
+        await auth.ask(AuthApi.rpc_register, request, deadline=60.0)
+    assert (caught.value.status_code, caught.value.body["code"]) == (503, MAY_BE_DONE)
+    again = Logout(access_token="t")
+    assert await auth.ask(AuthApi.rpc_logout, again, deadline=60.0) == Done()
+
+
+@pytest.mark.parametrize("first", [NoQuorumError("another leads")], ids=["another leads"])
+async def test_what_was_not_written_is_asked_of_another(calls):
+    _, auth = calls
+    request = ChangePassword(access_token="t", password="old", new_password="new")
+    assert await auth.ask(AuthApi.rpc_change_password, request, deadline=60.0) == Done()
 
 
 async def test_deadline_ends_the_asking(calls):
