@@ -85,7 +85,7 @@ def serve(*, context: typer.Context, **given: Any) -> None:
     def on_ready(info: ServerInfo) -> None:
         if ready_file is not None:
             write_ready_file(ready_file, info)
-        print_banner(info, aliases=config.aliases, show_key=sys.stdout.isatty())
+        show_banner(info, aliases=config.aliases)
         settle_down()
 
     wanted = config.limits.max_connections + _OTHER_FILES
@@ -162,6 +162,19 @@ def write_ready_file(path: Path, info: ServerInfo) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, body.encode())
+
+
+def show_banner(info: ServerInfo, *, aliases: Mapping[str, str]) -> None:
+    """Print the banner where there is somebody to read it: the server serves without, too."""
+    if sys.stdout is None:  # closed by who started this
+        return
+    try:
+        print_banner(info, aliases=aliases, show_key=sys.stdout.isatty())
+    except OSError as error:  # a pipe whose reader has gone, a full disk
+        print(f"Warning: nobody was told of {info.url}: {error}", file=sys.stderr)
+        # what is left in the buffer would fail again at the interpreter's end, with a traceback
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def print_banner(info: ServerInfo, *, aliases: Mapping[str, str], show_key: bool) -> None:

@@ -151,6 +151,7 @@ async def serve_app(
 
     Raises:
         ConfigurationError: when the address cannot be bound, if no `listener` is given.
+        Exception: what `on_ready` raised, once the server has stopped.
     """
     if listener is None:
         with bound_socket(config) as bound:
@@ -166,6 +167,8 @@ async def serve_app(
 
     server = _Server(app, config, stop=stop or asyncio.Event(), on_ready=served)
     await server.serve(sockets=[listener])
+    if server.failure is not None:
+        raise server.failure
 
 
 _SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - for uvicorn alone
@@ -203,6 +206,8 @@ class _Server(uvicorn.Server):
         self._app = app
         self._stop = stop
         self._on_ready = on_ready
+        self.failure: Exception | None = None
+        """What whoever was told of the readiness raised: it ended the server, in peace."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, then say so.
@@ -221,7 +226,11 @@ class _Server(uvicorn.Server):
         finally:
             self.lifespan.logger = logger
         if self.started and not self.should_exit:
-            await self._on_ready()
+            try:
+                await self._on_ready()
+            except Exception as error:  # noqa: BLE001 - raised by `serve_app`, after the end
+                self.failure = error
+                self._stop.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let what was accepted arrive, then stop as uvicorn does.

@@ -100,6 +100,17 @@ async def test_thread_that_loads_models_ends_and_takes_its_openmp_threads_along(
     await running.end()
 
 
+async def test_server_whose_readiness_cannot_be_told_stops_in_peace(make_config, tmp_path, caplog):
+    def refuses(_info):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        await serve(make_config(), on_ready=refuses, clock=SystemClock())
+    assert not caplog.records  # a traceback of the application, which was cancelled in its middle
+    seal = tmp_path / "data" / f"{DATABASE_NAME}-seal"  # of one that ended as it should
+    assert seal.exists()
+
+
 async def test_replies_do_not_wait_for_acknowledgements(tmp_path):
     """Nagle's algorithm is off on accepted connections: it costs 40 ms a reply."""
     seen = []

@@ -1,9 +1,11 @@
 """What `tinkex serve` prints and writes."""
 
 import json
+import os
 import re
 import stat
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,36 @@ def test_banner_can_be_typed_where_the_folder_has_a_space(info, capsys, tmp_path
     (line,) = (one for one in capsys.readouterr().out.splitlines() if "TINKER_API_KEY" in one)
     shell = ["sh", "-c", f'{line}; echo "$TINKER_API_KEY"']
     assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == f"{KEY}\n"
+
+
+BANNER = """
+from pathlib import Path
+
+from tinkex.cli.serve import show_banner
+from tinkex.server.run import ServerInfo
+
+path = Path("data")
+show_banner(
+    ServerInfo("http://127.0.0.1:1", "tml-key", path / "api_key", 1, ("base",), "cpu", "f32", path),
+    aliases={},
+)
+"""
+
+
+@pytest.mark.parametrize("stdout", ["full", "closed", "left"])
+def test_output_that_refuses_the_banner_ends_no_server(stdout):
+    command = [sys.executable, "-c", BANNER]
+    if stdout == "closed":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, os.fdopen(writer, "wb") as left:
+        output = {"full": full, "closed": None, "left": left}[stdout]
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=240
+        )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == (stdout != "closed"), done.stderr
 
 
 def test_ready_file_of_an_earlier_server_is_removed_before_models_are_loaded(tmp_path):
