@@ -71,7 +71,7 @@ CLIENT_ROOMS = [
     "tinkex.openai_api",
     "tinkex.types",
     "tinkex.wire.proto",
-    "tinkex.cli.main",
+    "tinkex.cli.app",
 ]
 SERVER_CONFIGS = ["tinkex.server.config", "tinkex.engine.config"]
 

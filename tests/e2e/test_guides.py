@@ -75,7 +75,7 @@ def test_links_lead_somewhere():
 def test_table_of_commands_names_every_command():
     from typer.main import get_command
 
-    from tinkex.cli.main import app
+    from tinkex.cli.app import app
 
     # a row names commands in its first cell; a group's first command stands after the group's name
     cells = re.findall(r"^\| (`.*?) \|", (GUIDES / "command-line.md").read_text(), re.MULTILINE)

@@ -12,8 +12,8 @@ import pytest
 import typer
 import yaml
 
+from tinkex.cli.app import app
 from tinkex.cli.flags import given_flags
-from tinkex.cli.main import app
 from tinkex.cli.mesh.settings import mesh_schema
 from tinkex.mesh.roles import Role
 

@@ -1,119 +1,26 @@
-"""The command line's entry: its commands, and how a typed error becomes an exit code.
+"""The command line's entry: how a typed error becomes an exit code.
 
-Commands import what they need when they run, so that `--help` and completion stay fast.
+Imports the commands inside of `main`: they take half a second, and Ctrl-C may come in it.
 """
 
 from __future__ import annotations
 
-import atexit
-import gc
-import io
 import sys
-from typing import Annotated
-
-import typer
-
-from tinkex.cli import account, auth, billing, checkpoint, key, model, run, session
-from tinkex.cli.connect import Invocation
-from tinkex.cli.data import backup, check, restore
-from tinkex.cli.demo import demo
-from tinkex.cli.mesh.app import app as mesh
-from tinkex.cli.run_metrics import metrics
-from tinkex.cli.sampling import chat, sample
-from tinkex.cli.serve import serve
-from tinkex.cli.train import train
-from tinkex.cli.usage import usage
-from tinkex.errors import TinkerError
-
-_EPILOG = (
-    "Exit codes: 0 success, 1 an error that the message explains, 2 wrong usage, 130 interrupted. "
-    "The server and the key come from TINKEX_BASE_URL and TINKEX_API_KEY (or TINKER_...), or from "
-    "`tinkex auth login`."
-)
-
-app = typer.Typer(
-    name="tinkex",
-    help="The open, self-hosted home of the Tinker fine-tuning API.",
-    epilog=_EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    # plain help: boxes drawn by rich would double the time that help takes
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(serve)
-app.command()(check)
-app.command()(backup)
-app.command()(restore)
-app.command()(demo)
-app.command()(train)
-app.command()(sample)
-app.command()(chat)
-app.command()(usage)
-run.app.command("metrics")(metrics)
-for name, group in {
-    "account": account.app,
-    "auth": auth.app,
-    "billing": billing.app,
-    "checkpoint": checkpoint.app,
-    "key": key.app,
-    "mesh": mesh,
-    "model": model.app,
-    "run": run.app,
-    "session": session.app,
-}.items():
-    app.add_typer(group, name=name)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        _print_version()
-        raise typer.Exit
-
-
-@app.callback()
-def global_options(
-    context: typer.Context,
-    form: Annotated[
-        str, typer.Option("--format", "-f", help="table for people, json for programs.")
-    ] = "table",
-    base_url: Annotated[
-        str | None, typer.Option(help="URL of the server; default: TINKEX_BASE_URL.")
-    ] = None,
-    _version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """Take the options that stand before the command."""
-    if form not in {"table", "json"}:
-        raise typer.BadParameter(f"{form!r} is neither table nor json", param_hint="--format")
-    context.obj = Invocation("json" if form == "json" else "table", base_url)
-
-
-@app.command()
-def version(context: typer.Context) -> None:
-    """Print the version."""
-    found = context.find_object(Invocation)
-    if found is not None and found.form == "json":
-        from tinkex._version import __version__
-        from tinkex.cli.output import show_json
-
-        show_json({"name": "tinkex", "version": __version__})
-    else:
-        _print_version()
-
-
-def _print_version() -> None:
-    from tinkex._version import __version__
-
-    print(f"tinkex {__version__}")
 
 
 def main() -> None:
     """Run the command line; a typed error is a sentence on stderr, never a traceback."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run() -> None:
+    import atexit
+    import gc
+    import io
+
     # As it ends, the interpreter searches all that is left for cycles, several times over: more
     # than a second with torch. All of that goes with the process.
     atexit.register(gc.freeze)
@@ -121,8 +28,13 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a reply may hold what a terminal cannot show
     # scripts ask for it; typer imports pydantic to call a command
     if sys.argv[1:] in (["version"], ["--version"]):
-        _print_version()
+        from tinkex._version import __version__
+
+        print(f"tinkex {__version__}")
         return
+    from tinkex.cli.app import app
+    from tinkex.errors import TinkerError
+
     try:
         app()
     except (TinkerError, OSError) as error:  # of the latter: a file that cannot be read or written
@@ -137,5 +49,3 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)

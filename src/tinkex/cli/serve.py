@@ -173,7 +173,7 @@ def show_banner(info: ServerInfo, *, aliases: Mapping[str, str]) -> None:
     except OSError as error:  # a pipe whose reader has gone, a full disk
         print(f"Warning: nobody was told of {info.url}: {error}", file=sys.stderr)
         # what is left in the buffer would fail again at the interpreter's end, with a traceback
-        with open(os.devnull, "wb") as nowhere:
+        with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 

@@ -156,8 +156,8 @@ def resolve_credentials(
     stored = read_stored_key(credentials_path(environment))
     if stored is None:
         raise CredentialError(
-            "No API key. Pass api_key=..., or set TINKEX_API_KEY (or TINKER_API_KEY). "
-            "`tinkex serve` shows the key of its server when it starts."
+            "No API key. Pass api_key=..., set TINKEX_API_KEY (or TINKER_API_KEY), or keep it with "
+            "`tinkex auth login`. `tinkex serve` shows the key of its server when it starts."
         )
     return StaticKey(stored)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 from tinkex.errors import InputError
 from tinkex.server.files.layout import DATABASE_NAME
 from tinkex.server.migrations import migrate

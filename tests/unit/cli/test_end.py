@@ -19,3 +19,30 @@ def test_interpreter_searches_nothing_for_cycles_as_it_ends():
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=240
     )
     assert done.stdout.splitlines()[-1] == "True", done.stdout
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from tinkex.cli.main import main
+
+sys.argv = ["tinkex", "run", "list"]
+main()
+"""
+
+
+def test_ctrl_c_while_the_commands_are_imported_ends_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert (done.returncode, done.stderr) == (130, "")

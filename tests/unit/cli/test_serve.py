@@ -100,6 +100,7 @@ show_banner(
 """
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("stdout", ["full", "closed", "left"])
 def test_output_that_refuses_the_banner_ends_no_server(stdout):
     command = [sys.executable, "-c", BANNER]
@@ -107,7 +108,7 @@ def test_output_that_refuses_the_banner_ends_no_server(stdout):
         command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     reader, writer = os.pipe()
     os.close(reader)
-    with open("/dev/full", "wb") as full, os.fdopen(writer, "wb") as left:
+    with Path("/dev/full").open("wb") as full, os.fdopen(writer, "wb") as left:
         output = {"full": full, "closed": None, "left": left}[stdout]
         done = subprocess.run(
             command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=240
@@ -133,7 +134,7 @@ def test_ready_file_that_cannot_be_written_is_refused_before_models_are_loaded(t
 def test_help_names_defaults(capsys):
     from typer.testing import CliRunner
 
-    from tinkex.cli.main import app
+    from tinkex.cli.app import app
 
     told = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
     words = " ".join(told.split())
@@ -145,7 +146,7 @@ def test_help_names_defaults(capsys):
 def test_help_names_every_option(capsys):
     from typer.testing import CliRunner
 
-    from tinkex.cli.main import app
+    from tinkex.cli.app import app
 
     result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
@@ -156,7 +157,7 @@ def test_help_names_every_option(capsys):
 def test_readme_shows_only_flags_that_exist():
     from typer.main import get_command
 
-    from tinkex.cli.main import app
+    from tinkex.cli.app import app
 
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     section = readme.partition("### `tinkex serve`")[2].partition("\n### ")[0]

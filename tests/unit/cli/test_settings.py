@@ -129,7 +129,7 @@ def test_flag_goes_before_both(one, tmp_path):
 def test_every_setting_but_a_secret_is_a_flag_of_the_command():
     from typer.main import get_command
 
-    from tinkex.cli.main import app
+    from tinkex.cli.app import app
 
     flags = {name for one in get_command(app).commands["serve"].params for name in one.opts}
     assert {one.flag for one in SETTINGS if one.flag is not None} <= flags

@@ -7,7 +7,7 @@ import pytest
 from server_support import KEY
 from typer.testing import CliRunner
 
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 from tinkex.errors import ConfigurationError, InputError, NotFoundError
 from tinkex.server.accounts.keys import digest_of, key_id_of
 

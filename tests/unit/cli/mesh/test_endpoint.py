@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 from typer.testing import CliRunner
 
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 from tinkex.cli.mesh.endpoint import Endpoint, find_caller, find_endpoint
 from tinkex.cli.mesh.places import ReadyFiles, read_private, write_private
 from tinkex.cli.mesh.talk import chat

@@ -4,7 +4,7 @@ import re
 
 from typer.testing import CliRunner
 
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 
 
 def test_what_each_command_does_can_be_read_at_80_columns():

@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 from tinkex.errors import InputError
 
 BAD = "tinkex-mesh:nothing"

@@ -126,7 +126,7 @@ def test_every_setting_is_in_some_workers_command():
 def test_workers_command_has_its_own_settings_and_those_of_all(role):
     from typer.main import get_command
 
-    from tinkex.cli.main import app
+    from tinkex.cli.app import app
 
     group = get_command(app).commands["mesh"]
     flags = {name for one in group.get_command(None, role).params for name in one.opts}

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 from tinkex.cli.mesh import operator
 from tinkex.errors import ConfigurationError, InputError
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 from tinkex.cli.mesh.accounts import whole_report
 from tinkex.cli.mesh.endpoint import Endpoint
 from tinkex.cli.mesh.receipts import check_receipts, oldest_of

@@ -7,7 +7,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tinkex.cli import output
-from tinkex.cli.main import app
+from tinkex.cli.app import app
 from tinkex.cli.mesh.status import COLUMNS, _table
 from tinkex.errors import ConfigurationError, InputError
 
