@@ -382,6 +382,39 @@ async def test_no_address_is_registered_twice_while_a_persons_key_is_on_its_way(
     await home.register("bob@example.org")
 
 
+async def test_nobody_is_told_that_a_password_is_wrong_while_a_persons_key_is_on_its_way(home):
+    registered = await home.register()
+    session = await home.log_in()
+    await home.register("bob@example.org")
+    key = await without_key(home, registered.account_id)
+    for address in (EMAIL, "bob@example.org", "nobody@example.org"):
+        password = PASSWORD if address == EMAIL else "wrong horse battery"
+        assert isinstance(await caught(home.log_in(address, password)), NoQuorumError)
+    closing = auth.CloseAccount(session.access_token, PASSWORD)
+    changing = auth.ChangePassword(session.access_token, PASSWORD, "another good password")
+    for method, request in (
+        (AuthApi.rpc_close_account, closing),
+        (AuthApi.rpc_change_password, changing),
+    ):
+        assert isinstance(await caught(home.call(method, request)), NoQuorumError)
+    assert (await home.log_in("bob@example.org")).access_token, "whose key is here"
+    await home.vault.add([key])
+    assert (await home.log_in()).access_token
+    wrong = await caught(home.log_in(password="wrong horse battery"))
+    assert isinstance(wrong, AuthenticationError)
+
+
+async def test_trying_again_until_a_persons_key_comes_makes_nobody_wait(home):
+    home.settings["failures_per_account"] = 3
+    await home.restart()
+    key = await without_key(home, (await home.register()).account_id)
+    for attempt in range(4):
+        source = f"client {attempt}".encode()
+        assert isinstance(await caught(home.log_in(source=source)), NoQuorumError)
+    await home.vault.add([key])
+    assert (await home.log_in()).access_token
+
+
 async def test_key_that_is_lost_for_good_keeps_nobody_from_registering_for_long(home):
     lost = (await home.register()).account_id
     await without_key(home, lost)

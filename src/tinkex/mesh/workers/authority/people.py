@@ -119,11 +119,7 @@ class People:
             accounts = self._accounts
             accounts.check_free(address)
             if self._awaits_keys():
-                raise NoQuorumError(
-                    "this auth worker waits for another to tell whose accounts there are: nothing "
-                    "was written; try again in some seconds",
-                    retry_after_ms=RETRY_MS,
-                )
+                raise _not_known_yet()
             account_id = accounts.new_account_id()
             person = msgspec.msgpack.encode(Person(address, password_hash))
             sealed = await self._vault.seal(account_id, person, field=PERSON)
@@ -137,6 +133,7 @@ class People:
         Raises:
             AuthenticationError: the token or the password is wrong.
             RateLimitError: too many wrong passwords.
+            NoQuorumError: it is not known yet whether it is.
         """
         account = self._account_of(access_token)
         subjects = (self._lockout.account(account.email), self._lockout.source(source))
@@ -158,6 +155,7 @@ class People:
             AuthenticationError: the token or the password is wrong.
             InputError: the new password is too short or too long.
             RateLimitError: too many wrong passwords.
+            NoQuorumError: it is not known yet whether the password is wrong.
         """
         session_id = self._caller(access_token).session_id
         account = self._account_of(access_token)
@@ -187,6 +185,7 @@ class People:
         Raises:
             AuthenticationError: the address or the password is wrong.
             RateLimitError: too many wrong passwords, or too many wait.
+            NoQuorumError: it is not known yet whether they are.
         """
         try:
             address = normalised(email)
@@ -302,15 +301,19 @@ class People:
     ) -> Decision[T]:
         """Count a wrong password, and forget earlier ones after the right one.
 
+        While somebody's key is on its way, it may be the right one: nobody is told that it is not,
+        and it counts for its client alone, as whoever owns the address is to try again.
+
         Raises:
             RateLimitError: meanwhile so many were wrong that this one counts no more.
         """
         self._lockout.check(subjects, now)
         if right and not isinstance(decision.answer, Exception):
             counted: tuple[AuthEvent, ...] = self._lockout.succeeded(subjects[0], now)
-        else:
-            counted = self._lockout.failed(subjects, now)
-        return Decision((*counted, *decision.events), decision.answer)
+            return Decision((*counted, *decision.events), decision.answer)
+        if self._awaits_keys():
+            return Decision(self._lockout.failed(subjects[1:], now), _not_known_yet())
+        return Decision((*self._lockout.failed(subjects, now), *decision.events), decision.answer)
 
     def _session(self, decision: Decision[LoggedIn], now: float) -> Decision[auth.Session]:
         """Add the access token, and where there is none, the key that signs it."""
@@ -343,3 +346,11 @@ class People:
         if account is None:
             raise AuthenticationError("this account was closed")
         return account
+
+
+def _not_known_yet() -> NoQuorumError:
+    return NoQuorumError(
+        "this auth worker waits for another to tell whose accounts there are: nothing was written; "
+        "try again in some seconds",
+        retry_after_ms=RETRY_MS,
+    )
