@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from http import HTTPStatus
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -118,6 +118,8 @@ class Ledger:
         """Leases that are over and of which the disk refused to note so."""
         self._asking: WeakValueDictionary[tuple[str, str], _Turn] = WeakValueDictionary()
         self._receipts: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._agreed: deque[Countersigned] = deque(maxlen=REMEMBERED_RECEIPTS)
+        """What clients agreed with, and is not written yet."""
         self.tokens: Counter[str] = Counter(prompt=0, completion=0)
         """What was settled since the start."""
         self._wrote_at = clock.monotonic()
@@ -237,15 +239,25 @@ class Ledger:
         self._check_given(given, message, body, client)
         self._check_agreed(message, client)
         del self._receipts[body.request_id]
-        await self._write(
-            Countersigned(
-                lease_id=lease_id,
-                at=self._clock.now(),
-                request_id=body.request_id,
-                signature=message.signature,
-            ),
-            flush=False,
+        agreed = Countersigned(
+            lease_id=lease_id,
+            at=self._clock.now(),
+            request_id=body.request_id,
+            signature=message.signature,
         )
+        self._agreed.append(agreed)
+        await self._write_agreed()
+
+    async def _write_agreed(self) -> None:
+        """Write what clients agreed with, also what the disk refused before."""
+        while self._agreed:
+            agreed = self._agreed.popleft()
+            at = self._purse.time(self._clock.now())  # one that was refused may come after others
+            try:
+                await self._write(msgspec.structs.replace(agreed, at=at), flush=False)
+            except StorageError:
+                self._agreed.append(agreed)
+                raise
 
     @property
     def trouble(self) -> str:
@@ -272,8 +284,9 @@ class Ledger:
             raise PermissionDeniedError("The signature under the receipt does not hold.")
 
     async def close_ended(self) -> None:
-        """Give back the leases whose time is over."""
+        """Give back the leases whose time is over, after what the disk refused before."""
         await self._settlements.write_owed()
+        await self._write_agreed()
         await self._close(self._purse.close_ended(self._clock.now(), unless=self._settlements))
 
     async def tell(self) -> None:
@@ -330,16 +343,33 @@ class Ledger:
             await self._lease(caller, tokens)
 
     async def _lease(self, caller: Caller, tokens: int) -> None:
+        """Get a lease; taken also where its caller goes meanwhile: nobody else could use it."""
+        came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asking = self._tasks.spawn(self._get_lease(caller, tokens, came), name="ask for a lease")
+        # However it ends, and were it before its first step: nobody waits for ever.
+        asking.add_done_callback(lambda _: came.cancel())
+        await came
+
+    async def _get_lease(self, caller: Caller, tokens: int, came: asyncio.Future[None]) -> None:
         self._owes_until = self._clock.monotonic() + OWES_S
         now = self._purse.time(self._clock.now())
-        lease = await self._auth.ask(
-            AuthApi.rpc_lease,
-            LeaseRequest(caller.account_id, caller.key_id, tokens, now),
-            deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
-        )
-        self._purse.put_in(
-            lease.lease_id, caller.account_id, caller.key_id, lease.tokens, lease.expires_at
-        )
+        try:
+            lease = await self._auth.ask(
+                AuthApi.rpc_lease,
+                LeaseRequest(caller.account_id, caller.key_id, tokens, now),
+                deadline=self._clock.monotonic() + LEASE_TIMEOUT_S,
+            )
+        except Exception as error:
+            if not came.done():
+                came.set_exception(error)
+            if not isinstance(error, TinkerError):
+                raise
+        else:
+            self._purse.put_in(
+                lease.lease_id, caller.account_id, caller.key_id, lease.tokens, lease.expires_at
+            )
+            if not came.done():
+                came.set_result(None)
 
     async def _close(self, ended: list[LeaseClosed], *, timeout_s: float = LEASE_TIMEOUT_S) -> None:
         """Write that leases are closed, and tell the auth workers; of all at the same time."""

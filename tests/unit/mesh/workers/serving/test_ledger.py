@@ -7,9 +7,13 @@ import pytest
 from mesh_rpc import SkewedClock, settled
 
 from tinkex.errors import APIStatusError, BillingError, RateLimitError, StorageError, status_error
+from tinkex.mesh.api.gateway import Countersign, Receipt
+from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.quota import LeaseGranted, QuotaLedger
 from tinkex.mesh.tasks import Tasks, let_others_run
+from tinkex.mesh.trust.receipts import ReceiptBody, countersign, sign_receipt
 from tinkex.mesh.usage import (
+    Countersigned,
     GatewayUsage,
     LeaseClosed,
     Reserved,
@@ -207,6 +211,74 @@ class Books:
         for reservation, count in zip(reservations, tokens, strict=True):
             with pytest.raises(StorageError):
                 await self.end(reservation, count)
+
+
+class LateAuth:
+    """Auth workers that lend after a while."""
+
+    def __init__(self):
+        self.answers, self.granted = asyncio.Event(), 0
+
+    async def ask(self, method, request, *, deadline):
+        self.granted += 1
+        await self.answers.wait()
+        return SimpleNamespace(lease_id="lease", tokens=1000, expires_at=request.now + 60)
+
+
+async def test_lease_that_comes_after_its_caller_has_gone_is_for_the_keys_next_request():
+    auth = LateAuth()
+    ledger = Ledger(WholeFeed(), auth, Tasks(on_error=print), clock=VirtualClock())
+    account = SimpleNamespace(account_id="account", key_id="key")
+    gone = asyncio.ensure_future(ledger.reserve("gone", account, "model", 50))
+    await settled()
+    gone.cancel()
+    auth.answers.set()
+    await settled()
+    assert ledger.leases == 1
+    await ledger.reserve("next", account, "model", 50)
+    assert auth.granted == 1
+
+
+def receipt_of(request_id, gateway, client):
+    return ReceiptBody(
+        request_id=request_id,
+        gateway=gateway.peer_id.raw,
+        client=client.peer_id.raw,
+        account_id="account",
+        key_id="key",
+        model="model",
+        prompt_tokens=7,
+        completion_tokens=0,
+        cached_tokens=0,
+        output=bytes(32),
+        reproducible=True,
+        seed=1,
+        at=0.0,
+        epoch=bytes(16),
+        sequence=1,
+    )
+
+
+async def test_agreement_that_the_disk_refused_is_written_once_there_is_room():
+    client, gateway, books = KeyPair.generate(), KeyPair.generate(), Books()
+    reservation = await books.begin("r7")
+    body, signature = sign_receipt(gateway, receipt_of("r7", gateway, client))
+    await books.ledger.settle(
+        reservation,
+        prompt_tokens=7,
+        completion_tokens=0,
+        receipt=Receipt(body=body, signature=signature),
+    )
+    agreed = Countersign(body=body, signature=countersign(client, body))
+    books.disk.is_full = True
+    with pytest.raises(StorageError):
+        await books.ledger.countersign(agreed, client.peer_id)
+    books.clock.advance(20)
+    books.disk.is_full = False
+    await books.ledger.close_ended()
+    await books.ledger.close_ended()
+    assert books.disk.kinds == [Reserved, Settled, Countersigned]
+    assert [one.countersigned for one in books.disk.fold().requests()] == [True]
 
 
 async def test_a_settlement_that_the_disk_refused_is_written_once_there_is_room():
