@@ -97,6 +97,11 @@ class Head:
         self._row_multiple = row_multiple
         self._chunk = max(MIN_CHUNK_ROWS, chunk_elements // rows_out)
 
+    @property
+    def chunk_rows(self) -> int:
+        """Rows whose logits exist at once, at most."""
+        return self._chunk
+
     @torch.no_grad()
     def logits(self, hidden: Tensor, rows: Sequence[LoraSegment] | StackedRows) -> Tensor:
         """Compute float32 logits [N, V] of hidden states [N, C]; meant for few rows."""

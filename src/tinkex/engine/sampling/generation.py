@@ -21,7 +21,7 @@ from tinkex.engine.attempts import attempt
 from tinkex.engine.attention.kv_cache import DecodeAttention, KVCache
 from tinkex.engine.models.head import top_logprobs
 from tinkex.engine.sampling.prefill import Prefill, segments_of
-from tinkex.engine.sampling.prompt_scores import score_prompt
+from tinkex.engine.sampling.prompt_scores import rows_to_score, score_prompt
 from tinkex.engine.sampling.replay import Replay
 from tinkex.engine.sampling.sampler import NextTokens, RowChoice, choose_tokens
 from tinkex.engine.sampling.scheduler import Scheduler
@@ -168,7 +168,8 @@ class Generator:
         """Compute chunks of the prompts that wait, whose turn it is first."""
         finished: list[SampleFinished] = []
         for state in waiting:
-            finished += self._spared([state], lambda one: self._prefill.reuse(one[0]))
+            if state.prompt_left:
+                finished += self._spared([state], lambda one: self._prefill.reuse(one[0]))
         chunks = self._prefill.plan([s for s in waiting if self._alive(s)])
         for chunk in chunks:
             self._scheduler.charge_prefill(chunk.state, chunk.tokens)
@@ -190,14 +191,10 @@ class Generator:
 
     def _prompts_done(self, states: Sequence[JobState]) -> list[SampleFinished]:
         """Compute what comes first after whole prompts, and what was asked about them."""
-        order = sorted(states, key=lambda s: id(s.weights))
-        finished = self._spared(order, self._first_logits)
-        diverged = [s for s in order if self._alive(s) and s.first_logits is None]
-        finished += self._diverged(diverged)
-        for state in order:
-            if self._alive(state):
-                finished += self._spared([state], lambda one: self._score_prompt(one[0]))
-        return finished
+        fresh = sorted((s for s in states if s.first_logits is None), key=lambda s: id(s.weights))
+        finished = self._spared(fresh, self._first_logits)
+        diverged = [s for s in fresh if self._alive(s) and s.first_logits is None]
+        return finished + self._diverged(diverged) + self._score_prompts(states)
 
     def _first_logits(self, states: Sequence[JobState]) -> None:
         """Keep the logits after each prompt; none where they are not finite."""
@@ -209,11 +206,32 @@ class Generator:
         for state, row, good in zip(states, logits, finite, strict=True):
             state.first_logits = row if good else None
 
-    def _score_prompt(self, state: JobState) -> None:
-        hidden = torch.cat(state.hidden) if state.hidden else state.last_hidden[:0, None]
-        score_prompt(state, hidden, state.wanted_from, self._runner.head)
-        state.last_hidden, state.hidden = None, []
-        self._scheduler.prompt_done(state)
+    def _score_prompts(self, states: Sequence[JobState]) -> list[SampleFinished]:
+        """Compute what was asked about whole prompts, as much as one product with the unembedding.
+
+        With a large vocabulary that costs more than the prompts themselves. How a prompt is cut
+        depends on nothing else, and so do its bits.
+        """
+        finished: list[SampleFinished] = []
+        room = most = self._runner.head.chunk_rows
+        for state in states:
+            rows = min(rows_to_score(state), most)
+            if rows > room or not self._alive(state):
+                continue
+            room -= rows
+            if rows:
+                job_id = state.job.job_id
+                self._scheduler.charge_prefill(state, rows)
+                self.served[job_id] = self.served.get(job_id, 0) + rows
+            finished += self._spared([state], partial(self._score_prompt, rows))
+        return finished
+
+    def _score_prompt(self, rows: int, states: Sequence[JobState]) -> None:
+        (state,) = states
+        score_prompt(state, rows, self._runner.head)
+        if not rows_to_score(state):
+            state.last_hidden, state.hidden = None, []
+            self._scheduler.prompt_done(state)
 
     # --- start and decode -----------------------------------------------------------------------
 
@@ -447,15 +465,16 @@ def _row_of(sequence: RunningSequence) -> KVRow:
 
 
 def _response(state: JobState) -> SampleResponse:
-    job = state.job
+    job, scores = state.job, state.scores
+    assert scores is not None
     names = job.sequence_ids or [f"{job.job_id}:{i}" for i in range(job.num_samples)]
     return SampleResponse(
         sequences=[_sampled(s, names[s.index]) for s in state.sequences],
-        prompt_logprobs_np=state.prompt_logprobs,
-        topk_prompt_logprobs_np=_topk_record(state.topk_prompt),
-        target_prompt_logprobs=state.target_prompt,
+        prompt_logprobs_np=scores.logprobs,
+        topk_prompt_logprobs_np=scores.topk,
+        target_prompt_logprobs=scores.targets,
         prompt_cache_hit_tokens=state.reused,
-        prompt_alt_tokens=state.prompt_alternatives,
+        prompt_alt_tokens=scores.alternatives,
     )
 
 

@@ -1,22 +1,24 @@
 """What a sampling job asks about its prompt: log-probabilities, alternatives, draws.
 
-Position 0 of a prompt has no prediction; the hidden state at position i predicts position i + 1.
-Owns the arithmetic; when a prompt is computed is `generation`'s matter.
+Position 0 of a prompt has no prediction; the hidden state at position i, a row here, predicts
+position i + 1. A product with the unembedding may cost more than all layers, so rows are scored a
+few at a time. Owns the arithmetic; when is `generation`'s matter.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tinkex.engine.sampling.sampler import NextTokens, draw_alternatives
 from tinkex.engine.sampling.uniform import UniformStream
-from tinkex.types import PromptAltTokens, TensorData
+from tinkex.types import PromptAltTokens, TensorData, TopkLogprobs
 from tinkex.types.sampling import EMPTY_TOPK_LOGPROB
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from tinkex.engine.models.head import Head
@@ -37,36 +39,133 @@ def first_wanted(job: SampleJob, length: int) -> int:
     return length
 
 
-def score_prompt(state: JobState, hidden: Tensor, start: int, head: Head) -> None:
-    """Compute everything that a job asked about its prompt, and keep it in `state`.
+def rows_to_score(state: JobState) -> int:
+    """Give how many rows of a job's prompt are not scored yet."""
+    done = state.wanted_from if state.scores is None else state.scores.next_row
+    return max(0, len(state.prompt) - 1 - done)
+
+
+def score_prompt(state: JobState, count: int, head: Head) -> None:
+    """Score the next rows of a prompt that is computed; what fails may be done again.
 
     Args:
-        state: the job.
-        hidden: [T - start, C], of the prompt's positions from `start` on.
-        start: at most `first_wanted`.
+        state: the job; its `scores` are made with the first rows.
+        count: how many, at most `rows_to_score`.
         head: the unembedding.
     """
-    job, length = state.job, len(state.prompt)
-    first = _first_scored(job, length)
-    before = hidden[max(first - 1 - start, 0) : max(length - 1 - start, 0)]
-    ids = torch.from_numpy(state.prompt[first:]).to(hidden.device)
-    if job.prompt_logprobs:
-        state.prompt_logprobs = np.full(length, np.nan, dtype=np.float32)
-        if before.shape[0]:
-            found = head.logprobs(before, ids[:, None], state.weights)
-            state.prompt_logprobs[first:] = found[:, 0].cpu().numpy()
-    k = job.topk_prompt_logprobs
-    if k:
-        token_ids = np.zeros((length, k), dtype=np.int32)
-        values = np.full((length, k), EMPTY_TOPK_LOGPROB, dtype=np.float32)
-        if before.shape[0]:
-            top, top_ids = head.topk_logprobs(before, k, state.weights)
-            token_ids[first:], values[first:] = top_ids.cpu().numpy(), top.cpu().numpy()
-        state.topk_prompt = (token_ids, values)
-    if job.target_prompt_logprobs is not None:
-        state.target_prompt = _targets(state, job.target_prompt_logprobs, hidden[:-1], head)
-    if job.prompt_alt_tokens_k:
-        state.prompt_alternatives = _draws(state, job.prompt_alt_tokens_k, hidden[:-1], head)
+    if state.scores is None:
+        state.scores = PromptScores(state)
+    if not count:
+        return
+    if len(state.hidden) > 1:
+        state.hidden = [torch.cat(state.hidden)]
+    at = state.scores.next_row - state.wanted_from
+    state.scores.add(state.hidden[0][at : at + count], head)
+
+
+class PromptScores:
+    """What is found about one job's prompt of T tokens; whole when all rows were added."""
+
+    def __init__(self, state: JobState) -> None:
+        job, length = state.job, len(state.prompt)
+        self.next_row = state.wanted_from
+        """The first row that was not added."""
+        self.logprobs: NDArray[np.float32] | None = None
+        """[T]: NaN where none was asked for."""
+        self.topk: TopkLogprobs | None = None
+        self._weights = state.weights
+        self._first = _first_scored(job, length)
+        self._targets = torch.from_numpy(state.prompt[:, None])
+        self._asked = job.target_prompt_logprobs
+        if job.prompt_logprobs:
+            self.logprobs = np.full(length, np.nan, dtype=np.float32)
+        if k := job.topk_prompt_logprobs:
+            values = np.full((length, k), EMPTY_TOPK_LOGPROB, dtype=np.float32)
+            self.topk = TopkLogprobs(np.zeros((length, k), dtype=np.int32), values)
+        if self._asked is not None:
+            self._cells, self._place = _cells(self._asked)
+            self._scores = np.zeros(self._cells.shape, dtype=np.float32)
+        self._draws: _Draws | None = None
+        if job.prompt_alt_tokens_k:
+            self._draws = _Draws(state, length - 1)
+
+    @torch.no_grad()
+    def add(self, hidden: Tensor, head: Head) -> None:
+        """Score the rows that come next, by their hidden states [n, C]."""
+        start, end = self.next_row, self.next_row + len(hidden)
+        first = max(start, self._first - 1)
+        if first < end and (self.logprobs is not None or self.topk is not None):
+            self._add_own(hidden[first - start :], slice(first + 1, end + 1), head)
+        if self._asked is not None and self._cells.size:
+            cells = self._cells[start:end]
+            targets = torch.tensor(cells.clip(min=0), device=hidden.device)
+            found = head.logprobs(hidden, targets, self._weights).cpu().numpy()
+            self._scores[start:end] = np.where(cells < 0, np.float32(0), found)
+        if self._draws is not None:
+            self._draws.add(hidden, slice(start, end), head)
+        self.next_row = end
+
+    def _add_own(self, hidden: Tensor, positions: slice, head: Head) -> None:
+        """Score the prompt's own tokens at some positions, and the likeliest ones there."""
+        if self.logprobs is not None:
+            targets = self._targets[positions].to(hidden.device)
+            found = head.logprobs(hidden, targets, self._weights)
+            self.logprobs[positions] = found[:, 0].cpu().numpy()
+        if self.topk is not None:
+            k = self.topk.token_ids.shape[1]
+            top, ids = head.topk_logprobs(hidden, k, self._weights)
+            self.topk.token_ids[positions] = ids.cpu().numpy()
+            self.topk.logprobs[positions] = top.cpu().numpy()
+
+    @property
+    def targets(self) -> TensorData | None:
+        """Log-probabilities of the tokens asked for, in the request's shape; 0 where it has -1."""
+        if self._asked is None:
+            return None
+        shape, sparse = list(self._asked.dimensions), self._asked.sparse_indices
+        if sparse is None:
+            return TensorData(self._scores.reshape(-1), "float32", shape)
+        return TensorData(self._scores[self._place], "float32", shape, sparse[0], sparse[1])
+
+    @property
+    def alternatives(self) -> PromptAltTokens | None:
+        """What was drawn for each row, if asked for."""
+        return None if self._draws is None else self._draws.found
+
+
+class _Draws:
+    """Tokens drawn for each row of a prompt, independently and at the job's temperature."""
+
+    def __init__(self, state: JobState, rows: int) -> None:
+        k = state.job.prompt_alt_tokens_k
+        uniforms = UniformStream(state.rule.seed, PROMPT_STREAM).first(rows * k)
+        self._uniforms = torch.from_numpy(uniforms).view(rows, k)
+        self._temperature = state.rule.temperature
+        self._weights = state.weights
+        self._tokens = np.zeros((rows, k), dtype=np.int64)
+        self._logprobs = np.zeros((rows, k), dtype=np.float32)
+
+    def add(self, hidden: Tensor, rows: slice, head: Head) -> None:
+        """Draw for some rows, by their hidden states [n, C]."""
+        uniforms = self._uniforms[rows].to(hidden.device)
+        tokens = []
+        for start in range(0, len(hidden), _CHUNK_ROWS):
+            part = hidden[start : start + _CHUNK_ROWS]
+            logits = head.logits(part, head.segments_of(part, self._weights))
+            numbers = uniforms[start : start + _CHUNK_ROWS]
+            tokens.append(draw_alternatives(NextTokens(logits), self._temperature, numbers))
+        drawn = torch.cat(tokens)
+        self._tokens[rows] = drawn.cpu().numpy()
+        self._logprobs[rows] = head.logprobs(hidden, drawn, self._weights).cpu().numpy()
+
+    @property
+    def found(self) -> PromptAltTokens:
+        """The draws, and their log-probabilities at temperature 1."""
+        shape = list(self._tokens.shape)
+        return PromptAltTokens(
+            tokens=TensorData(self._tokens.reshape(-1), "int64", shape),
+            logprobs=TensorData(self._logprobs.reshape(-1), "float32", shape),
+        )
 
 
 def _first_scored(job: SampleJob, length: int) -> int:
@@ -75,45 +174,15 @@ def _first_scored(job: SampleJob, length: int) -> int:
     return max(1, length - job.prompt_logprobs_last_n)
 
 
-def _targets(state: JobState, asked: TensorData, before: Tensor, head: Head) -> TensorData:
-    """Score the tokens asked for, in the shape and layout of the request; 0 where it has -1."""
+def _cells(asked: TensorData) -> tuple[NDArray[np.int64], Any]:
+    """Give the tokens asked for as a full table [T - 1, K], and where each value lies in it."""
     rows, columns = asked.dimensions
     sparse = asked.sparse_indices
     if sparse is None:
-        cells = asked.values.reshape(rows, columns)
-    else:  # side by side, as wide as the fullest row
-        counts = np.diff(sparse[0])
-        at = np.arange(asked.values.size) - np.repeat(sparse[0][:-1], counts)
-        place = (np.repeat(np.arange(rows), counts), at)
-        cells = np.full((rows, int(counts.max(initial=0))), -1, dtype=np.int64)
-        cells[place] = asked.values
-    found = np.zeros(cells.shape, dtype=np.float32)
-    if cells.size and before.shape[0]:
-        targets = torch.tensor(cells.clip(min=0), device=before.device)
-        found = head.logprobs(before, targets, state.weights).cpu().numpy()
-        found = np.where(cells < 0, np.float32(0), found)
-    if sparse is None:
-        return TensorData(found.reshape(-1), "float32", [rows, columns])
-    return TensorData(found[place], "float32", [rows, columns], sparse[0], sparse[1])
-
-
-def _draws(state: JobState, k: int, before: Tensor, head: Head) -> PromptAltTokens:
-    """Draw k tokens for each position, independently and at the job's temperature."""
-    rows = before.shape[0]
-    stream = UniformStream(state.rule.seed, PROMPT_STREAM)
-    uniforms = torch.tensor([stream.draw() for _ in range(rows * k)], dtype=torch.float64)
-    uniforms = uniforms.view(rows, k).to(before.device)
-    tokens = torch.zeros(rows, k, dtype=torch.int64)
-    for start in range(0, rows, _CHUNK_ROWS):
-        part = slice(start, start + _CHUNK_ROWS)
-        logits = head.logits(before[part], head.segments_of(before[part], state.weights))
-        found = draw_alternatives(NextTokens(logits), state.rule.temperature, uniforms[part])
-        tokens[part] = found.cpu()
-    logprobs = np.zeros((rows, k), dtype=np.float32)
-    if rows:
-        scores = head.logprobs(before, tokens.to(before.device), state.weights)
-        logprobs = scores.cpu().numpy()
-    return PromptAltTokens(
-        tokens=TensorData(tokens.numpy().reshape(-1), "int64", [rows, k]),
-        logprobs=TensorData(logprobs.reshape(-1), "float32", [rows, k]),
-    )
+        return asked.values.reshape(rows, columns), None
+    counts = np.diff(sparse[0])  # side by side, as wide as the fullest row
+    at = np.arange(asked.values.size) - np.repeat(sparse[0][:-1], counts)
+    place = (np.repeat(np.arange(rows), counts), at)
+    cells = np.full((rows, int(counts.max(initial=0))), -1, dtype=np.int64)
+    cells[place] = asked.values
+    return cells, place

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from tinkex.engine.lora.weights import LoraWeights
     from tinkex.engine.sampling.fair_share import Party
     from tinkex.engine.sampling.prefix_cache import PrefixScope
+    from tinkex.engine.sampling.prompt_scores import PromptScores
     from tinkex.engine.sampling.stops import StopRule
     from tinkex.engine.sampling.uniform import UniformStream
-    from tinkex.types import PromptAltTokens, TensorData
+    from tinkex.types import TensorData
 
 MAX_TOPK_LOGPROBS = 256
 """Most alternatives given for each token."""
@@ -135,15 +136,13 @@ class JobState:
     wanted_from: int = 0
     """The first position of the prompt whose hidden state is asked about."""
     hidden: list[Any] = field(default_factory=list)
-    """Hidden states [n, C] from `wanted_from` on, until the prompt is computed."""
+    """Hidden states [n, C] from `wanted_from` on, until the prompt is scored."""
     last_hidden: Any = None
     """[C] after the prompt, once it is computed."""
     first_logits: Any = None
     """[V] after the prompt, as long as `prompt_row`."""
-    prompt_logprobs: NDArray[np.float32] | None = None
-    topk_prompt: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
-    target_prompt: TensorData | None = None
-    prompt_alternatives: PromptAltTokens | None = None
+    scores: PromptScores | None = None
+    """What was asked about the prompt, once that is computed."""
 
     @property
     def party(self) -> Party:

@@ -7,7 +7,12 @@ batch. Philox is a counter-based generator (Salmon et al. 2011, "Parallel random
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _BLOCK = 64
 
@@ -38,3 +43,7 @@ class UniformStream:
             self._used = 0
         self._used += 1
         return self._block[self._used - 1]
+
+    def first(self, count: int) -> NDArray[np.float64]:
+        """Give the first `count` steps' numbers at once, of a stream that gave none yet."""
+        return self._generator.random(count)

@@ -29,3 +29,7 @@ def test_numbers_are_uniform_over_streams():
     first = [draws(seed, 0, 1)[0] for seed in range(2000)]
     counts = np.histogram(first, bins=10, range=(0, 1))[0]
     assert ((counts - 200) ** 2 / 200).sum() < 27.9
+
+
+def test_numbers_given_at_once_are_those_of_the_steps():
+    assert UniformStream(1, 0).first(200).tolist() == draws(1, 0)
