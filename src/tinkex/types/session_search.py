@@ -75,7 +75,8 @@ SessionStatusQuery = Annotated[
 class SessionSearchCursor(WireRequest):
     """Where the next page starts; comes back as it was given."""
 
-    last_created_at: AwareDatetime
+    last_created_at: Annotated[AwareDatetime, Field(strict=False)]
+    """Text, too: a cursor that was kept as JSON is read again."""
     last_session_id: str
 
 

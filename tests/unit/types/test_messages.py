@@ -243,3 +243,10 @@ def test_part_that_is_accepted_is_a_plain_file_name(text):
 def test_boolean_is_no_literal_number(message, fields):
     with pytest.raises(ValidationError, match="boolean"):
         message.model_validate(fields)
+
+
+def test_cursor_that_was_kept_as_json_is_read_again():
+    text = {"last_created_at": "2026-01-02T03:04:05.000006Z", "last_session_id": "s"}
+    cursor = types.SessionSearchCursor(**text)
+    assert cursor.model_dump(mode="json") == text
+    assert types.SessionSearchRequest(cursor=text).cursor == cursor
