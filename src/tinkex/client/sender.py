@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import platform
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
+    contextmanager,
     nullcontext,
 )
 from dataclasses import replace
@@ -153,8 +154,10 @@ class Sender:
         async with AsyncExitStack() as held:
 
             async def begin() -> StreamedReply:
-                stream = self.transport.stream(self._complete(request, key))
-                return await held.enter_async_context(stream)
+                with self._observed(request, key) as (whole, answered):
+                    stream = await held.enter_async_context(self.transport.stream(whole))
+                    answered(stream.reply)
+                return stream
 
             if self._breaker is None:
                 streamed = await begin()
@@ -290,18 +293,34 @@ class Sender:
             attempt += 1
 
     async def _exchange(self, request: HttpRequest, key: str) -> Reply:
+        with self._observed(request, key) as (whole, answered):
+            reply = await self.transport.send(whole)
+            answered(reply)
+        return replace(reply, received_at=self.clock.now())
+
+    @contextmanager
+    def _observed(
+        self, request: HttpRequest, key: str
+    ) -> Iterator[tuple[HttpRequest, Callable[[Reply], None]]]:
+        """Tell of a request and of its reply.
+
+        Yields:
+            The request with the headers that every one has, and what to call with the reply.
+        """
         with self.events.operation(
             "http.request", method=request.method, path=request.path
-        ) as found:
+        ) as attributes:
             # inside the span: the server's are its children
             whole = self._complete(request, key)
             if _HTTP_LOG.isEnabledFor(logging.DEBUG):
                 self._dump("sends", f"{whole.method} {whole.path}", whole.headers)
-            reply = await self.transport.send(whole)
-            found["status"] = reply.status
-            if _HTTP_LOG.isEnabledFor(logging.DEBUG):
-                self._dump("gets", f"{reply.status} from {whole.path}", reply.headers)
-        return replace(reply, received_at=self.clock.now())
+
+            def answered(reply: Reply) -> None:
+                attributes["status"] = reply.status
+                if _HTTP_LOG.isEnabledFor(logging.DEBUG):
+                    self._dump("gets", f"{reply.status} from {whole.path}", reply.headers)
+
+            yield whole, answered
 
     def _dump(self, verb: str, line: str, headers: Mapping[str, str]) -> None:
         """Log the headers of a message; what may be secret is masked, the caller's own are."""

@@ -357,3 +357,25 @@ def test_closed_client_ends_its_streams():
         client.close().result(10)
         with pytest.raises(tinker.TinkerError):
             list(stream)
+
+
+def test_request_of_a_stream_is_told_as_any_other(peer):
+    def script(send):
+        for event in (started(), tokens(7), finished()):
+            send(event)
+
+    peer.script, seen = script, []
+    with (
+        serving(peer) as url,
+        tinker.ServiceClient(base_url=url, api_key=KEY, runtime=Runtime(JumpingClock())) as client,
+    ):
+        sampler = client.create_sampling_client(base_model="m").result(10)
+        detach = client.on_event(seen.append)
+        list(sampler.sample_stream(PROMPT, PARAMS))
+        detach()
+    of_stream = [
+        (event.name, event.attributes.get("status"))
+        for event in seen
+        if str(event.attributes.get("path")).endswith("/sample_stream")
+    ]
+    assert of_stream == [("http.request.start", None), ("http.request.stop", 200)]
