@@ -20,6 +20,7 @@ from tinkex.errors import (
     TinkerError,
     TrustError,
 )
+from tinkex.mesh.roles import Role
 from tinkex.mesh.rpc.calls import OutgoingCall
 from tinkex.mesh.rpc.credentials import RemotePeer
 from tinkex.mesh.rpc.errors import error_of, wire_error
@@ -87,7 +88,9 @@ class Channel:
             unhurried_s=config.unhurried_s,
             coalesce_after=config.coalesce_after,
         )
-        self._heartbeat = Heartbeat(config, now)
+        certificate = peer.certificate
+        client = certificate is not None and certificate.role is Role.CLIENT
+        self._heartbeat = Heartbeat(config, now, client=client)
         self._calls: dict[int, OutgoingCall] = {}
         self._handlers = Handlers(self._session, peer, around, self)
         self._pings: dict[int, asyncio.Future[None]] = {}
@@ -100,7 +103,7 @@ class Channel:
         self._blocked: asyncio.Task[None] | None = None
         """Waits until a full link takes a frame."""
         self._hold: Timer | None = None
-        self._busy = False
+        self._busy = self._asks = False
         self._open_calls = (0, 0)
         self._beat_timer: Timer | None = None
         self._planned = now
@@ -506,10 +509,11 @@ class Channel:
             self.answered.clear()
         else:
             self.answered.set()
-        busy = outgoing > 0 or incoming > 0
-        if busy is not self._busy:
-            self._busy = busy
-            self._heartbeat.busy(busy, now)
+        asks = outgoing > 0
+        busy = asks or incoming > 0
+        if busy is not self._busy or asks is not self._asks:
+            self._busy, self._asks = busy, asks
+            self._heartbeat.busy(busy, now, asks=asks)
             if busy and self._heartbeat.due() < self._planned:
                 self._plan_beat()
 
@@ -541,9 +545,9 @@ class Channel:
         if now - self._planned > config.ping_s:
             self._heartbeat.excuse(now)
         if self._heartbeat.lost(now):
+            silence_s = self._heartbeat.lost_after_s
             self.end(
-                LinkClosedError(f"{self._name} gave no sign of life for {config.lost_after_s} s"),
-                lost=True,
+                LinkClosedError(f"{self._name} gave no sign of life for {silence_s} s"), lost=True
             )
             return
         if self._heartbeat.ping_due(now):

@@ -24,6 +24,9 @@ class RpcConfig:
     """Seconds between pings while none is."""
     lost_after_s: float = 1.2
     """Seconds of silence after which a link is lost; without open calls, after a ping."""
+    client_lost_after_s: float = 5.0
+    """Seconds of silence after which a link to a client is lost that is asked nothing, if that is
+    more: its program may be busy."""
     dial_timeout_s: float = 5.0
     """Seconds in which a link must be made, greeting included."""
     greeting_timeout_s: float = 3.0

@@ -16,11 +16,22 @@ class Heartbeat:
     """The signs of life on one link.
 
     While it is busy, silence for `lost_after_s` is loss, and pings make sure that there is none;
-    while idle, a ping that stays without any answer for so long.
+    while idle, a ping that stays without any answer for so long. A client that is asked nothing may
+    be silent for `client_lost_after_s`: its program may work on its event loop, and nobody waits.
+
+    Args:
+        config: the times.
+        now: the time.
+        client: whether the peer is a client.
     """
 
-    def __init__(self, config: RpcConfig, now: float) -> None:
+    def __init__(self, config: RpcConfig, now: float, *, client: bool = False) -> None:
         self._config = config
+        self._patience_s = config.lost_after_s
+        if client:
+            self._patience_s = max(self._patience_s, config.client_lost_after_s)
+        self.lost_after_s = self._patience_s
+        """Seconds of silence that are loss just now."""
         self._pinged = now
         self._unanswered: float | None = None
         self._busy = False
@@ -34,9 +45,18 @@ class Heartbeat:
         self._silent_since = now
         self._unanswered = None
 
-    def busy(self, busy: bool, now: float) -> None:
-        """Say whether calls are open; silence before the first of them counts for nothing."""
-        if busy and not self._busy:
+    def busy(self, busy: bool, now: float, *, asks: bool) -> None:
+        """Say whether calls are open; silence before the first of them counts for nothing.
+
+        Args:
+            busy: whether there are any.
+            now: the time.
+            asks: whether this side waits for an answer; silence before counts for nothing either.
+        """
+        before, self.lost_after_s = self.lost_after_s, self._patience_s
+        if asks:
+            self.lost_after_s = self._config.lost_after_s
+        if busy and (not self._busy or self.lost_after_s < before):
             self._silent_since = max(self._silent_since, now)
         self._busy = busy
 
@@ -75,7 +95,7 @@ class Heartbeat:
         """Return the moment at which one of the two may become true."""
         if self._busy:
             config = self._config
-            return min(self._pinged + config.ping_s, self._silent_since + config.lost_after_s)
+            return min(self._pinged + config.ping_s, self._silent_since + self.lost_after_s)
         return min(self._ping_at(), self._lost_at())
 
     def _ping_at(self) -> float:
@@ -83,7 +103,7 @@ class Heartbeat:
 
     def _lost_at(self) -> float:
         if self._busy:
-            return self._silent_since + self._config.lost_after_s
+            return self._silent_since + self.lost_after_s
         if self._unanswered is not None:
-            return self._unanswered + self._config.lost_after_s
+            return self._unanswered + self.lost_after_s
         return float("inf")

@@ -4,7 +4,7 @@ import pytest
 from mesh_rpc import Answer, Ask, Echo, World, raw_link, settled, until
 
 from tinkex.errors import LinkClosedError
-from tinkex.mesh.roles import CERTIFIED
+from tinkex.mesh.roles import CERTIFIED, Role
 from tinkex.mesh.rpc.messages import Cancel, Failed, Request, Response, decode_frame, encode_frame
 from tinkex.mesh.rpc.service import Call, callable_by
 
@@ -115,3 +115,17 @@ async def test_handler_in_whose_first_step_its_link_is_lost_is_cancelled_where_i
         await link.send(encode_frame([wait(1, LATER)]))
         await until(lambda: echo.cancelled == 1)
         assert (echo.started, echo.finished) == (1, 0)
+
+
+@pytest.mark.parametrize(("role", "seconds"), [(Role.CLIENT, 5.0), (Role.GATEWAY, 1.2)])
+async def test_clients_calls_outlive_a_longer_silence_as_its_program_may_be_busy(
+    echo, role, seconds
+):
+    async with World() as world, raw_link(world, echo, role) as (_, link):
+        calls = Calls(world, link)
+        await calls.send(wait(1, 60_000))
+        await until(lambda: echo.started == 1)
+        await world.pass_time(seconds - 0.1)
+        assert echo.cancelled == 0
+        await world.pass_time(0.6)
+        assert echo.cancelled == 1
