@@ -51,6 +51,8 @@ from tinkex.mesh.trust.receipts import countersign, verify_receipt
 from tinkex.mesh.usage import Countersigned, LeaseClosed, Reserved, Settled, StillHere
 from tinkex.mesh.workers.gateway import GatewayConfig
 from tinkex.mesh.workers.serving.admission import AdmissionConfig
+from tinkex.mesh.workers.serving.completion import AWAY_MS
+from tinkex.mesh.workers.serving.directory import LATELY_S
 
 CONTENT = "ab" * 32
 
@@ -182,6 +184,22 @@ async def test_a_name_too_long_for_any_model_is_unknown_and_stops_no_gateway(wor
     assert error.body == {"param": "model", "code": "model_not_found"}
     await world.pass_time(30, step=1.0)  # longer than what processors said of themselves counts
     assert right(await world.answer(gateway))
+
+
+async def test_a_model_whose_only_processor_is_away_is_to_be_tried_again_and_unknown_much_later(
+    world,
+):
+    processor = await world.add_processor()
+    gateway = await world.add_gateway()
+    assert right(await world.answer(gateway))
+    processor.lose()
+    await world.pass_time(20, step=1.0)
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, InternalServerError)
+    assert (error.status_code, error.retry_after_ms) == (503, AWAY_MS)
+    assert gateway.in_progress == 0
+    await world.pass_time(LATELY_S, step=1.0)
+    assert isinstance(await caught(world.answer(gateway)), NotFoundError)
 
 
 async def test_a_key_without_the_scope_is_refused(world):

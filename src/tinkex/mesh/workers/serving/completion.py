@@ -18,7 +18,7 @@ from random import Random
 import msgspec
 
 from tinkex._clock import Clock
-from tinkex.errors import TinkerError
+from tinkex.errors import TinkerError, status_error
 from tinkex.mesh.accounts.public import Caller
 from tinkex.mesh.accounts.scopes import INFER
 from tinkex.mesh.api.completion import CompletionMessage, PieceMessage, is_sign_of_life
@@ -42,6 +42,8 @@ from tinkex.mesh.workers.serving.relay import Relay
 from tinkex.openai_api.refusal import model_not_found
 
 _LOG = logging.getLogger("tinkex.mesh.gateway")
+AWAY_MS = 2000.0
+"""What callers are told whose model was there a while ago."""
 SEED_BITS = 62
 REQUEST_ID_BYTES = REQUEST_ID_CHARS // 2
 
@@ -167,7 +169,8 @@ class CompletionService:
         A base model comes before an adapter of its name: that may be anybody's, from before it.
 
         Raises:
-            APIStatusError: 404, there is no such model for this caller, or nobody runs it.
+            APIStatusError: 404, there is no such model for this caller, or nobody runs it; 503, it
+                was there a while ago.
         """
         context = self._directory.context(model)
         if context is not None:
@@ -177,6 +180,12 @@ class CompletionService:
         if context is None:
             await self._directory.look_for(named.base_model)
             context = self._directory.context(named.base_model)
+        if context is None and self._directory.lately(named.base_model):
+            raise status_error(
+                503,
+                f"No processor of this mesh runs {named.base_model!r} just now: try again later.",
+                retry_after_ms=AWAY_MS,
+            )
         if context is None:
             raise model_not_found(
                 f"No processor of this mesh runs {model!r}, or it is not yours: the list of models "

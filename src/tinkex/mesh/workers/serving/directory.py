@@ -24,6 +24,9 @@ from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
 from tinkex.mesh.workers.discovery import Discovery, model_topic
 
 MAX_SLOTS = 1 << 16
+LATELY_S = 600.0
+"""A model that somebody ran within so many seconds may be back soon, as after a restart."""
+MOST_LATE_MODELS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ class Directory:
         self._config = config
         self._known: dict[PeerId, _Known] = {}
         self._asked: dict[str, None] = {}
+        self._ran_at: dict[str, float] = {}
+        """When somebody last said that it runs a model, in monotonic seconds, the latest last."""
         self._silent: set[PeerId] = set()
         """Processors that were lost, or did not answer when they were last asked."""
         self._refreshing: asyncio.Task[None] | None = None
@@ -161,6 +166,10 @@ class Directory:
                 longest = one.max_context_length
         return longest
 
+    def lately(self, model: str) -> bool:
+        """Whether somebody ran a base model a while ago."""
+        return self._clock.monotonic() - self._ran_at.get(model, float("-inf")) < LATELY_S
+
     def _served(self) -> Iterator[ServedModel]:
         for offer in self._balancer.offers(self._clock.monotonic()):
             known = self._known.get(offer.peer)
@@ -218,10 +227,18 @@ class Directory:
             self._unanswered(contact.peer_id)
         else:
             self._known[contact.peer_id] = _Known(contact, said)
+            self._note_ran(said)
             self._balancer.heard(offer)
             if contact.peer_id in self._silent:
                 self._silent.remove(contact.peer_id)
                 self._balancer.back(contact.peer_id)
+
+    def _note_ran(self, said: Description) -> None:
+        for model in said.models:
+            self._ran_at.pop(model.name, None)
+            self._ran_at[model.name] = self._clock.monotonic()
+        while len(self._ran_at) > MOST_LATE_MODELS:
+            del self._ran_at[next(iter(self._ran_at))]
 
 
 def offer_of(peer: PeerId, said: Description, expires_at: float) -> Offer:
