@@ -14,7 +14,14 @@ import typer
 from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.mesh.endpoint import Endpoint
-from tinkex.cli.mesh.places import LOCAL_NAME, DataDir, mesh_dir, read_private
+from tinkex.cli.mesh.places import (
+    LOCAL_NAME,
+    READY_NAME,
+    DataDir,
+    is_running,
+    mesh_dir,
+    read_private,
+)
 from tinkex.errors import ConfigurationError, InputError
 
 PASS_NAME = "operator.json"  # noqa: S105 - a file's
@@ -51,8 +58,13 @@ def quota(
 
 def _ask(data_dir: Path | None, verb: str, path: str, **parts: Any) -> Any:
     folder = mesh_dir(data_dir)
-    for place in (folder / "auth", folder, folder / LOCAL_NAME / "auth"):
-        found = read_private(place / PASS_NAME)
+    # Each with the folder of its process's ready file.
+    for place, ready in (
+        (folder / "auth", folder / "auth"),
+        (folder, folder),
+        (folder / LOCAL_NAME / "auth", folder),
+    ):
+        found = read_private(place / PASS_NAME) if is_running(ready / READY_NAME) else None
         if found is not None:
             endpoint = Endpoint(str(found["url"]), None, folder)
             return endpoint.ask(verb, path, credential=str(found["token"]), **parts)

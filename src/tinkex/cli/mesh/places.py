@@ -82,10 +82,10 @@ def read_ready(path: Path) -> dict[str, Any] | None:
     Raises:
         ConfigurationError: it holds something else.
     """
-    return read_private(path) if _is_held(path) else None
+    return read_private(path) if is_running(path) else None
 
 
-def _is_held(path: Path) -> bool:
+def is_running(path: Path) -> bool:
     """Whether the process that wrote a ready file is alive."""
     try:
         with path.open("rb") as file:
@@ -125,7 +125,7 @@ class ReadyFiles:
         for path in self._paths:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                if path.is_dir() or not _is_held(path):
+                if path.is_dir() or not is_running(path):
                     path.unlink(missing_ok=True)
                 refused = None if os.access(path.parent, os.W_OK) else f"{path.parent} is closed"
             except OSError as error:

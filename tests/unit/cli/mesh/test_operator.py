@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from tinkex.cli.app import app
 from tinkex.cli.mesh import operator
+from tinkex.cli.mesh.places import ReadyFiles
 from tinkex.errors import ConfigurationError, InputError
 
 REPORT = {
@@ -20,8 +21,25 @@ REPORT = {
 }
 
 
+TOLD = {"url": "http://127.0.0.1:9", "token": "00ff"}
+
+
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
+def runs():
+    """Let a worker be there whose ready file lies in a folder."""
+    running = []
+
+    def run(folder):
+        running.append(ReadyFiles(folder / "ready.json"))
+        running[-1].write({"role": "auth"})
+
+    yield run
+    for ready in running:
+        ready.remove()
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch, runs):
     found = []
 
     def ask(self, verb, path, *, credential=None, **parts):
@@ -29,9 +47,8 @@ def asked(tmp_path, monkeypatch):
         return REPORT if verb == "PUT" else [REPORT]
 
     monkeypatch.setattr(operator.Endpoint, "ask", ask)
-    (tmp_path / "auth").mkdir()
-    told = {"url": "http://127.0.0.1:9", "token": "00ff"}
-    (tmp_path / "auth" / "operator.json").write_text(json.dumps(told))
+    runs(tmp_path / "auth")
+    (tmp_path / "auth" / "operator.json").write_text(json.dumps(TOLD))
     return found
 
 
@@ -72,11 +89,21 @@ def test_number_and_unlimited_are_not_both_given(tmp_path, asked):
     assert asked == []
 
 
-def test_auth_worker_of_a_whole_network_is_asked_too(tmp_path, asked):
-    (tmp_path / "local").mkdir()
-    (tmp_path / "auth").rename(tmp_path / "local" / "auth")
+def test_auth_worker_of_a_whole_network_is_asked_where_its_own_was_killed(tmp_path, asked, runs):
+    (tmp_path / "local" / "auth").mkdir(parents=True)
+    (tmp_path / "auth" / "operator.json").rename(tmp_path / "local" / "auth" / "operator.json")
+    (tmp_path / "auth" / "operator.json").write_text(json.dumps(TOLD | {"token": "of the dead"}))
+    (tmp_path / "auth" / "ready.json").unlink()
+    runs(tmp_path)
     assert run(tmp_path, "accounts").exit_code == 0
     assert asked == [("http://127.0.0.1:9", "GET", "/operator/accounts", "00ff", {})]
+
+
+def test_auth_worker_that_was_killed_is_not_asked(tmp_path, asked):
+    (tmp_path / "auth" / "ready.json").unlink()
+    (tmp_path / "auth" / "ready.json").write_text("{}")
+    assert isinstance(run(tmp_path, "accounts").exception, ConfigurationError)
+    assert asked == []
 
 
 def test_folder_without_an_auth_worker_is_told(tmp_path):
