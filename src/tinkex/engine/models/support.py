@@ -50,6 +50,7 @@ _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 _MODEL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 _TOLERANCE = 1e-3
+_HALF = (torch.bfloat16, torch.float16)
 _PROBE_LENGTHS = (5, 3)
 _PROBE_WINDOW = 2
 """Positions that a token sees in a layer with a sliding window while models are compared."""
@@ -130,8 +131,32 @@ def _switch(model: Any) -> None:
 
 
 def _compare(model: Any) -> None:
-    """Switch a model to packed attention, and refuse it if its logits are then others."""
-    before = _plain_logits(model)
+    """Switch a model to packed attention, and refuse it if its logits are then others.
+
+    In half precision a rounding may send a token to another expert, and all that follows it is
+    different; so who differs there is compared once more in float32.
+    """
+    own = model.config.get_text_config()._attn_implementation  # noqa: SLF001 - its only name
+    differs = _difference(model)
+    if differs and model.dtype in _HALF:
+        model.set_attn_implementation(own)
+        with _in_float32(model):
+            differs = _difference(model)
+    if differs:
+        raise ConfigurationError(
+            f"{type(model).__name__} gives other logits on {differs} tokens than in transformers, "
+            f"so tinkex cannot drive it; known to work: {', '.join(sorted(TESTED))}"
+        )
+
+
+def _difference(model: Any) -> str:
+    """Switch a model to packed attention, and say on which tokens its logits are then others."""
+    try:
+        before = _plain_logits(model)
+    except _MODEL_ERRORS as error:
+        raise ConfigurationError(
+            f"{type(model).__name__} fails in transformers, on a few tokens: {error}"
+        ) from error
     _switch(model)
     try:
         found = {"packed": _packed_logits(model), "cached": _cached_logits(model)}
@@ -141,10 +166,39 @@ def _compare(model: Any) -> None:
         ) from error
     for kind, after in found.items():
         if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_tolerance(before)):
-            raise ConfigurationError(
-                f"{type(model).__name__} gives other logits on {kind} tokens than in transformers, "
-                f"so tinkex cannot drive it; known to work: {', '.join(sorted(TESTED))}"
-            )
+            return kind
+    return ""
+
+
+@contextmanager
+def _in_float32(model: Any) -> Iterator[None]:
+    """Have a model compute in float32, for which each module's weights are wide while it runs.
+
+    All at once they might not fit into the memory; back in their own dtype they are as before.
+    """
+    narrow: dict[nn.Parameter, Tensor] = {}
+
+    def widen(module: nn.Module, _inputs: object) -> None:
+        for parameter in module.parameters(recurse=False):
+            if parameter.dtype in _HALF:
+                narrow[parameter] = parameter.data
+                parameter.data = parameter.data.float()
+
+    def restore(module: nn.Module, _inputs: object, _output: object) -> None:
+        for parameter in module.parameters(recurse=False):
+            if parameter in narrow:
+                parameter.data = narrow.pop(parameter)
+
+    modules = list(model.modules())
+    hooks = [module.register_forward_pre_hook(widen) for module in modules]
+    hooks += [module.register_forward_hook(restore) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter, data in narrow.items():  # of modules whose forward failed
+            parameter.data = data
 
 
 @contextmanager

@@ -194,10 +194,48 @@ def test_softcapping_is_refused_by_name():
         ),
     ],
 )
-def test_window_that_a_family_keeps_to_itself_is_refused(family, settings):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_window_that_a_family_keeps_to_itself_is_refused(family, settings, dtype):
     """It is in transformers' mask alone, and longer than what models are compared on."""
     with pytest.raises(ConfigurationError, match="other logits on packed tokens"):
-        wrap_model(tiny_model(family, **settings), name="tiny")
+        wrap_model(tiny_model(family, **settings).to(dtype), name="tiny")
+
+
+DEEP_MOE = {
+    **UNLISTED["glm4_moe"],
+    "num_experts": 8,
+    "n_routed_experts": 8,
+    "num_local_experts": 8,
+    "num_hidden_layers": 6,
+    "num_dense_layers": 1,
+    "head_dim": 8,
+}
+
+
+@pytest.mark.parametrize(("family", "seed"), [("phimoe", 0), ("afmoe", 6), ("glm4_moe", 5)])
+def test_rounding_that_sends_a_token_to_another_expert_refuses_no_model(family, seed):
+    model = tiny_model(family, seed=seed, **DEEP_MOE).to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    wrap_model(model, name="tiny")
+    after = model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_model_that_fails_when_it_is_compared_again_is_left_as_it_was(dtype):
+    model = tiny_model("cohere", logit_scale=0.5).to(dtype)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def fails_in_float32(module, _inputs, _output):
+        if module.weight.dtype == torch.float32:
+            raise RuntimeError("not enough memory")
+
+    model.model.layers[1].mlp.up_proj.register_forward_hook(fails_in_float32)
+    with pytest.raises(ConfigurationError, match="not enough memory"):
+        wrap_model(model, name="tiny")
+    after = model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_window_beyond_the_context_harms_nobody():
