@@ -38,7 +38,7 @@ _LAYER = re.compile(r"^(.*\.)?layers\.\d+\.")
 def peft_config(base_model: str, lora: LoraConfig, weights: LoraWeights) -> dict[str, Any]:
     """Describe an adapter as PEFT's LoraConfig does."""
     alpha = weights.scale * weights.rank
-    plain = {shape.name for shape in weights.shapes if shape.fused is None}
+    plain = _plain(weights).keys()
     ranks = {
         _LAYER.sub("", name): lora.rank * len(shapes)
         for name, shapes in _fused(weights.shapes).items()
@@ -101,6 +101,7 @@ def read_peft_tensors(tensors: Mapping[str, Tensor], weights: LoraWeights) -> No
     Raises:
         EngineError: names or shapes differ, or experts that share a factor have different ones.
     """
+    tensors = _renamed(tensors, weights.shapes)
     plain, fused = plain_tensors(_plain(weights), PREFIX), _fused(weights.shapes)
     wanted: dict[str, Sequence[int]] = {name: tensor.shape for name, tensor in plain.items()}
     for parameter, shapes in fused.items():
@@ -136,7 +137,19 @@ def check_same(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence
 
 
 def _plain(weights: LoraWeights) -> dict[str, LoraPair]:
-    return {shape.name: weights.pairs[shape.name] for shape in weights.shapes if not shape.fused}
+    """Give the factors of layers without experts, by their modules' names in the causal LM."""
+    return {s.own_name or s.name: weights.pairs[s.name] for s in weights.shapes if not s.fused}
+
+
+def _renamed(tensors: Mapping[str, Tensor], shapes: tuple[LoraShape, ...]) -> Mapping[str, Tensor]:
+    """Give tensors their modules' names, which older files have not where our name is another."""
+    for shape in shapes:
+        if shape.own_name:
+            old, new = f"{PREFIX}{shape.name}.lora_", f"{PREFIX}{shape.own_name}.lora_"
+            tensors = {
+                new + k.removeprefix(old) if k.startswith(old) else k: t for k, t in tensors.items()
+            }
+    return tensors
 
 
 def _fused(shapes: tuple[LoraShape, ...]) -> dict[str, list[LoraShape]]:

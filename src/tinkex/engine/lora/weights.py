@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 UNEMBED = "lm_head"
-"""Name of the unembedding among an adapter's modules (and in PEFT's files)."""
+"""Name of the unembedding among an adapter's modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class LoraShape:
     """The same of B."""
     fused: FusedPart | None = None
     """Of a map of experts."""
+    own_name: str = ""
+    """Its module's name in the causal LM, where `name` is another: of some unembeddings."""
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Give the shapes of A [r, in] and B [out, r], with experts before where it has them."""

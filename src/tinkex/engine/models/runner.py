@@ -64,7 +64,8 @@ class ModelRunner:
         else:
             self._linears = self._take_modules(model)
         unembed = model.get_output_embeddings()
-        self._unembed = LoraShape(UNEMBED, unembed.weight.shape[1], unembed.weight.shape[0])
+        rows_out, rows_in = unembed.weight.shape
+        self._unembed = LoraShape(UNEMBED, rows_in, rows_out, own_name=_other_name(model, unembed))
         self.head = Head(
             self.layout.matrix(unembed.weight.detach(), _bias(unembed)),
             products,
@@ -176,6 +177,12 @@ class ModelRunner:
             yield
         finally:
             routing.leave()
+
+
+def _other_name(model: Any, unembed: nn.Module) -> str:
+    """Give the name that a model has for its unembedding, if that is not ours."""
+    name = next(name for name, module in model.named_modules() if module is unembed)
+    return "" if name == UNEMBED else name
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

@@ -96,6 +96,30 @@ def test_reading_back_gives_the_same_bits(family):
     assert torch.equal(again.flat, weights.flat)
 
 
+def test_unembedding_has_the_name_that_the_model_gives_it(tmp_path):
+    engine = engine_with_adapter("biogpt")
+    engine.save_adapter("a", tmp_path / "c", optimizer=True)
+    ids = tokens(14)
+    ours = our_logprobs(engine, ids)
+    loaded = PeftModel.from_pretrained(tiny_model("biogpt"), tmp_path / "c")
+    torch.testing.assert_close(logprobs_of(loaded, ids), ours, rtol=1e-5, atol=1e-5)
+    base = saved_base("biogpt", tmp_path / "base")
+    merged = merge_adapter(tmp_path / "c", tmp_path / "merged", base_model=str(base))
+    found = logprobs_of(AutoModelForCausalLM.from_pretrained(merged.folder), ids)
+    torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-5)
+    engine.load_adapter("a", tmp_path / "c", optimizer=True)
+    assert torch.equal(our_logprobs(engine, ids), ours)
+
+
+def test_file_that_calls_every_unembedding_lm_head_is_read():
+    weights = engine_with_adapter("biogpt")._pool.adapter("a").weights
+    old = {k.replace("output_projection", "lm_head"): t for k, t in peft_tensors(weights).items()}
+    assert "base_model.model.lm_head.lora_A.weight" in old
+    again = weights.over(torch.zeros_like(weights.flat))
+    read_peft_tensors(old, again)
+    assert torch.equal(again.flat, weights.flat)
+
+
 def test_shared_factor_that_differs_between_experts_is_refused():
     weights = engine_with_adapter("qwen3_moe")._pool.adapter("a").weights
     name = "base_model.model.model.layers.1.mlp.experts.lora_B.weight"
