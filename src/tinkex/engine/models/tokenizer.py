@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from tinkex.errors import EngineError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,14 +43,16 @@ def may_have_tokenizer(location: str) -> bool:
 
 
 def load_decoder(location: str) -> TextDecoder | None:
-    """Load the tokenizer at a folder or hub id; None where there is none."""
+    """Load the tokenizer at a folder or hub id; None where there is none.
+
+    Raises:
+        EngineError: the folder's tokenizer.json is damaged.
+    """
     if not may_have_tokenizer(location):
         return None
     folder = Path(location)
     if _has(folder, "tokenizer.json"):
-        from tokenizers import Tokenizer  # noqa: PLC0415 - see the module's docstring
-
-        return cast("TextDecoder", Tokenizer.from_file(str(folder / "tokenizer.json")))
+        return _from_file(folder / "tokenizer.json")
     from transformers import AutoTokenizer  # noqa: PLC0415 - see the module's docstring
 
     try:
@@ -57,8 +61,21 @@ def load_decoder(location: str) -> TextDecoder | None:
         return None
 
 
+def _from_file(path: Path) -> TextDecoder:
+    from tokenizers import Tokenizer  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        return cast("TextDecoder", Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises no kind of its own
+        raise EngineError(
+            f"the base model's tokenizer.json cannot be read ({error}): give stop as token ids"
+        ) from error
+
+
 def load_fast_tokenizer(location: str) -> Any | None:
-    """Load a fast tokenizer of `transformers`, chat template and all; None where there is none.
+    """Load a fast tokenizer of `transformers`, chat template and all; None where it has none.
+
+    A damaged one is none.
 
     Args:
         location: a folder or hub id.
@@ -69,7 +86,7 @@ def load_fast_tokenizer(location: str) -> Any | None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **_NO_CODE)
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001 - what it raises depends on what is wrong with the files
         return None
     return tokenizer if hasattr(tokenizer, "backend_tokenizer") else None
 

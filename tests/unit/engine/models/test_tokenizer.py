@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from tinkex.engine.models.loader import SPROUT, load_base_model
-from tinkex.engine.models.tokenizer import load_decoder
+import shutil
+
+import pytest
+from engine_support import job, tokens
+
+from tinkex.engine.engine import Engine
+from tinkex.engine.models.loader import _ASSETS, SPROUT, load_base_model
+from tinkex.engine.models.tokenizer import load_decoder, load_fast_tokenizer
+from tinkex.errors import EngineError
 
 
 def test_folder_with_a_tokenizer_file_is_read(tmp_path):
@@ -43,3 +50,14 @@ def test_tokenizer_without_the_fast_file_is_read_by_transformers(tmp_path):
 def test_unreadable_tokenizer_is_no_tokenizer(tmp_path):
     (tmp_path / "vocab.json").write_text("not json")
     assert load_decoder(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": 1}'])
+def test_damaged_tokenizer_is_told_to_who_gives_stop_strings(tmp_path, text):
+    folder = shutil.copytree(_ASSETS / "sprout", tmp_path / "model")
+    (folder / "tokenizer.json").write_text(text)
+    engine = Engine(load_base_model(str(folder)))
+    with pytest.raises(EngineError, match=r"tokenizer.json cannot be read.*stop as token ids"):
+        engine.add_sample(job("j", tokens(3), stop=["a"]))
+    engine.add_sample(job("j", tokens(3), stop=[1]))
+    assert load_fast_tokenizer(str(folder)) is None
