@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -59,10 +60,14 @@ class Replay:
                 self.ids[recorded[key]] = answer[key]
 
     def translated(self, body):
-        """Replace the longest recorded ids first: a model id begins with its session's."""
+        """Replace the longest recorded ids first: a model id begins with its session's.
+
+        All in one pass: an id of ours may begin as a recorded one does.
+        """
         text = json.dumps(body)
-        for old in sorted(self.ids, key=len, reverse=True):
-            text = text.replace(old, self.ids[old])
+        if self.ids:
+            known = "|".join(map(re.escape, sorted(self.ids, key=len, reverse=True)))
+            text = re.sub(known, lambda found: self.ids[found.group()], text)
         saved = next((new for new in self.ids.values() if new.startswith("tinker://")), None)
         return json.loads(text.replace("tinker://r/weights/a", saved) if saved else text)
 
@@ -85,6 +90,16 @@ async def test_recorded_flow_of_sdk_0_22_runs(api):
         for model in answers["get_server_capabilities"][0][1]["supported_models"]
     ]
     assert ALIAS in names
+
+
+def test_an_id_of_ours_that_begins_as_a_recorded_one_is_left_alone():
+    replay = Replay(api=None)
+    replay.ids = {"sess-11": "sess-11ab", "sess-11:sample:0": "sess-11ab:sample:0"}
+    body = {"sampling_session_id": "sess-11:sample:0", "model_id": "sess-11:train:0"}
+    assert replay.translated(body) == {
+        "sampling_session_id": "sess-11ab:sample:0",
+        "model_id": "sess-11ab:train:0",
+    }
 
 
 async def test_json_results_have_the_recorded_form(api):
