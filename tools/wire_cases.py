@@ -629,6 +629,8 @@ def cancelled(stage: Stage) -> Any:
     prompt = stage.tinker.ModelInput.from_ints([10, 11, 12, 13])
     future = stage.sampling.sample(prompt, 1, _params(stage, max_tokens=1))
     stage.peer.wait_until_played(PATIENCE_S, but=1)
+    # cancelled as an answer arrives, the SDK may lose the cancellation and poll on
+    assert stage.peer.waited_for.wait(PATIENCE_S)
     future.cancel()
     stage.peer.wait_until_played(PATIENCE_S)
 

@@ -20,7 +20,6 @@ API = "/api/v1"
 LONG_POLL_S = 0.02
 """How long an answer to a poll takes: the peer's futures are there by then, and none spins."""
 REFUSAL_S = 0.1
-WAITING = {"type": "try_again", "request_id": "x", "queue_state": "active"}
 
 
 class Peer(ScriptedServer):
@@ -41,6 +40,8 @@ class Peer(ScriptedServer):
         """What the futures of the calls that set the case up hold."""
         self.refused = ""
         """Path whose calls are answered 400, one in three, as the chunks of a call are."""
+        self.waited_for = threading.Event()
+        """Set once a poll is held back: its future never comes."""
         self.first_seq_id = 1
         """The lowest that the case sends; it pairs the chunks of a call with their answers."""
         self._refusals = itertools.count()
@@ -59,6 +60,9 @@ class Peer(ScriptedServer):
         if request.path.endswith(("/retrieve_future", "/retrieve_futures")):
             time.sleep(LONG_POLL_S)
         answer, delay = self._answer(request)
+        if answer.drop:  # held back as a server does it, but for as long as this one runs
+            self.waited_for.set()
+            self._closing.wait()
         time.sleep(delay)
         return answer
 
@@ -122,7 +126,10 @@ class Peer(ScriptedServer):
             return PeerResponse.of_json({"request_id": "never"})
         usual: dict[str, Any]
         if path == "/retrieve_future":
-            usual = self.futures.get(request.json()["request_id"], WAITING)
+            wanted = request.json()["request_id"]
+            if wanted not in self.futures:
+                return PeerResponse(drop=True)
+            usual = self.futures[wanted]
         elif path == "/retrieve_futures":
             usual = {"completions": [], "cursor": request.json()["prev_cursor"]}
         elif re.fullmatch(r"/sessions/[^/]+/finish", path):
