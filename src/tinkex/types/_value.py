@@ -33,8 +33,11 @@ class Value:
         Raises:
             InputError: when the value has another form.
         """
-        if isinstance(value, cls):
-            return value
+        return value if isinstance(value, cls) else cls._read(value)
+
+    @classmethod
+    def _read(cls, value: Any) -> Self:
+        """Read the JSON form: an object of the constructor's arguments."""
         if not isinstance(value, Mapping):
             words = f"{cls.__name__} is an object of its fields, not {type(value).__name__}."
             raise InputError(words)

@@ -102,14 +102,7 @@ class ModelInput(Value):
         return self.model_validate({"chunks": self.chunks, **(update or {})})
 
     @classmethod
-    def model_validate(cls, value: Any) -> Self:
-        """Read the JSON form, or take a ModelInput as it is.
-
-        Raises:
-            InputError: when the value has another form.
-        """
-        if isinstance(value, cls):
-            return value
+    def _read(cls, value: Any) -> Self:
         if not isinstance(value, Mapping) or set(value) != {"chunks"}:
             raise InputError('A model input is an object with the one key "chunks".')
         chunks = value["chunks"]
