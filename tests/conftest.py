@@ -20,6 +20,16 @@ settings.load_profile("shared machine")
 
 gc.disable()
 
+
+@pytest.fixture(scope="session")
+def official_cli():
+    """The official command line, for calls of `run`."""
+    from official_cli import OfficialCli
+
+    with OfficialCli() as cli:
+        yield cli
+
+
 PROGRAMS = [Path(__file__).parent / name for name in ("e2e", "interop")]
 
 

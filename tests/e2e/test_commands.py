@@ -64,23 +64,29 @@ def environment(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def call(environment):
-    def run(module, *arguments, **options):
-        variables = {**environment, **options.pop("env", {})}
+def call(environment, official_cli):
+    def theirs(*arguments):
+        # The official one aborts as it exits, now and then (docs/log.md). Ours may not.
         for _ in range(3):
-            done = subprocess.run(
-                [sys.executable, "-m", module, *map(str, arguments)],
-                env=variables,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                check=False,
-                **options,
-            )
-            # The official one aborts as it exits, now and then (docs/log.md). Ours may not.
-            if module != "tinker.cli" or done.returncode != -signal.SIGABRT:
+            done = official_cli.run(*arguments, env=environment, timeout=PATIENCE_S)
+            if done.returncode != -signal.SIGABRT:
                 break
         return done
+
+    def run(module, *arguments, **options):
+        words = [str(argument) for argument in arguments]
+        if module == "tinker.cli":
+            return theirs(*words, **options)
+        variables = {**environment, **options.pop("env", {})}
+        return subprocess.run(
+            [sys.executable, "-m", module, *words],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+            **options,
+        )
 
     return run
 

@@ -52,11 +52,7 @@ class Workplace:
         return PROGRAMS / name
 
     def run(self, python, *arguments, timeout=PATIENCE, stdin=None, **environment):
-        """Run a program to its end.
-
-        An abort as the interpreter exits is the official SDK's (docs/log.md): what the program
-        printed or wrote by then is looked at all the same.
-        """
+        """Run a program to its end."""
         done = subprocess.run(
             [str(python), *map(str, arguments)],
             cwd=self.folder,
@@ -67,6 +63,23 @@ class Workplace:
             input=stdin or "",
             check=False,
         )
+        return self.ended_well(done)
+
+    def command(self, cli, *arguments, stdin=None, **environment):
+        """Run a command of the official command line to its end."""
+        environment = {**self.environment(), **environment}
+        return self.ended_well(
+            cli.run(
+                *arguments, env=environment, cwd=self.folder, stdin=stdin or "", timeout=PATIENCE
+            )
+        )
+
+    def ended_well(self, done):
+        """Check that it did.
+
+        An abort as the interpreter exits is the official SDK's (docs/log.md): what the program
+        printed or wrote by then is looked at all the same.
+        """
         aborted = done.returncode == -signal.SIGABRT and "Traceback" not in done.stderr
         assert done.returncode == 0 or aborted, done.stdout[-2000:] + done.stderr[-6000:]
         return done

@@ -51,15 +51,14 @@ def stage(server):
 
 
 @pytest.fixture
-def tinker(workplace, python_of):
+def tinker(workplace, official_cli):
     """Run a command of the official command line; give what it printed."""
     called = set()
 
     def run(*words, stdin=None, **environment):
         line = " ".join(word for word in words if word not in {"-f", "json"})
         called.update(name for name in commands() if line.startswith(name))
-        arguments = ("-m", "tinker.cli", *words)
-        return workplace.run(python_of("dev"), *arguments, stdin=stdin, **environment).stdout
+        return workplace.command(official_cli, *words, stdin=stdin, **environment).stdout
 
     run.called = called
     return run

@@ -3,10 +3,9 @@
 import gc
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from patience import PATIENCE_S
 from server_support import KEY
 
 from tinkex.server.accounts.keys import digest_of, key_id_of
@@ -43,7 +42,7 @@ def test_client_whose_token_ended_gets_another_and_goes_on(tinker, server):
         assert rest.list_training_runs().result().training_runs == []
 
 
-def test_command_line_logs_in_says_who_it_is_and_logs_out(server, tmp_path):
+def test_command_line_logs_in_says_who_it_is_and_logs_out(server, tmp_path, official_cli):
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -52,10 +51,7 @@ def test_command_line_logs_in_says_who_it_is_and_logs_out(server, tmp_path):
     }
 
     def run(*arguments, typed=None):
-        command = [sys.executable, "-m", "tinker.cli", *arguments]
-        return subprocess.run(
-            command, env=env, input=typed, capture_output=True, text=True, timeout=60, check=False
-        )
+        return official_cli.run(*arguments, env=env, stdin=typed or "", timeout=PATIENCE_S)
 
     done = run("auth", "login", typed=f"{KEY}\n")
     assert done.returncode == 0, done.stderr
