@@ -4,7 +4,8 @@ Collecting makes two million objects that live to the end. The garbage collector
 them, or each of its rounds in a test would take a second.
 
 Hypothesis measures no time: on a shared machine a slow moment is nobody's fault. Whole programs go
-first, in random order among themselves, as everything else after them.
+first, in random order among themselves, as everything else after them. And what made a test fail
+that passed when it was run once more is shown: it is a bug all the same.
 """
 
 import gc
@@ -30,19 +31,53 @@ def official_cli():
         yield cli
 
 
-PROGRAMS = [Path(__file__).parent / name for name in ("e2e", "interop")]
+TESTS = Path(__file__).parent
+GROUPS = [
+    (TESTS / "e2e",),
+    (TESTS / "e2e" / "mesh",),
+    (TESTS / "interop", TESTS / "e2e" / "durability"),
+]
+"""Folders whose tests share servers: what is in several is of the last that has it."""
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Put first what waits most for other processes, and let long proofs take their time.
 
-    One test process then starts the servers that these tests share, while the others compute; and
-    no test of a minute begins when all the rest is done.
+    pytest-xdist gives each test process a part of the list, as long as the others', and shares out
+    what is left of one that is late. So each part begins with programs: those that share servers
+    are in one, and no test of a minute begins when all the rest is done.
     """
     for item in items:
         if item.get_closest_marker("soak") is not None:
             item.add_marker(pytest.mark.timeout(0))
-    items.sort(key=lambda item: not any(folder in item.path.parents for folder in PROGRAMS))
+    processes = getattr(config, "workerinput", {"workercount": 1})["workercount"]
+    firsts = [[] for _ in range(processes)]
+    rest = []
+    for item in items:
+        group = group_of(item)
+        (rest if group is None else firsts[group % processes]).append(item)
+    items[:] = parts_in_order(firsts, rest)
+
+
+def group_of(item):
+    """The number of the group whose servers a test uses; None for one that starts no program."""
+    found = [n for n, folders in enumerate(GROUPS) if {*folders} & {*item.path.parents}]
+    if not found and item.get_closest_marker("slow") is not None:
+        return 1  # the shortest of the groups
+    return max(found, default=None)
+
+
+def parts_in_order(firsts, rest):
+    """Join the parts of the processes, each with as many tests as pytest-xdist will give it."""
+    left = sum(map(len, firsts), start=len(rest))
+    for number, first in enumerate(firsts):
+        size = left // (len(firsts) - number)
+        fill = max(0, size - len(first))
+        yield from first
+        yield from rest[:fill]
+        rest = rest[fill:]
+        left -= size
+    yield from rest
 
 
 def pytest_collection_finish():
@@ -50,3 +85,13 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show how a test failed that was run once more: the second run may have passed."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.write_sep("_", f"first run of {report.nodeid}", red=True, bold=True)
+        terminalreporter.write_line(report.longreprtext)
+        for title, text in report.sections:
+            terminalreporter.write_sep("-", title)
+            terminalreporter.write_line(text)
