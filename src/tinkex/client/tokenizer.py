@@ -45,6 +45,8 @@ class TokenizerSource:
     """Hub id or folder."""
     revision: str | None = None
     """Commit to load, where the tokenizer is code."""
+    shipped: bool = False
+    """A folder of this package, in the form that all tokenizers have that need no code."""
 
     @property
     def runs_code(self) -> bool:
@@ -62,7 +64,7 @@ def resolve_tokenizer(model_name: str, tokenizer_id: str | None = None) -> Token
     name = tokenizer_id or _by_model_name(model_name.split(":", 1)[0])
     name = _RENAMED.get(name, name)
     if shipped := _SHIPPED.get(name):
-        return TokenizerSource(str(files("tinkex").joinpath(*shipped)))
+        return TokenizerSource(str(files("tinkex").joinpath(*shipped)), shipped=True)
     return TokenizerSource(name, _PINNED.get(name))
 
 
@@ -117,14 +119,18 @@ def load_tokenizer(source: TokenizerSource) -> Any:
     if source.location.startswith(_PRIVATE):
         return _load_private(source.location)
     try:
-        from transformers import AutoTokenizer  # noqa: PLC0415 - slow, and not always installed
+        if source.shipped:
+            # What AutoTokenizer makes of it; that imports torch, for seconds, to find out.
+            from transformers import PreTrainedTokenizerFast as Tokenizer  # noqa: PLC0415 - slow
+        else:
+            from transformers import AutoTokenizer as Tokenizer  # noqa: PLC0415 - slower
     except ImportError as error:
         raise TokenizerError(
             "Tokenizers need the package transformers: `pip install transformers`."
         ) from error
     pinned = {"revision": source.revision, "trust_remote_code": True} if source.runs_code else {}
     try:
-        return AutoTokenizer.from_pretrained(source.location, **pinned)
+        return Tokenizer.from_pretrained(source.location, **pinned)
     except (OSError, ValueError, ImportError) as error:
         raise TokenizerError(
             f"The tokenizer {source.location!r} cannot be loaded: {error}. Load one yourself with "

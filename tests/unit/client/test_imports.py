@@ -32,6 +32,20 @@ def test_using_the_client_imports_no_torch_and_no_transformers():
     assert not HEAVY & set(run(code))
 
 
+def test_loading_the_shipped_tokenizer_imports_no_torch():
+    """It would take seconds, in each `tinkex sample` and `tinkex chat` too."""
+    code = (
+        "import sys\n"
+        "from tinkex.client.tokenizer import load_tokenizer, resolve_tokenizer\n"
+        "tokenizer = load_tokenizer(resolve_tokenizer('tinkex/sprout'))\n"
+        "assert tokenizer.decode(tokenizer.encode('One two')) == 'One two'\n"
+        "print(*(m.partition('.')[0] for m in sys.modules))"
+    )
+    found = set(run(code))
+    assert "transformers" in found
+    assert "torch" not in found
+
+
 def test_environment_is_read_when_a_client_is_made_and_never_after():
     """A2.1."""
     code = """

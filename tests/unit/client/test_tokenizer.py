@@ -48,6 +48,17 @@ def test_tokenizer_of_the_shipped_model_is_a_folder_of_the_package():
     assert (folder / "tokenizer.json").is_file()
 
 
+def test_tokenizer_of_the_shipped_model_is_the_one_that_transformers_would_choose():
+    transformers = pytest.importorskip("transformers")
+    source = resolve_tokenizer("tinkex/sprout")
+    ours = load_tokenizer(source)
+    theirs = transformers.AutoTokenizer.from_pretrained(source.location)
+    assert type(ours) is type(theirs)
+    assert repr(ours) == repr(theirs)
+    assert ours.chat_template == theirs.chat_template
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+
+
 def test_table_agrees_with_the_official_sdk():
     pytest.importorskip("tinker")
     from tinker.lib.public_interfaces import sampling_client
