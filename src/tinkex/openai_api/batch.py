@@ -2,7 +2,8 @@
 
 Owns that nothing of an answer is told until all have begun, and that this is no deadlock: where
 there is no room for one more, it begins when one before it has ended, and that has to be read. One
-that is refused because so many are in progress is tried again as those end.
+that is refused because so many are in progress is tried again as those end; what came is told from
+then on, as the end of them may be far.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ class Batch:
         self._caller = caller
         self.requests = requests
         self.begun: list[Completion] = []
-        """All of them, once there is a piece."""
+        """Those that were; all of them at the end."""
         self._came = asyncio.Event()
         """Set when another one has begun, or none begins any more."""
         self._ended = 0
         self._went = asyncio.Event()
         """Set when another one has ended."""
+        self._full = asyncio.Event()
+        """Set once one was refused because others are in progress."""
 
     async def pieces(self) -> AsyncGenerator[Placed, None]:
         """Give all pieces, those of the first prompt first; its end cancels what goes on.
@@ -60,10 +63,11 @@ class Batch:
                 await beginning
             async with (
                 aclosing(self._read(beginning)) as reading,
-                aclosing(_held_until(beginning, reading)) as placed,
+                aclosing(_held_until(beginning, self._full, reading)) as placed,
             ):
                 async for one in placed:
                     yield one
+            await beginning
         finally:
             beginning.cancel()
             await asyncio.gather(beginning, return_exceptions=True)
@@ -87,6 +91,7 @@ class Batch:
             except RateLimitError:
                 if not in_progress:
                     raise  # it is no other of these that is in its way
+            self._full.set()
             await self._went.wait()
 
     async def _read(self, beginning: asyncio.Future[None]) -> AsyncGenerator[Placed, None]:
@@ -103,25 +108,27 @@ class Batch:
 
 
 async def _held_until(
-    beginning: asyncio.Future[None], reading: AsyncIterator[Placed]
+    beginning: asyncio.Future[None], full: asyncio.Event, reading: AsyncIterator[Placed]
 ) -> AsyncGenerator[Placed, None]:
-    """Give what is read, once all have begun.
+    """Give what is read, once all have begun, or no more can begin.
 
     Raises:
         TinkerError: one could not.
     """
     held: list[Placed] = []
     following: asyncio.Future[Placed | None] | None = None
+    is_full = asyncio.ensure_future(full.wait())
     try:
-        while not beginning.done():
+        while not (beginning.done() or is_full.done()):
             following = following or asyncio.ensure_future(anext(reading, None))
-            both: set[asyncio.Future[Any]] = {beginning, following}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            any_of: set[asyncio.Future[Any]] = {beginning, is_full, following}
+            await asyncio.wait(any_of, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 placed, following = following.result(), None
                 if placed is not None and placed[1] is not None:
                     held.append(placed)
-        await beginning
+        if beginning.done():
+            await beginning
         for number, placed in enumerate(held, 1):
             yield placed
             if number % AT_ONCE == 0:
@@ -129,6 +136,7 @@ async def _held_until(
         if following is not None and (placed := await following) is not None:
             yield placed
     finally:
+        is_full.cancel()
         if following is not None:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)

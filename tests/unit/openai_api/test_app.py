@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
@@ -10,6 +11,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tinkex.errors import EngineError, InputError, StorageError, status_error
 from tinkex.openai_api import ChatPrompt, Piece, TextPrompt, Token, TokenPrompt, ToolCall
 from tinkex.openai_api.app import OpenAIRoutes
+from tinkex.openai_api.completion_types import CompletionsRequest
+from tinkex.openai_api.completions import Completions
 from tinkex.testing.clock import VirtualClock
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -246,6 +249,63 @@ async def test_prompts_beyond_what_may_be_in_progress_are_tried_again_as_others_
     await room.acquire()  # by somebody else, for ever
     refused = await face.post(PLAIN, prompt=["x"] * 5, stream=stream)
     assert refused.status_code == 429
+
+
+async def test_stream_of_more_prompts_than_may_be_in_progress_begins_before_all_have(
+    completer, piece
+):
+    """The last one may begin minutes later: a client would have given up."""
+    room, complete, told = asyncio.Semaphore(1), completer.complete, asyncio.Event()
+
+    async def refused_while_full(caller, request):
+        if room.locked():
+            raise status_error(429, "too many in progress", retry_after_ms=1.0)
+        await room.acquire()
+        script = await complete(caller, request)
+        script.pieces = partial(_waiting, script.steps, room, told)
+        return script
+
+    completer.complete = refused_while_full
+    for number in range(3):
+        completer.say(piece(f"{number}"), piece("!", finish_reason="stop"))
+    request = CompletionsRequest(model="one", prompt=["x"] * 3, stream=True)
+    found = []
+    async with asyncio.timeout(20):
+        async for one in Completions(completer, VirtualClock()).events("me", request):
+            told.set()  # nothing ends before
+            found.append(one)
+    texts = [json.loads(one[6:])["choices"][0]["text"] for one in found[:-1]]
+    assert "".join(texts) == "0!1!2!"
+
+
+async def test_prompt_that_is_refused_after_a_stream_has_begun_ends_it_with_the_error(
+    completer, piece
+):
+    complete, asked = completer.complete, []
+
+    async def refused_once(caller, request):
+        asked.append(request)
+        if len(asked) == 2:
+            raise status_error(429, "too many in progress", retry_after_ms=1.0)
+        return await complete(caller, request)
+
+    completer.complete = refused_once
+    completer.say(piece("a", finish_reason="stop"))
+    completer.say(InputError("too long"))
+    request = CompletionsRequest(model="one", prompt=["x", "y"], stream=True)
+    stream = Completions(completer, VirtualClock()).events("me", request)
+    assert json.loads((await anext(stream))[6:])["choices"][0]["text"] == "a"
+    with pytest.raises(InputError):
+        await anext(stream)
+
+
+async def _waiting(steps, room, told):
+    first, *rest = steps
+    yield first
+    await told.wait()
+    for step in rest:
+        yield step
+    room.release()
 
 
 def _letting_go(steps, room):
