@@ -190,6 +190,23 @@ async def test_calls_of_tools_come_with_the_end(foreign, backend):
     assert json.loads(sent) == {"a": 1}
 
 
+@pytest.mark.parametrize("number", [{"index": 0}, {"index": None}, {}], ids=str)
+async def test_calls_that_a_server_does_not_number_are_told_apart(foreign, backend, number):
+    """As some do: each of several calls has the number 0, or none."""
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    foreign.say = [
+        text("", tool_calls=[{**number, "id": f"c{one}", "function": function}])
+        for one, function in enumerate(
+            ({"name": "add", "arguments": '{"a": 1}'}, {"name": "sub", "arguments": "{}"})
+        )
+    ]
+    foreign.say[1:1] = [text("", tool_calls=[{**number, "function": {"arguments": " "}}])]
+    foreign.say += [text("", reason="tool_calls"), b"[DONE]"]
+    pieces = await ask(backend, prompt=ChatPrompt(messages=[HI], tools=[tool]))
+    calls = [(call.name, call.arguments) for call in pieces[-1].tool_calls]
+    assert calls == [("add", '{"a": 1} '), ("sub", "{}")]
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [

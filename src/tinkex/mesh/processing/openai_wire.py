@@ -177,6 +177,15 @@ class EventLines:
 class _Call:
     name: str = ""
     arguments: str = ""
+    id: str = ""
+
+    def is_whole(self) -> bool:
+        """Whether nothing more of it can come."""
+        try:
+            json.loads(self.arguments)
+        except ValueError:
+            return False
+        return bool(self.name)
 
 
 @dataclass(slots=True)
@@ -202,7 +211,9 @@ class ForeignCompletion:
     cached: int = 0
     done: bool = False
     _half: str = ""
-    calls: dict[int, _Call] = field(default_factory=dict)
+    calls: list[_Call] = field(default_factory=list)
+    _numbered: dict[int, _Call] = field(default_factory=dict)
+    """The last call of each number that the server gives them."""
 
     def take(self, data: bytes) -> Piece | None:
         """Read an event; return what can be shown of it.
@@ -268,8 +279,7 @@ class ForeignCompletion:
         if self.reason is None:
             raise EngineError("the server behind this processor broke off")
         calls = tuple(
-            ToolCall(_readable(call.name), _readable(call.arguments) or "{}")
-            for _, call in sorted(self.calls.items())
+            ToolCall(_readable(call.name), _readable(call.arguments) or "{}") for call in self.calls
         )
         written = sum(len(call.arguments) + len(call.name) for call in calls)
         # Marks of a chat's form and the end are tokens without text.
@@ -316,12 +326,21 @@ class ForeignCompletion:
     def _call(self, call: Mapping[str, Any]) -> None:
         if not self.has_tools:
             raise ValueError
-        number = call.get("index", len(self.calls))
+        function = call.get("function") or {}
+        name, given = function.get("name") or "", call.get("id") or ""
+        number = call.get("index")
+        if number is None:  # a name begins another one
+            number = len(self.calls) if name else max(0, len(self.calls) - 1)
         if type(number) is not int or not 0 <= number < _MOST_CALLS:
             raise ValueError
-        known = self.calls.setdefault(number, _Call())
-        function = call.get("function") or {}
-        known.name += function.get("name") or ""
+        known = self._numbered.get(number)
+        # Some servers number each of several calls 0: one that is whole is followed by another.
+        if known is None or (name and given != known.id and known.is_whole()):
+            if len(self.calls) >= _MOST_CALLS:
+                raise ValueError
+            known = self._numbered[number] = _Call(id=given)
+            self.calls.append(known)
+        known.name += name
         known.arguments += function.get("arguments") or ""
 
 
