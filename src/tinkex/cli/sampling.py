@@ -111,7 +111,7 @@ def chat(
     with service_client(context, local) as service:
         conversation = _Conversation(_sampler(service, model, model_path), params, system)
         print("/reset forgets the conversation; /exit or Ctrl-D ends.", file=sys.stderr)
-        while (line := _ask()) is not None:
+        while (line := typed_line()) is not None:
             if line == "/exit":
                 return
             if line == "/reset":
@@ -168,8 +168,12 @@ class _Conversation:
         self._messages.append({"role": "assistant", "content": whole})
 
 
-def _ask() -> str | None:
-    """Read the user's next message; None at the end."""
+def typed_line() -> str | None:
+    """Read the user's next message; None at the end.
+
+    Raises:
+        InputError: it is no text in the terminal's encoding.
+    """
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

@@ -12,7 +12,8 @@ import typer
 
 from tinkex.cli.mesh.endpoint import Endpoint, Url, answer_of, find_caller
 from tinkex.cli.mesh.places import DataDir
-from tinkex.errors import APIConnectionError, status_error
+from tinkex.cli.sampling import typed_line
+from tinkex.errors import APIConnectionError, TinkerError, status_error
 
 if TYPE_CHECKING:
     import httpx
@@ -37,11 +38,12 @@ def chat(
         talk.say(message)
         return
     print("/reset forgets the conversation; /exit or Ctrl-D ends.", file=sys.stderr)
-    while (line := _typed()) is not None and line != "/exit":
+    somebody_types = sys.stdin.isatty()
+    while (line := typed_line()) is not None and line != "/exit":
         if line == "/reset":
             talk.reset()
         elif line:
-            talk.say(line)
+            talk.say(line, goes_on=somebody_types)
 
 
 class _Talk:
@@ -57,12 +59,32 @@ class _Talk:
     def reset(self) -> None:
         self._messages = list(self._first)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, goes_on: bool = False) -> None:
+        """Say something and print the reply; both stay in the conversation.
+
+        Args:
+            text: what is said.
+            goes_on: whether an error is told and ends nothing, and Ctrl-C ends the reply alone.
+
+        Raises:
+            TinkerError: there is no reply, or it broke off.
+        """
         asked = [*self._messages, {"role": "user", "content": text}]
         reply = ""
-        for piece in self._replied(asked):
-            reply += piece
-            print(piece, end="", flush=True)
+        try:
+            for piece in self._replied(asked):
+                reply += piece
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if not goes_on:
+                raise
+            print(" [stopped]", end="")
+        except TinkerError as error:
+            if not goes_on:
+                raise
+            print("\n" if reply else "", end="", flush=True)
+            print(f"Error: {error} Try again, or /exit.", file=sys.stderr)
+            return
         print()
         self._messages = [*asked, {"role": "assistant", "content": reply}]
 
@@ -98,10 +120,3 @@ def _contents(reply: httpx.Response) -> Iterator[str]:
             raise status_error(500, event["error"]["message"])
         for choice in event["choices"]:
             yield choice["delta"].get("content") or ""
-
-
-def _typed() -> str | None:
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return None
