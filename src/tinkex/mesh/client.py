@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tinkex._clock import Clock, SystemClock
-from tinkex.errors import CredentialError
+from tinkex.errors import AuthenticationError, CredentialError
 from tinkex.mesh.accounts.scopes import DEFAULT_SCOPES
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi, PublishAdapter, Published, UnpublishAdapter
@@ -53,7 +53,7 @@ class MeshClient:
         self._clock = clock
         self._api_key = api_key
         self._session: auth.Session | None = None
-        self._refreshing = asyncio.Lock()
+        self._refreshing: asyncio.Task[auth.Session] | None = None
 
     def __repr__(self) -> str:
         """Leave the secrets out."""
@@ -120,11 +120,14 @@ class MeshClient:
         )
 
     async def logout(self) -> None:
-        """End the session, here and in the network. Harmless without one."""
-        if self._session is not None:
+        """End the session, here and in the network. Harmless without one, or once it has ended."""
+        if self._session is None:
+            return
+        with suppress(AuthenticationError):  # it has ended there already
             token = await self._access_token()
             self._session = None
             await self._worker.ask(GatewayApi.rpc_logout, auth.Logout(access_token=token))
+        self._session = None
 
     async def change_password(self, password: str, new_password: str) -> None:
         """Change the account's password; its other sessions end, its API keys stay.
@@ -233,12 +236,26 @@ class MeshClient:
         return self._api_key if self._api_key is not None else await self._access_token()
 
     async def _access_token(self) -> str:
-        async with self._refreshing:
-            session = self._session
-            if session is None:
-                raise CredentialError("log in first: this needs the account's session")
-            if self._clock.now() >= session.access_expires_at - REFRESH_BEFORE_S:
-                session = self._session = await self._worker.ask(
-                    GatewayApi.rpc_refresh, auth.Refresh(refresh_token=session.refresh_token)
-                )
-            return session.access_token
+        session = self._session
+        if session is None:
+            raise CredentialError("log in first: this needs the account's session")
+        if self._clock.now() >= session.access_expires_at - REFRESH_BEFORE_S:
+            if self._refreshing is None:
+                self._refreshing = asyncio.create_task(self._refreshed(session), name="refresh")
+                self._refreshing.add_done_callback(self._has_refreshed)
+            # A refresh token works once: who asks may be called off, and this goes on.
+            session = await asyncio.shield(self._refreshing)
+        return session.access_token
+
+    async def _refreshed(self, session: auth.Session) -> auth.Session:
+        renewed = await self._worker.ask(
+            GatewayApi.rpc_refresh, auth.Refresh(refresh_token=session.refresh_token)
+        )
+        if self._session is session:
+            self._session = renewed
+        return renewed
+
+    def _has_refreshed(self, refreshing: asyncio.Task[auth.Session]) -> None:
+        self._refreshing = None
+        if not refreshing.cancelled():
+            refreshing.exception()  # it may be that nobody waits any more

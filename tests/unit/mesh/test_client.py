@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from mesh_gateway import MODEL, GatewayWorld
+from mesh_gateway import MODEL, GatewayWorld, until
 
-from tinkex.errors import CredentialError
+from tinkex.errors import AuthenticationError, CredentialError
 from tinkex.mesh.api import auth
 from tinkex.mesh.client import MeshClient
 from tinkex.openai_api.completer import CompletionRequest, TextPrompt
@@ -77,6 +77,41 @@ async def test_a_session_is_refreshed_once_before_it_ends(world):
     await asyncio.gather(*(client.models() for _ in range(5)))
     refreshed = [one for one in world.auth.asked if isinstance(one, auth.Refresh)]
     assert [one.refresh_token for one in refreshed] == ["refresh1"]
+
+
+async def test_who_is_called_off_while_the_session_is_refreshed_loses_no_session(world):
+    """A refresh token works once: used again, it ends the session."""
+    client = await client_of(world)
+    world.auth.answers[auth.Login] = session(world, 1, lasts_s=10.0)
+    renewed, answers = session(world, 2), asyncio.Event()
+
+    async def late():
+        await answers.wait()
+        return renewed
+
+    world.auth.answers[auth.Refresh] = late
+    await client.login("a@b.c", "secret")
+    called_off = asyncio.create_task(client.models())
+    await until(lambda: any(isinstance(one, auth.Refresh) for one in world.auth.asked))
+    called_off.cancel()
+    await asyncio.gather(called_off, return_exceptions=True)
+    answers.set()
+    assert [card.name for card in await client.models()] == [MODEL]
+    assert [card.name for card in await client.models()] == [MODEL]
+    refreshed = [one for one in world.auth.asked if isinstance(one, auth.Refresh)]
+    assert [one.refresh_token for one in refreshed] == ["refresh1"]
+
+
+async def test_session_that_has_ended_is_left_by_a_logout(world):
+    client = await client_of(world)
+    world.auth.answers[auth.Login] = session(world, 1, lasts_s=10.0)
+    world.auth.answers[auth.Refresh] = AuthenticationError("this session has ended")
+    await client.login("a@b.c", "secret")
+    with pytest.raises(AuthenticationError):
+        await client.models()
+    await client.logout()
+    with pytest.raises(CredentialError, match="log in first"):
+        await client.models()
 
 
 async def test_keys_and_usage_are_the_accounts(world):
