@@ -64,6 +64,11 @@ class Limits:
     max_spilled_bytes: int = 64 * 2**30
     """Adapters and samplers of one base model on the disk behind memory."""
 
+    max_unnamed_sampler_bytes: int = 32 * 2**30
+    """Weights on the disk that were saved for sampling without a name
+    (`save_weights_and_get_sampling_client`), over all clients; above it those of the account that
+    has most go, the ones used least recently first, and never one in use."""
+
     max_num_samples: int = 1024
     """Samples of one request."""
 

@@ -159,9 +159,13 @@ def _run_snapshots(connection: sqlite3.Connection) -> Iterator[NamedFolder]:
 def _sampler_snapshots(connection: sqlite3.Connection) -> Iterator[NamedFolder]:
     if not _has_table(connection, "run_snapshots"):
         return  # as old as that: samplers did not outlive the server
+    # a run's samplers that are `inflight` share the weights of the newest one
     query = (
-        "SELECT sampler_id FROM samplers JOIN sessions USING (session_id)"
+        "SELECT sampler_id FROM samplers JOIN sessions USING (session_id) LEFT JOIN"
+        " (SELECT run_id AS of_run, max(created_at) AS newest FROM samplers WHERE inflight"
+        " GROUP BY run_id) ON of_run = samplers.run_id"
         " WHERE status = 'active' AND model_path IS NULL AND run_id IS NOT NULL"
+        " AND (NOT inflight OR samplers.created_at = newest)"
     )
     for row in connection.execute(query):
         sampler_id = _checked(row["sampler_id"])

@@ -230,12 +230,18 @@ class Saving:
         self._s.sessions.check_samplers(session, self._s.config.limits.max_samplers_per_key)
         lora = run.lora
         assert lora is not None, "a run takes requests once it is made"
+        replaced = run.inflight.current() if run.inflight is not None else None
         try:
             await self._keep_sampler(run, sampler_id, lora)
             await self._open_sampler(run, request, request_id, sampler_id)
         except Exception:  # when the server stops in between, its next start decides
             await asyncio.to_thread(self._s.snapshots.remove_sampler, sampler_id)
             raise
+        if request.kind != "inflight":
+            await self._s.sampling_sessions.made_room(sampler_id)
+        elif replaced is not None and replaced.engine_id is not None and replaced.is_prepared:
+            # All `inflight` samplers of the run sample from the newest weights.
+            await asyncio.to_thread(self._s.snapshots.remove_sampler, replaced.engine_id)
         return Answer(SaveWeightsForSamplerResponseInternal(sampling_session_id=sampler_id))
 
     async def _keep_sampler(self, run: TrainingRun, sampler_id: str, lora: LoraConfig) -> None:

@@ -208,6 +208,10 @@ class Samplers:
         session = self._sessions.get(sampler_id)
         return session if session is not None and session.owner == owner else None
 
+    def find_any(self, sampler_id: str) -> SamplingSession | None:
+        """Return a live sampling session whoever owns it, or None."""
+        return self._sessions.get(sampler_id)
+
     def wake_all(self) -> None:
         """Wake everybody who waits for a completion: the server is stopping."""
         for session in self._sessions.values():

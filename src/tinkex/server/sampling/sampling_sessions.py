@@ -6,6 +6,7 @@ again after a restart. What is sampled is `sampling`'s.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from tinkex.errors import InputError
@@ -18,6 +19,7 @@ from tinkex.server.sampling.samplers import (
     Snapshot,
     sampler_id_of,
 )
+from tinkex.server.sampling.unnamed import UnnamedWeights, folder_bytes
 from tinkex.server.storage.checkpoints import parse_path
 from tinkex.server.storage.store import SamplerRow
 
@@ -40,6 +42,7 @@ class SamplingSessions:
     def __init__(self, services: Services) -> None:
         self._s = services
         self._loaded: dict[str, Snapshot] = {}
+        self._unnamed = UnnamedWeights(services.config.limits.max_unnamed_sampler_bytes)
         self.first_cursor = 0
         """Where the numbers of completions begin: above those of any earlier process."""
 
@@ -126,10 +129,36 @@ class SamplingSessions:
         session = self._s.samplers.remove(sampler_id)
         if session is None:
             return
+        self._unnamed.remove(sampler_id)
         error = InputError(self._missing(sampler_id))
         for future in list(session.pending):
             future.cancel(error)
         session.close()
+
+    async def made_room(self, sampler_id: str) -> None:
+        """Count in weights without a name that were kept just now; let older ones go for them."""
+        newest = self._s.samplers.find_any(sampler_id)
+        if newest is None:
+            return
+        folder = self._s.snapshots.sampler_folder(sampler_id)
+        self._unnamed.add(newest, await asyncio.to_thread(folder_bytes, folder))
+        while (session := self._unnamed.next_to_go(spare=newest)) is not None:
+            self.end(session.sampler_id)
+            client = self._s.sessions.find(session.session_id)
+            if client is not None:
+                client.sampler_ids.pop(_number(session.sampler_id), None)
+            self._s.logger.info("sampler let go", sampler_id=session.sampler_id)
+            self._s.tasks.spawn(self._forget(session.sampler_id), name="forget a sampler")
+
+    async def _forget(self, sampler_id: str) -> None:
+        """Erase what is kept of a sampling session that has ended."""
+        try:
+            await self._s.store.forget_sampler(sampler_id)
+        except Exception as error:  # noqa: BLE001 - a full disk: its session's end erases it
+            self._s.fault(error)
+        else:
+            # The row first: killed in between, the folder is unknown at the next start.
+            await asyncio.to_thread(self._s.snapshots.remove_sampler, sampler_id)
 
     async def weights(
         self,
@@ -220,6 +249,7 @@ class SamplingSessions:
         current = session.weights.current()
         if current is None:
             raise not_found(self._missing(session.sampler_id))
+        self._unnamed.used(session.sampler_id)
         return current.acquire()
 
     def restore(self, row: SamplerRow, run: TrainingRun | None) -> None:
@@ -235,22 +265,23 @@ class SamplingSessions:
             return
         shared = row.inflight and run is not None
         weights = self._restored_weights(row, run if shared else None, base)
-        number = int(row.sampler_id.rpartition(":")[2])
-        session.sampler_ids[number] = row.sampler_id
-        self._s.samplers.add(
-            SamplingSession(
-                sampler_id=row.sampler_id,
-                owner=row.owner,
-                session_id=row.session_id,
-                base_name=row.base_model,
-                model_path=row.model_path,
-                weights=weights,
-                shared_weights=shared,
-                run_id=row.run_id,
-                request_id=row.request_id,
-                clones=row.clones,
-            )
+        session.sampler_ids[_number(row.sampler_id)] = row.sampler_id
+        restored = SamplingSession(
+            sampler_id=row.sampler_id,
+            owner=row.owner,
+            session_id=row.session_id,
+            base_name=row.base_model,
+            model_path=row.model_path,
+            weights=weights,
+            shared_weights=shared,
+            run_id=row.run_id,
+            request_id=row.request_id,
+            clones=row.clones,
         )
+        self._s.samplers.add(restored)
+        if row.run_id is not None and not shared:
+            folder = self._s.snapshots.sampler_folder(row.sampler_id)
+            self._unnamed.add(restored, folder_bytes(folder))
 
     def _restored_weights(
         self, row: SamplerRow, run: TrainingRun | None, base: HostedBase
@@ -307,8 +338,14 @@ class SamplingSessions:
         return (
             f"Sampling session {sampler_id!r} is not open: it never was, its session was finished "
             f"or silent for more than {self._s.config.session_ttl_s:g} s, the server was "
-            "restarted, or it belongs to another key. Create a new sampling client."
+            "restarted, newer weights needed the room of these, which had no name and were not "
+            "used, or it belongs to another key. Create a new sampling client."
         )
+
+
+def _number(sampler_id: str) -> int:
+    """Give the sampling_session_seq_id that a sampling session's id was made of."""
+    return int(sampler_id.rpartition(":")[2])
 
 
 def _engine_id(row: CheckpointRow) -> str:

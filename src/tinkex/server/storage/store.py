@@ -398,6 +398,10 @@ class Store:
         statement = upsert(SAMPLERS).values(**_values(row))
         await self._execute(statement.on_conflict_do_nothing(index_elements=["sampler_id"]))
 
+    async def forget_sampler(self, sampler_id: str) -> None:
+        """Erase a sampling session; harmless when there is none."""
+        await self._execute(delete(SAMPLERS).where(SAMPLERS.c.sampler_id == sampler_id))
+
     async def count_clone(self, sampler_id: str) -> int:
         """Count one more client of a sampling session, and return how many have joined it."""
         async with self._connected().begin() as connection:

@@ -22,6 +22,7 @@ ELSEWHERE = {
     ),
     "device_adapter_bytes": ("unit/engine/adapters/test_moving_out.py", "def tiers"),
     "host_adapter_bytes": ("integration/server/load/test_idle_adapters.py", "host_adapter_bytes"),
+    "max_unnamed_sampler_bytes": ("integration/server/test_unnamed_samplers.py", "unnamed_sampler"),
     "max_spilled_bytes": ("unit/engine/adapters/test_pool.py", "max_bytes"),
     "max_sessions_per_key": ("integration/server/load/test_limits_by_key.py", "sessions_per_key"),
     "max_runs_per_key": ("integration/server/load/test_limits_by_key.py", "runs_per_key"),
