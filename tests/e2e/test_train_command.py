@@ -136,6 +136,26 @@ def test_folder_of_another_run_is_not_overwritten_and_other_settings_not_resumed
             run(service, settings(data, tmp_path / "new"), clock=SystemClock(), resume=True)
 
 
+def test_run_goes_on_with_the_examples_that_it_began_with_wherever_they_lie(login, data, tmp_path):
+    output, mine, moved = (tmp_path / name for name in ("run", "data.jsonl", "moved.jsonl"))
+    mine.write_bytes(data.read_bytes())
+    clock = SystemClock()
+    with tinker.ServiceClient(**login) as service:
+        last = run(service, settings(mine, output), clock=clock)
+        mine.rename(moved)
+        assert run(service, settings(moved, output), clock=clock, resume=True) == last
+        moved.write_text("\n".join(reversed(data.read_text().splitlines())))
+        with pytest.raises(InputError, match="with other contents"):
+            run(service, settings(moved, output), clock=clock, resume=True)
+        began = json.loads((output / "settings.json").read_text())  # as earlier versions wrote it
+        del began["data_sha256"]
+        (output / "settings.json").write_text(json.dumps(began))
+        with pytest.raises(InputError, match="data was "):
+            run(service, settings(moved, output), clock=clock, resume=True)
+        mine.write_bytes(data.read_bytes())
+        assert run(service, settings(mine, output), clock=clock, resume=True) == last
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

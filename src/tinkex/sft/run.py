@@ -9,6 +9,7 @@ Owns the folder and how a run is taken up again; the loop is `loop`'s.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from dataclasses import asdict, dataclass
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from tinkex.client.service import ServiceClient
     from tinkex.client.training import TrainingClient
     from tinkex.sft.loop import TrainSettings, TrainStep
+
+
+_DIGEST = "data_sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +228,8 @@ def _remembered(settings: RunSettings) -> dict[str, Any]:
     remembered = asdict(settings)
     for name in ("output", "evaluate_every", "save_every", "name"):
         del remembered[name]
-    return {**remembered, "data": str(settings.data.resolve())}
+    digest = hashlib.sha256(settings.data.read_bytes()).hexdigest()
+    return {**remembered, "data": str(settings.data.resolve()), _DIGEST: digest}
 
 
 class _Folder:
@@ -263,7 +268,20 @@ class _Folder:
                 f"{self._path} holds no checkpoint to resume from ({type(error).__name__}). "
                 "Start afresh without --resume."
             ) from error
-        different = sorted(name for name in remembered if began.get(name) != remembered[name])
+        # Which steps are done means something for the same examples alone, wherever they lie now.
+        # Who began with an earlier version wrote down no more than the path.
+        unimportant = "data" if _DIGEST in began else _DIGEST
+        different = sorted(
+            name
+            for name in remembered
+            if name != unimportant and began.get(name) != remembered[name]
+        )
+        if different == [_DIGEST]:
+            raise InputError(
+                f"The run in {self._path} began with other contents of {began.get('data')}: which "
+                "of its examples were trained on is not known any more. Give the file as it was, "
+                "or start a run in another folder (--output)."
+            )
         if different:
             told = ", ".join(f"{name} was {began.get(name)!r}" for name in different)
             raise InputError(f"The run in {self._path} began with other settings: {told}.")
