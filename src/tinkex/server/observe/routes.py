@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tinkex.server.services import Services
 
 STATUS = dict[str, str]
-PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
+PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 RETRY_AFTER_S = "2"
 
 
@@ -79,10 +79,14 @@ class OperatorRoutes:
 
 
 def is_local(request: Request) -> bool:
-    """Whether a request came from this machine, and not through a proxy on it."""
+    """Whether a request came from this machine, and not, by what it says, through a proxy on it.
+
+    Not every proxy adds a header of its own, but then most leave the name that was asked for.
+    """
     client = request.client
     forwarded = any(name in request.headers for name in PROXY_HEADERS)
-    return client is not None and is_loopback(client.host) and not forwarded
+    asked_here = is_loopback(request.url.hostname or "")
+    return client is not None and is_loopback(client.host) and asked_here and not forwarded
 
 
 def not_ready(phase: Phase, why: str) -> Response:

@@ -81,6 +81,25 @@ async def test_labels_hold_no_ids_and_no_users(api):
     assert methods <= {"GET", "POST", "other"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Forwarded-For", "203.0.113.9"),
+        ("X-Forwarded-Host", "tinkex.example.org"),
+        ("Via", "1.1 proxy"),
+        ("Host", "tinkex.example.org"),
+        ("Host", "192.0.2.7:8000"),
+    ],
+)
+async def test_metrics_are_not_shown_through_a_proxy_on_this_machine(
+    make_config, serve, name, value
+):
+    async with serve(make_config(allowed_hosts=("tinkex.example.org",))) as api:
+        await scrape(api, headers={"Host": "127.0.0.1:8000"})
+        assert (await api.client.get("/metrics", headers={name: value})).status_code == 403
+        await scrape(api, headers={name: value, "X-API-Key": api.key})
+
+
 async def test_metrics_are_for_this_machine_and_for_administrators(api):
     await scrape(api)
     elsewhere = {"headers": {"X-Forwarded-For": "203.0.113.9"}}
