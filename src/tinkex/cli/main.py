@@ -30,7 +30,11 @@ def _run() -> None:
     if sys.argv[1:] in (["version"], ["--version"]):
         from tinkex._version import __version__
 
-        print(f"tinkex {__version__}")
+        try:
+            print(f"tinkex {__version__}", flush=True)
+        except OSError as error:  # nobody reads it, or a full disk
+            print(f"Error: {error}", file=sys.stderr)
+            sys.exit(1)
         return
     from tinkex.cli.app import app
     from tinkex.errors import TinkerError

@@ -1,7 +1,11 @@
 """How the process of a command ends."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 PROGRAM = """
 import atexit, gc, sys
@@ -46,3 +50,18 @@ def test_ctrl_c_while_the_commands_are_imported_ends_without_a_traceback():
         timeout=240,
     )
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_version_that_cannot_be_written_is_told_in_a_sentence():
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tinkex", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: .*No space left.*\n", done.stderr), done.stderr
