@@ -92,7 +92,8 @@ class Batches:
                 forward = await self._send(turn, linear(forward_data, forward_only=True))
                 output = await self._combined(forward)
                 with events.operation("custom_loss", data=len(data)) as found:
-                    loss = await in_thread(custom_loss.evaluate, loss_fn, data, output)
+                    with self._sequencer.computing():
+                        loss = await in_thread(custom_loss.evaluate, loss_fn, data, output)
                     found["loss"] = loss.value
                 backward = await self._send(turn, linear(loss.backward_data, forward_only=False))
             except Exception as error:

@@ -40,10 +40,15 @@ class APIFuture(Future[T]):
         self._readers = 0
         self._lock = threading.RLock()
         self._resolver: threading.Thread | None = None
+        self._waiting_for: threading.Thread | None = None
 
     def resolved_by(self, thread: threading.Thread) -> None:
         """Name the thread that will resolve this future; blocking on it there is refused."""
         self._resolver = thread
+
+    def waits_for(self, thread: threading.Thread) -> None:
+        """Name a thread whose end comes before this future's; to wait for it there is refused."""
+        self._waiting_for = thread
 
     def result(self, timeout: float | None = None) -> T:
         """Block until the result is there.
@@ -56,13 +61,15 @@ class APIFuture(Future[T]):
 
         Raises:
             ResultTimeoutError: (also a `TimeoutError`) not done after `timeout` seconds.
-            BlockingCallError: called on the client's own event loop, where it would never end.
+            BlockingCallError: called on the client's own event loop, or in a custom loss that the
+                operation comes after, where it would never end.
         """
         if not self.done() and threading.current_thread() is self._resolver:
             raise BlockingCallError(
                 "result() was called on the client's own event loop, where it would wait for "
                 "itself for ever. Await the future instead."
             )
+        self._check_loss()
         self._reader_came()
         try:
             return super().result(timeout)
@@ -102,8 +109,10 @@ class APIFuture(Future[T]):
 
         Raises:
             ResultTimeoutError: (also a `TimeoutError`) not done after `timeout` seconds.
+            BlockingCallError: awaited in a custom loss that the operation comes after.
             asyncio.CancelledError: the operation was cancelled.
         """
+        self._check_loss()
         if self.done():
             self.outcome_seen = True
             if self.cancelled():  # asyncio's own, as for who awaits it while it is cancelled
@@ -126,6 +135,14 @@ class APIFuture(Future[T]):
             self.outcome_seen = self.outcome_seen or self.done()
             forget()
             self._reader_left()
+
+    def _check_loss(self) -> None:
+        if not self.done() and threading.current_thread() is self._waiting_for:
+            raise BlockingCallError(
+                "This call was made in the custom loss of another call of the same client, and is "
+                "sent after that one: waiting for it here would never end. Make it before, or with "
+                "another client."
+            )
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn` with this future when it is done, on the thread that ends it.

@@ -22,18 +22,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tinkex.errors import APIStatusError, CircuitOpenError, InputError, SkippedCallError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from types import TracebackType
 
     from tinkex.client.future import APIFuture
 
 T = TypeVar("T")
+
+_COMPUTING: ContextVar[Sequencer | None] = ContextVar("computing", default=None)
+"""Whose call the code that runs is a part of: a custom loss, in its thread."""
 
 _FATE_UNKNOWN = frozenset({408, 409, 425, 429})
 """4xx statuses after which the server may hold the request all the same."""
@@ -50,6 +55,8 @@ class Sequencer:
 
     def reserve(self, future: APIFuture[Any] | None = None) -> Turn:
         """Take the next place in the queue, for the call that `future` will resolve."""
+        if future is not None and _COMPUTING.get() is self:
+            future.waits_for(threading.current_thread())
         with self._lock:
             turn = Turn(self, self._last, future)
             self._last = turn
@@ -58,6 +65,15 @@ class Sequencer:
             if self._failure is not None:
                 self._failure.skip(turn)
         return turn
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Note that what the block starts is a call's own code, for which that call waits."""
+        token = _COMPUTING.set(self)
+        try:
+            yield
+        finally:
+            _COMPUTING.reset(token)
 
     def take_number(self) -> int:
         """Use up the next sequence number."""

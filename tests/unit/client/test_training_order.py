@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import wait
 
 import pytest
 from scripted_tinker import (
@@ -19,7 +20,7 @@ from scripted_tinker import (
 )
 
 import tinkex as tinker
-from tinkex.errors import InputError, SkippedCallError
+from tinkex.errors import BlockingCallError, InputError, SkippedCallError
 from tinkex.testing.server import PeerResponse
 from tinkex.wire import proto
 
@@ -100,6 +101,27 @@ def test_custom_loss_runs_off_the_clients_loop_and_may_wait_for_other_calls(peer
 
     client.forward_backward_custom([datum()], loss).result(10)
     assert "tinkex-client" not in threads
+
+
+def test_custom_loss_that_waits_for_a_later_call_of_its_client_is_told(peer, client):
+    pytest.importorskip("torch")
+    peer.expect(TRAIN, future("forward"), future("backward"))
+    peer.expect(STEP, future("step"))
+    peer.always(POLL, output())
+    later, told = [], []
+
+    def loss(_data, logprobs):
+        later.append(client.optim_step(PARAMS))
+        with pytest.raises(BlockingCallError, match="with another client"):
+            later[0].result(10)
+        with pytest.raises(BlockingCallError, match="with another client"):
+            asyncio.run(later[0].result_async(10))
+        told.append(True)
+        return logprobs[0].sum(), {}
+
+    client.forward_backward_custom([datum()], loss).result(10)
+    assert told
+    assert wait(later, 10).done == set(later)  # it was sent after its turn came
 
 
 def test_cancelled_custom_loss_lets_the_next_call_go(peer, client):
