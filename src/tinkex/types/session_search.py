@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, BeforeValidator, Field
 
 from tinkex.types._model import Int, TextMap, WireRequest, WireResponse, absent
 
@@ -72,10 +72,15 @@ SessionStatusQuery = Annotated[
 ]
 
 
+def _read(moment: Any) -> Any:
+    """Read a date that is text; nothing else is converted."""
+    return datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+
+
 class SessionSearchCursor(WireRequest):
     """Where the next page starts; comes back as it was given."""
 
-    last_created_at: Annotated[AwareDatetime, Field(strict=False)]
+    last_created_at: Annotated[AwareDatetime, BeforeValidator(_read)]
     """Text, too: a cursor that was kept as JSON is read again."""
     last_session_id: str
 

@@ -250,3 +250,9 @@ def test_cursor_that_was_kept_as_json_is_read_again():
     cursor = types.SessionSearchCursor(**text)
     assert cursor.model_dump(mode="json") == text
     assert types.SessionSearchRequest(cursor=text).cursor == cursor
+
+
+@pytest.mark.parametrize("moment", [3, 1767323045.5, True, "yesterday", "2026-01-02T03:04:05"])
+def test_cursor_takes_no_date_that_is_none(moment):
+    with pytest.raises(ValidationError, match="last_created_at"):
+        types.SessionSearchCursor(last_created_at=moment, last_session_id="s")
