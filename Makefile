@@ -10,40 +10,49 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test coverage check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
+.PHONY: help demo setup test coverage check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-# torch goes first and pinned: a looser range lets pip fetch gigabytes of CUDA packages.
-$(VENV)/.server: pyproject.toml
+$(BIN)/python:
 	@echo "==> setting up $(VENV) (once; about a minute)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+
+# torch goes first and pinned: a looser range lets pip fetch gigabytes of CUDA packages.
+$(VENV)/.torch: | $(BIN)/python
 	@$(PIP) install 'torch==2.13.0'
+	@touch $@
+
+$(VENV)/.server: $(VENV)/.torch pyproject.toml
 	@$(PIP) install --editable '.[server]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.server
-	@echo "==> installing the development tools"
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "==> installing the server's packages and the development tools"
 	@$(PIP) install --editable '.[server,dev]'
-	@touch $@
+	@touch $(VENV)/.server $@
 
 # An older official SDK, and schemathesis, which the tests drive the server with; `make interop` installs the others.
-.interop/.short: $(VENV)/.dev tests/support/interop_environments.py
+.interop/.short: tests/support/interop_environments.py | $(BIN)/python
 	@echo "==> installing an older official SDK, and schemathesis, into .interop"
 	@$(BIN)/python tests/support/interop_environments.py sdk-0.25 fuzz
 	@touch $@
+
+# What all tests need, one beside the other: pip waits for the disk and the network, and uses one core.
+setup:
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/.dev .interop/.short
 
 demo: $(VENV)/.server ## Start a server, fine-tune two adapters through the API, sample before and after
 	@$(BIN)/tinkex demo --output .demo
 
 # What fails is run once more, and the summary shows both: see CONTRIBUTING.md.
-test: $(VENV)/.dev .interop/.short ## Run every test, in parallel and in random order
+test: setup ## Run every test, in parallel and in random order
 	$(PYTEST) --reruns 1 -raR
 
 # Tracing each line doubles the time of most tests, so the tests that run at each push go without.
-coverage: $(VENV)/.dev .interop/.short ## Run every test and show the lines that none of them reached
+coverage: setup ## Run every test and show the lines that none of them reached
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=80
 	@for part in trust feeds rpc; do \
 	  printf "tinkex.mesh.$$part, of which 95%% must be reached: "; \
@@ -73,10 +82,10 @@ interop: $(VENV)/.dev ## Drive the server with others' clients, unmodified: SDKs
 	$(BIN)/python tests/support/interop_environments.py
 	$(PYTEST) -q --no-header -m interop tests/interop --durations=0
 
-fuzz: $(VENV)/.dev .interop/.short ## Fuzz the server: schemathesis, protobuf, JSON, headers, bodies; short and long forms (minutes)
+fuzz: setup ## Fuzz the server: schemathesis, protobuf, JSON, headers, bodies; short and long forms (minutes)
 	$(PYTEST) -q --no-header -m "soak or not soak" tests/integration/server/fuzz --durations=0
 
-soak: $(VENV)/.dev .interop/.short ## The long form of the proofs, then unit and integration tests 20 times (over an hour)
+soak: setup ## The long form of the proofs, then unit and integration tests 20 times (over an hour)
 	$(PYTEST) -q --no-header -m soak tests
 	@for i in $$(seq 1 20); do \
 	  echo "==> round $$i of 20"; \

@@ -64,11 +64,12 @@ class Environment:
             shutil.rmtree(folder)
 
     def install(self) -> None:
-        """Make the folder and install into it."""
-        run(sys.executable, "-m", "venv", str(self.folder))
+        """Make the folder and install into it, with this Python's pip: another takes seconds."""
+        run(sys.executable, "-m", "venv", "--without-pip", str(self.folder))
+        pip = (sys.executable, "-m", "pip", "--python", str(self.python))
         for options, names in (((), self.requirements), (("--no-deps",), self.alone)):
             if names:
-                run(str(self.python), "-m", "pip", "install", "-q", *options, *names)
+                run(*pip, "install", "-q", *options, *names)
 
 
 @contextmanager
