@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Each test process computes on one core; three of them fill two cores, since many tests wait for servers.
 JOBS ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# They start some hundred more, which keep their bytecode, also where the environment says to keep none.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help demo setup test coverage check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
 .DEFAULT_GOAL := help
