@@ -1,9 +1,14 @@
-"""What the tests of the client share: an event loop's turn, an error of a status."""
+"""What the tests of the client share: an event loop's turn, an error, a program of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
+import textwrap
+
+from patience import PATIENCE_S
 
 from tinkex import errors, types
 
@@ -28,3 +33,14 @@ def batch(count: int = 5, length: int = 8) -> list[types.Datum]:
         inputs = {"target_tokens": tokens[1:], "weights": [1.0] * (length - 1)}
         data.append(types.Datum(types.ModelInput.from_ints(tokens[:-1]), inputs))
     return data
+
+
+def run_program(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a program, which may be indented, in a Python of its own, to its end."""
+    return subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )

@@ -5,13 +5,11 @@ import concurrent.futures
 import contextvars
 import gc
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import weakref
 
 import pytest
+from client_support import run_program
 
 from tinkex.client.loop import BackgroundLoop
 from tinkex.errors import ClientClosedError, ForkedClientError
@@ -88,13 +86,7 @@ def test_operation_that_raises_system_exit_resolves_every_future():
             except BaseException as error:
                 print(type(error).__name__)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(script)
     assert done.stdout.split() == ["ClientClosedError", "SystemExit"], done.stderr
 
 
@@ -185,13 +177,7 @@ def test_interpreter_exit_is_not_held_up_by_open_operations():
         kept = [loop.submit(forever) for _ in range(10)]
         print("end")
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(script, "-W", "error")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "end", "")
 
 
@@ -224,12 +210,6 @@ def test_fork_gets_a_typed_error_and_the_parent_goes_on():
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), loop.submit(one).result(10))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(script)
     assert done.stdout.split() == ["7", "1"], done.stderr
     assert issubclass(ForkedClientError, Exception)

@@ -7,13 +7,12 @@ import pickle
 import shutil
 import ssl
 import subprocess
-import sys
-import textwrap
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from client_support import run_program
 from scripted_tinker import API, KEY, JumpingClock, ok, scripted_peer, service
 
 import tinkex as tinker
@@ -161,13 +160,7 @@ def test_new_client_in_a_fork_of_a_process_that_has_sent_fails_at_once(peer):
 
         print(in_a_fork(), asyncio.run(send()), in_a_fork(), asyncio.run(send()))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(script)
     assert done.stdout.split() == ["2", "200", "7", "200"], done.stderr
 
 

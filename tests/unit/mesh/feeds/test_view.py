@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import sqlite3
 import threading
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -138,16 +139,23 @@ async def test_saved_view_of_entries_that_are_gone_is_not_believed(tmp_path, vie
         assert view.state(ONE).values == {"a": b"1"}
 
 
+@asynccontextmanager
+async def restored_backup(folder, clock, **reading):
+    """A store that has written `a=1`, the same of its restored backup, and who reads both."""
+    async with store(folder / "1", clock=clock) as one:
+        await write(one, "a=1")
+    shutil.copytree(folder / "1", folder / "2")
+    async with (
+        store(folder / "1", clock=clock) as one,
+        store(folder / "2", clock=clock) as restored,
+        store(folder / "3", member(3), clock=clock, **reading) as reader,
+    ):
+        yield one, restored, reader
+
+
 async def test_line_of_a_restored_backup_is_folded_into_its_place(tmp_path, views):
     clock = VirtualClock()
-    async with store(tmp_path / "1", clock=clock) as one:
-        await write(one, "a=1")
-    shutil.copytree(tmp_path / "1", tmp_path / "2")
-    async with (
-        store(tmp_path / "1", clock=clock) as one,
-        store(tmp_path / "2", clock=clock) as restored,
-        store(tmp_path / "3", member(3), clock=clock) as reader,
-    ):
+    async with restored_backup(tmp_path, clock) as (one, restored, reader):
         clock.advance(1)
         await write(one, "a=2")
         clock.advance(1)
@@ -208,14 +216,7 @@ async def test_forked_authors_entries_leave_the_views(tmp_path, views):
 
 async def test_entries_that_come_while_a_view_folds_again_are_not_lost(tmp_path, views):
     clock = VirtualClock()
-    async with store(tmp_path / "1", clock=clock) as one:
-        await write(one, "a=1")
-    shutil.copytree(tmp_path / "1", tmp_path / "2")
-    async with (
-        store(tmp_path / "1", clock=clock) as one,
-        store(tmp_path / "2", clock=clock) as restored,
-        store(tmp_path / "3", member(3), clock=clock, inline=False) as reader,
-    ):
+    async with restored_backup(tmp_path, clock, inline=False) as (one, restored, reader):
         clock.advance(1)
         await write(one, *(f"a={n}" for n in range(20)))
         clock.advance(1)
