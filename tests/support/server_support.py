@@ -7,6 +7,7 @@ import threading
 from contextlib import asynccontextmanager
 
 import httpx
+from patience import PATIENCE_S
 from reply_support import assert_as_described
 
 from tinkex._clock import SystemClock
@@ -205,10 +206,10 @@ class LoopbackServer:
 
     def __enter__(self):
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(PATIENCE_S)
         return self
 
     def __exit__(self, *_):
         self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from client_support import batch
+from patience import PATIENCE_S
 from server_support import BASE_MODEL, KEY, OTHER_KEY
 
 import tinkex as tinker
@@ -137,7 +138,11 @@ def test_program_ends_with_exit_code_0_however_busy_the_machine_is(server, end):
 
     def run(_):
         return subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
 
     with ThreadPoolExecutor(4) as threads:

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 from server_support import BASE_MODEL, KEY, VOCAB
 
 from tinkex.server.config import Limits
@@ -181,9 +182,9 @@ def test_bad_datum_in_one_of_several_chunks_fails_the_call_and_the_next_one_work
         data[4] = datum(tinker, [5, VOCAB + 5, 6])
         bad = client.forward_backward(data, "cross_entropy")
         with pytest.raises(tinker.RequestFailedError, match="vocab") as caught:
-            bad.result(timeout=20)
+            bad.result(timeout=PATIENCE_S)
         assert "user" in str(caught.value.category).lower()
-        good = client.forward(batch(tinker, 7), "cross_entropy").result(timeout=20)
+        good = client.forward(batch(tinker, 7), "cross_entropy").result(timeout=PATIENCE_S)
         assert len(good.loss_fn_outputs) == 7
 
 
@@ -212,12 +213,12 @@ def test_lost_chunk_fails_the_call_after_the_gap_time_and_the_next_one_works(
         call = client.forward_backward(batch(tinker, 6), "cross_entropy")
         step = client.optim_step(tinker.AdamParams())
         with pytest.raises(tinker.RequestFailedError, match="seq_id 2") as caught:
-            step.result(timeout=20)
+            step.result(timeout=PATIENCE_S)
         assert "server" in str(caught.value.category).lower()
         with pytest.raises((tinker.RequestFailedError, TimeoutError)):
             call.result(timeout=0.1)
         assert lost
-        good = client.forward(batch(tinker, 6), "cross_entropy").result(timeout=20)
+        good = client.forward(batch(tinker, 6), "cross_entropy").result(timeout=PATIENCE_S)
         assert len(good.loss_fn_outputs) == 6
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from patience import PATIENCE_S
 from scripted_tinker import API, KEY, ok, scripted_peer, service, training_client
 
 import tinkex as tinker
@@ -216,7 +217,7 @@ def test_program_that_never_closes_ends_by_itself(peer):
         f"client = tinkex.ServiceClient(base_url={peer.url!r}, api_key={KEY!r})\n"
         "client.get_server_capabilities()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 def test_default_headers_and_query_go_with_every_request(peer):

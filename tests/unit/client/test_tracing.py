@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -58,7 +59,7 @@ def test_calls_are_spans_of_the_callers_trace_and_the_server_gets_it():
         [sys.executable, "-c", program, str(SUPPORT)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
