@@ -74,8 +74,9 @@ class AdapterStack:
         if self._latest is not None:
             before, held, found = self._latest
             same = before == count and len(held) == len(weights)
+            # An adapter that is gone is nobody's, and so not the base model's either.
             if same and all(
-                one is (None if ref is None else ref())
+                (one is None) == (ref is None) and (ref is None or ref() is one)
                 for one, ref in zip(weights, held, strict=True)
             ):
                 return found

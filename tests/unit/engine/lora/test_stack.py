@@ -114,6 +114,18 @@ def test_adapter_that_is_gone_is_not_kept_alive():
     assert held() is None
 
 
+def test_adapter_that_is_gone_is_not_taken_for_the_base_model():
+    pages = stack()
+    x = torch.randn(2, 24)
+    one, other = adapter(0), adapter(1)
+    lora_of(pages, [one, other], x)
+    del one
+    gc.collect()
+    found = lora_of(pages, [None, other], x)
+    assert not found[0].any()
+    torch.testing.assert_close(found[1], reference(other, x[1]), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_adapter_that_diverged_reaches_no_other_row(value):
     bad = adapter(0)

@@ -283,6 +283,19 @@ def test_removed_sampler_serves_what_runs_with_it():
     assert completion(drain(engine)["j"].response) == expected
 
 
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_base_model_is_itself_after_a_sampler_that_is_gone(num_samples):
+    def of_base(engine):
+        one = job("b", tokens(5), num_samples=num_samples, max_tokens=8, stop=[], seed=1)
+        found = sample(engine, one)["b"].sequences
+        return [(s.tokens_np.tobytes(), s.logprobs_np.tobytes()) for s in found]
+
+    engine = trained_engine()
+    sample(engine, job("x", tokens(6), "a", num_samples=num_samples, max_tokens=3, stop=[]))
+    engine.remove_sampler("a")
+    assert of_base(engine) == of_base(trained_engine())
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_cancelled_job_is_gone_and_disturbs_nobody(steps):
     engine = trained_engine(max_running=4)
