@@ -80,6 +80,7 @@ class AdapterStack:
                 for one, ref in zip(weights, held, strict=True)
             ):
                 return found
+        self._latest = None  # a failure below may leave its places to others
         # Weakly: what a step used must not keep an adapter alive.
         held = [None if one is None else weakref.ref(one) for one in weights]
         found = StackedRows(self._place(weights, count), held, self._products)

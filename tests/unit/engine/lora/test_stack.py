@@ -126,6 +126,25 @@ def test_adapter_that_is_gone_is_not_taken_for_the_base_model():
     torch.testing.assert_close(found[1], reference(other, x[1]), rtol=1e-4, atol=1e-4)
 
 
+def test_place_that_a_failure_took_is_not_used_again(monkeypatch):
+    pages = stack(share=False)  # one place
+    x = torch.randn(1, 24)
+    one, other = adapter(0), adapter(1)
+    lora_of(pages, [one], x)
+    copied = torch.mul
+
+    def fails(*args, **options):
+        copied(*args, **options)
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(torch, "mul", fails)
+    with pytest.raises(RuntimeError):
+        lora_of(pages, [other], x)
+    monkeypatch.undo()
+    found = lora_of(pages, [one], x)
+    torch.testing.assert_close(found[0], reference(one, x[0]), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_adapter_that_diverged_reaches_no_other_row(value):
     bad = adapter(0)
