@@ -356,13 +356,13 @@ class Generator:
         tokens = choose_tokens(next_tokens, choices)
         logprobs = next_tokens.logprobs(tokens).tolist()
         topk = self._topk(sequences, next_tokens.logits)
-        finished = []
+        # First of all: a row that closes may move one of theirs, and would leave what is not finite
+        # where that lay.
+        bad = {id(s.state): s.state for s, fails in zip(sequences, failed, strict=True) if fails}
+        finished = self._diverged(list(bad.values()))
         for i, (sequence, token) in enumerate(zip(sequences, tokens.tolist(), strict=True)):
             if not self._alive(sequence.state):
-                continue  # another sample of the job failed in this very step
-            if failed[i]:
-                finished.append(self._fail(sequence.state, EngineError(_NOT_FINITE)))
-                continue
+                continue  # a sample of its job failed
             sequence.uniform = None
             sequence.tokens.append(token)
             sequence.logprobs.append(logprobs[i])

@@ -345,6 +345,21 @@ def test_weights_that_diverge_in_midstream_leave_no_nan_behind(family):
     assert sample(engine, good)["good"].sequences == expected.sequences
 
 
+def test_what_diverges_as_another_sample_ends_harms_nobody_later():
+    """The row of the one that ends is filled with the last one, whose old place is free then."""
+    engine = trained_engine(prefix_cache_tokens=0)
+    engine.add_sample(job("ends", tokens(30), **{**free_of_stop(), "max_tokens": 3}))
+    engine.add_sample(job("bad", tokens(31), "a", **free_of_stop()))
+    engine.step()
+    engine.step()
+    diverge(engine, "a")
+    done = drain(engine)
+    assert done["ends"].error is None
+    assert done["bad"].error.category == "server"
+    later = sample(engine, *(job(f"j{i}", tokens(4 + i), **free_of_stop()) for i in range(2)))
+    assert len(later) == 2
+
+
 def test_failure_to_start_samples_fails_their_job_alone(monkeypatch):
     engine = trained_engine()
     one = job("one", tokens(5), "a", seed=1, **free_of_stop())
