@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tinkex/sprout"
 
 Model = Annotated[
-    str | None, typer.Option(help=f"Base model of the server; default: {DEFAULT_MODEL}.")
+    str | None,
+    typer.Option(
+        "--model", "--base-model", help=f"Base model of the server; default: {DEFAULT_MODEL}."
+    ),
 ]
 ModelPath = Annotated[
     str | None, typer.Option(help="tinker:// path of sampler weights, instead of a base model.")

@@ -25,7 +25,9 @@ def train(
     data: Annotated[
         Path, typer.Argument(help='JSONL: {"messages": [{"role", "content"}, ...]} a line.')
     ],
-    model: Annotated[str, typer.Option(help="Base model of the server.")] = "tinkex/sprout",
+    model: Annotated[
+        str, typer.Option("--model", "--base-model", help="Base model of the server.")
+    ] = "tinkex/sprout",
     output: Annotated[
         Path, typer.Option(help="Folder of the run: settings, metrics, checkpoints.")
     ] = Path("tinkex-train"),

@@ -182,7 +182,7 @@ class ServerConfig:
     """Where the models run: cpu, cuda, cuda:N, mps, or auto."""
 
     dtype: str = "auto"
-    """Number format of the base models: float32, bfloat16, or auto (float32 on a CPU)."""
+    """Number format of the base models: float32, bfloat16, float16, or auto (float32 on a CPU)."""
 
     weight_dtype: str | None = None
     """`int8` keeps the frozen linear layers and the unembedding in int8, on a CPU in float32."""
