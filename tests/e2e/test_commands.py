@@ -301,6 +301,7 @@ def test_base_url_of_another_api_on_the_server_is_told_in_words(ours, environmen
     done = ours("--base-url", f"{environment['TINKEX_BASE_URL']}/v1", "run", "list")
     assert done.returncode == 1
     assert "This server has no GET /v1/api/v1/training_runs" in done.stderr
+    assert "Leave /v1 off the end of the base URL" in done.stderr
     assert "{" not in done.stderr
 
 

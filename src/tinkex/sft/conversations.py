@@ -86,7 +86,7 @@ def split(
     if count >= len(conversations):
         raise InputError(
             f"An evaluation split of {share} leaves none of the {len(conversations)} "
-            "conversations to train on."
+            "conversations to train on: give more, or keep none back (`--eval-split 0`)."
         )
     chosen = set(random.Random(seed).sample(range(len(conversations)), count))  # noqa: S311 - no secret
     train = [one for index, one in enumerate(conversations) if index not in chosen]

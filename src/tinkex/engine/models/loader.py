@@ -246,6 +246,8 @@ def _explain(source: str, error: Exception) -> str:
     if isinstance(error, KeyError) and " " not in text:
         text = f"its config.json names {text}, which transformers does not know"
     reason = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    if isinstance(error, OSError) and not Path(source).is_dir():
+        reason = f"there is no such folder here, and as an id of the Hugging Face Hub: {reason}"
     return f"cannot load the base model {source!r}: {reason[:500] or type(error).__name__}"
 
 

@@ -38,6 +38,10 @@ def own_data_dir(path: Path) -> None:
     """
     try:
         private_folder(path)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"the folder {path} cannot be made, a file is in its place: choose one of your own"
+        ) from error
     except OSError as error:
         raise ConfigurationError(
             f"the folder {path} cannot be made private ({error.strerror}): choose one of your own"

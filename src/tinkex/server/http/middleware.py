@@ -142,7 +142,13 @@ def _disk_reply(error: StorageError | DamagedDataError) -> Response:
 def _explain(scope: Scope, error: HTTPException) -> str:
     """Say what Starlette's bare status means here."""
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return f"This server has no {scope['method']} {scope['path']}."
+        said = f"This server has no {scope['method']} {scope['path']}."
+        before = scope["path"].partition("/api/v1/")[0]
+        doubled = scope["path"].startswith("/api/v1/api/v1/")
+        if not before and not doubled:
+            return said
+        # what a program puts before the path of an endpoint is its base URL's
+        return f"{said} Leave {before or '/api/v1'} off the end of the base URL."
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
         return f"{scope['path']} does not answer {scope['method']}; it answers {allowed}."

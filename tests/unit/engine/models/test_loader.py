@@ -98,6 +98,12 @@ def test_file_that_was_cut_off_is_refused(folder):
         load_base_model(str(folder))
 
 
+def test_name_that_is_neither_a_folder_nor_a_hub_id_says_both(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigurationError, match=r"'models/qwen': there is no such folder.*Hub"):
+        load_base_model("models/qwen")
+
+
 def test_shard_that_is_not_there_is_named(tmp_path):
     tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
     sorted(tmp_path.glob("model-*"))[1].unlink()

@@ -55,7 +55,9 @@ def test_everything_below_is_closed(tmp_path, lax):
 
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(ConfigurationError, match="choose one of your own"):
+    with pytest.raises(ConfigurationError, match=r"a file is in its place: choose one of"):
         own_data_dir(tmp_path / "a")
+    with pytest.raises(ConfigurationError, match="a file is in its place"):
+        own_data_dir(tmp_path / "a" / "below")
     with pytest.raises(FileExistsError):  # within a data folder it is the disk's fault
         private_folder(tmp_path / "a")

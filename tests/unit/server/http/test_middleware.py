@@ -42,6 +42,10 @@ async def hang_up(_request):
     raise ClientDisconnected
 
 
+async def to_error_replies(_request, error):
+    raise error
+
+
 async def half(_request):
     async def body():
         yield b"half"
@@ -88,6 +92,7 @@ def app(log, accounts, timers, tmp_path):
     ]
     return Starlette(
         routes=routes,
+        exception_handlers={404: to_error_replies},  # as `server.app` has it
         middleware=[
             Middleware(RequestId, clock=VirtualClock(), logger=logger),
             Middleware(ErrorReplies, logger=logger),
@@ -111,6 +116,21 @@ async def test_request_passes_with_its_owner_and_an_id(client):
     assert response.content == b"hello"
     assert response.headers["x-owner"].startswith("key-")
     assert len(response.headers["x-request-id"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("path", "surplus"), [("/api/v1/api/v1/echo", "/api/v1"), ("/a/v1/api/v1/echo", "/a/v1")]
+)
+async def test_base_url_that_ends_in_a_path_is_told_which(client, path, surplus):
+    response = await client.post(f"http://test{path}")
+    assert response.status_code == 404
+    assert response.json()["detail"].endswith(f" Leave {surplus} off the end of the base URL.")
+
+
+async def test_unknown_endpoint_says_nothing_of_the_base_url(client):
+    response = await client.post("/checkpoints/api/v1/x")
+    detail = "This server has no POST /api/v1/checkpoints/api/v1/x."
+    assert (response.status_code, response.json()) == (404, {"detail": detail})
 
 
 async def test_bug_is_answered_with_an_id_and_logged_under_it(client, log):
