@@ -17,12 +17,18 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-$(BIN)/python:
+# Old Pythons would find no torch, and say nothing of themselves.
+RECENT := import sys; sys.version_info >= (3, 11) or sys.exit("tinkex needs Python 3.11 or later, and %s is %s: %s" % (sys.executable, sys.version.split()[0], sys.argv[1]))
+
+# By its pip, as the folder is there without one where `venv` was interrupted, or had no ensurepip (Debian's python3-venv).
+$(BIN)/pip:
+	@$(PYTHON) -c '$(RECENT)' 'name another one, as in "make demo PYTHON=python3.11"'
 	@echo "==> setting up $(VENV) (once; about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 
 # torch goes first and pinned: a looser range lets pip fetch gigabytes of CUDA packages.
-$(VENV)/.torch: | $(BIN)/python
+$(VENV)/.torch: | $(BIN)/pip
+	@$(BIN)/python -c '$(RECENT)' 'remove $(VENV), and run "make" with another one, as in "make demo PYTHON=python3.11"'
 	@$(PIP) install 'torch==2.13.0'
 	@touch $@
 
@@ -36,7 +42,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@touch $(VENV)/.server $@
 
 # An older official SDK, and schemathesis, which the tests drive the server with; `make interop` installs the others.
-.interop/.short: tests/support/interop_environments.py | $(BIN)/python
+.interop/.short: tests/support/interop_environments.py | $(BIN)/pip
 	@echo "==> installing an older official SDK, and schemathesis, into .interop"
 	@$(BIN)/python tests/support/interop_environments.py sdk-0.25 fuzz
 	@touch $@
