@@ -40,6 +40,7 @@ GROUPS = [
 """Folders whose tests share servers: what is in several is of the last that has it."""
 
 
+@pytest.hookimpl(trylast=True)  # when the tests that this run leaves out are gone
 def pytest_collection_modifyitems(config, items):
     """Put first what waits most for other processes, and let long proofs take their time.
 
