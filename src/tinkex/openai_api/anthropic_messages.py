@@ -35,7 +35,7 @@ from tinkex.openai_api.refusal import status_of
 from tinkex.openai_api.types import sampling_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator
 
     from tinkex.errors import TinkerError
     from tinkex.openai_api.anthropic_types import (
@@ -68,14 +68,16 @@ class _Blocks:
 
     def add(self, piece: Piece) -> Iterator[bytes]:
         """Give the events of a piece."""
-        if piece.text:
-            if not self._in_text:
+        calls, written = _read_calls(piece.tool_calls)
+        for text in (piece.text, written if self._in_text or piece.text else written.lstrip()):
+            if text and not self._in_text:
                 yield self._start(TextContent(text=""))
                 self._in_text = True
-            yield self._delta(TextDelta(text=piece.text))
+            if text:
+                yield self._delta(TextDelta(text=text))
         if self._in_text and piece.finish_reason is not None:
             yield self._stop()
-        for call in piece.tool_calls:
+        for call in calls:
             yield self._start(_tool_use(call).model_copy(update={"input": {}}))
             yield self._delta(InputDelta(partial_json=call.arguments))
             yield self._stop()
@@ -118,6 +120,8 @@ class Messages:
                 last = piece
         finally:
             completion.cancel()
+        calls, written = _read_calls(calls)
+        text = text + written if text else written.lstrip()
         content: list[TextContent | ToolUseContent] = [TextContent(text=text)] if text else []
         content += [_tool_use(call) for call in calls]
         return _message(
@@ -233,7 +237,7 @@ def _stop_reason(
     if last is None or reason is None:
         return None
     if reason == "tool_calls":
-        return "tool_use"
+        return "tool_use" if _read_calls(last.tool_calls)[0] else "end_turn"
     if reason == "stop":
         return "end_turn" if last.stop_string is None else "stop_sequence"
     return "max_tokens" if sampled >= request.max_tokens else "model_context_window_exceeded"
@@ -256,6 +260,27 @@ def _start(completion: Completion, request: MessagesRequest) -> bytes:
     usage = MessageUsage(input_tokens=completion.prompt_tokens, output_tokens=0)
     message = _message(completion, request, content=[], stop_reason=None, usage=usage)
     return _event(MessageEvent(type="message_start", message=message))
+
+
+def _read_calls(calls: Iterable[ToolCall]) -> tuple[list[ToolCall], str]:
+    """Divide calls into those that can be read, and the text of the others.
+
+    A model may write what is no JSON object, or be cut off; Anthropic's form has objects alone.
+    """
+    read, written = [], ""
+    for call in calls:
+        if _is_object(call.arguments):
+            read.append(call)
+        else:
+            written += f"\n{call.name}({call.arguments})"
+    return read, written
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _tool_use(call: ToolCall) -> ToolUseContent:

@@ -190,6 +190,15 @@ async def test_calls_of_tools_come_with_the_end(foreign, backend):
     assert json.loads(sent) == {"a": 1}
 
 
+async def test_call_that_is_cut_off_is_no_call_to_be_made(foreign, backend):
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    call = {"index": 0, "id": "c", "function": {"name": "add", "arguments": '{"a"'}}
+    foreign.say = [text("", tool_calls=[call], reason="length"), b"[DONE]"]
+    pieces = await ask(backend, prompt=ChatPrompt(messages=[HI], tools=[tool]))
+    assert pieces[-1].finish_reason == "length"
+    assert pieces[-1].tool_calls[0].arguments == '{"a"'
+
+
 @pytest.mark.parametrize("number", [{"index": 0}, {"index": None}, {}], ids=str)
 async def test_calls_that_a_server_does_not_number_are_told_apart(foreign, backend, number):
     """As some do: each of several calls has the number 0, or none."""

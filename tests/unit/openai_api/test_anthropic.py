@@ -169,3 +169,22 @@ async def test_what_there_is_not_is_refused_by_name(messages, fields, named):
     assert response.status_code == 400
     assert response.json()["type"] == "error"
     assert named in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arguments", ['{"a": 1', "[1]", "{'a': 1}"])
+async def test_call_that_is_no_object_is_text(messages, completer, piece, stream, arguments):
+    """As models write them that are small, or cut off."""
+    calls = (ToolCall("f", arguments),)
+    completer.say(piece("Wait."), piece(finish_reason="tool_calls", tool_calls=calls))
+    response = await messages(stream=stream)
+    assert response.status_code == 200
+    if not stream:
+        reply = response.json()
+        assert reply["content"] == [{"type": "text", "text": f"Wait.\nf({arguments})"}]
+        assert reply["stop_reason"] == "end_turn"
+        return
+    found = events(response)
+    deltas = [one["delta"] for one in found if one["type"] == "content_block_delta"]
+    assert "".join(one["text"] for one in deltas) == f"Wait.\nf({arguments})"
+    assert found[-2]["delta"]["stop_reason"] == "end_turn"

@@ -291,7 +291,8 @@ class ForeignCompletion:
             self.index,
             tokens=tuple(_token("") for _ in range(made - self.chunks)),
             tool_calls=calls,
-            finish_reason="tool_calls" if calls else self.reason,
+            # One that was cut off is no call to be made.
+            finish_reason="tool_calls" if calls and self.reason != "length" else self.reason,
         )
 
     def _usage(self, usage: Any) -> None:
