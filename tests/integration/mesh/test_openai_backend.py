@@ -458,6 +458,21 @@ async def test_our_own_api_as_a_back_end_gives_what_the_engine_gives():
     assert (found[0], len(found[1]), found[2]) == (own[0], len(own[1]), own[2])
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8000/v1", "http://host:port/v1", "http://[::1/v1", "http:///v1", "http://a:99999/"],
+)
+def test_url_that_is_none_is_refused_by_name(url):
+    with pytest.raises(ConfigurationError, match=r"url is .*give http"):
+        OpenAIBackendConfig(url=url, model="llama")
+
+
+def test_key_that_no_header_can_hold_is_refused_and_not_shown():
+    with pytest.raises(ConfigurationError, match="key") as refused:
+        OpenAIBackendConfig(url="http://127.0.0.1/v1", model="llama", api_key="secret-\u2026")
+    assert "secret" not in str(refused.value)
+
+
 def test_settings_that_cannot_be_are_told_at_once_and_no_key_is_shown():
     with pytest.raises(ConfigurationError, match=r"url.*model.*context_length.*slots.*idle"):
         OpenAIBackendConfig(url="x", model="", context_length=0, slots=0, idle_timeout_s=0)

@@ -66,13 +66,23 @@ class OpenAIBackendConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_url(self.url):
             problems.append(f"the back end's url is {self.url!r}: give http://HOST:PORT/v1")
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            problems.append("the back end's key has characters that no key has: copy it anew")
         if not self.model:
             problems.append("the back end's model is empty: name one that the server has")
         problems += not_positive(self)
         if problems:
             raise ConfigurationError(problems)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in {"http", "https"} and bool(url.host) and (url.port or 1) < 2**16
 
 
 class OpenAIRun:
