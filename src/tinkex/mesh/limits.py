@@ -67,6 +67,23 @@ class SlidingWindow:
         window.total += amount
         return None
 
+    def give_back(self, key: str, amount: int, taken_at: float) -> None:
+        """Undo some of what was taken, as it was not needed after all.
+
+        Args:
+            key: whose.
+            amount: how much of it, at most what was taken then.
+            taken_at: when it was taken, in monotonic seconds.
+        """
+        window, bucket = self._windows.get(key), int(taken_at // self._bucket_s)
+        for place, (at, taken) in enumerate(() if window is None else window.buckets):
+            if at == bucket:
+                assert window is not None, "it has a bucket"
+                less = min(amount, taken)
+                window.buckets[place] = (at, taken - less)
+                window.total -= less
+                return
+
     def _window(self, key: str, bucket: int) -> _Window | None:
         window = self._windows.get(key)
         if window is None:

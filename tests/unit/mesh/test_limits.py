@@ -26,6 +26,26 @@ def test_a_refused_request_takes_nothing():
     assert window.take("k", 2, 0.0) is None
 
 
+def test_what_was_not_needed_can_be_taken_again_while_it_counts():
+    window = SlidingWindow(10)
+    assert window.take("k", 4, 0.0) is None
+    assert window.take("k", 6, 20.0) is None
+    window.give_back("k", 5, 20.0)
+    assert window.take("k", 6, 21.0) is not None
+    assert window.take("k", 5, 21.0) is None
+    window.give_back("k", 4, 0.0)
+    assert window.take("k", 4, 22.0) is None
+
+
+def test_what_counts_no_more_is_given_back_to_nobody():
+    window = SlidingWindow(10)
+    window.give_back("nobody", 5, 0.0)
+    assert window.take("k", 10, 0.0) is None
+    assert window.take("k", 10, 70.0) is None
+    window.give_back("k", 10, 0.0)
+    assert window.take("k", 1, 71.0) is not None
+
+
 def test_keys_have_windows_of_their_own():
     window = SlidingWindow(1)
     assert window.take("a", 1, 0.0) is None

@@ -309,6 +309,25 @@ async def test_limits_of_a_key_are_kept(world):
     assert right(await world.answer(gateway, credential="bob"))
 
 
+async def test_tokens_that_a_request_did_not_need_count_towards_no_limit(world):
+    """It may have 25, as a gateway bounds a prompt by its bytes, and has 17."""
+    world.settings = GatewayConfig(admission=AdmissionConfig(tokens_per_minute=60))
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    for _ in range(3):
+        assert right(await world.answer(gateway))
+    assert isinstance(await caught(world.answer(gateway)), RateLimitError)
+
+
+async def test_refused_request_counts_towards_no_limit_of_tokens(world):
+    world.settings = GatewayConfig(admission=AdmissionConfig(tokens_per_minute=60))
+    world.auth.quota = 0
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    for _ in range(9):
+        assert isinstance(await caught(world.answer(gateway)), BillingError)
+
+
 async def test_a_client_countersigns_its_own_receipt_once(world):
     await world.add_processor()
     gateway = await world.add_gateway()

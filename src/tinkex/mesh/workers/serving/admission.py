@@ -49,7 +49,7 @@ class AdmissionConfig:
     requests_per_minute: int = 600
     """Completions of one key that are let in."""
     tokens_per_minute: int = 2_000_000
-    """Tokens reserved, prompt and completion."""
+    """Tokens, prompt and completion; of a request in progress, all that it may come to need."""
     account_calls_per_minute: int = 60
     """Registrations, logins and the like, of one client worker."""
     per_key: int = 64
@@ -60,6 +60,23 @@ class AdmissionConfig:
     def __post_init__(self) -> None:
         if problems := not_positive(self):
             raise ConfigurationError(problems)
+
+
+class TokensTaken:
+    """The tokens of a request in progress, as its key's limit counts them.
+
+    Args:
+        give_back: told how many were needed.
+    """
+
+    def __init__(self, give_back: Callable[[int], None]) -> None:
+        self._give_back: Callable[[int], None] | None = give_back
+
+    def settle(self, needed: int) -> None:
+        """Count no more than those that were needed. Only the first word counts."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back(needed)
 
 
 class Admission:
@@ -131,13 +148,15 @@ class Admission:
             )
         return ticket
 
-    def take_tokens(self, caller: Caller, tokens: int) -> None:
+    def take_tokens(self, caller: Caller, tokens: int) -> TokensTaken:
         """Count the tokens that a request may cost.
 
         Raises:
             RateLimitError: too many within a minute.
         """
-        self._take(self._tokens, _key(caller), tokens, "tokens")
+        who, now = _key(caller), self._clock.monotonic()
+        self._take(self._tokens, who, tokens, "tokens")
+        return TokensTaken(lambda needed: self._tokens.give_back(who, tokens - needed, now))
 
     def take_account_call(self, client: PeerId) -> None:
         """Count a call about accounts.

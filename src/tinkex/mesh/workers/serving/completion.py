@@ -33,7 +33,7 @@ from tinkex.mesh.tasks import Tasks, let_others_run
 from tinkex.mesh.trust.permits import NONCE_BYTES, PERMIT_S, make_blob_permit, make_permit
 from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt
 from tinkex.mesh.workers.request_log import REQUEST_ID_CHARS, log_ended
-from tinkex.mesh.workers.serving.admission import Admission
+from tinkex.mesh.workers.serving.admission import Admission, TokensTaken
 from tinkex.mesh.workers.serving.bounds import Cost, check_request, cost_of
 from tinkex.mesh.workers.serving.directory import Directory
 from tinkex.mesh.workers.serving.dispatch import Dispatch, Job
@@ -58,6 +58,7 @@ class _Served(msgspec.Struct, eq=False, kw_only=True):
     named: NamedModel
     asked_for: str
     cost: Cost
+    taken: TokensTaken
     reservation: Reservation
     job: Job
     began: float
@@ -197,11 +198,15 @@ class CompletionService:
         began = self._clock.monotonic()
         named, context = await self.resolve(caller, message.model)
         cost = cost_of(message, context)
-        self._admission.take_tokens(caller, cost.tokens)
+        taken = self._admission.take_tokens(caller, cost.tokens)
         request_id = self._random(REQUEST_ID_BYTES).hex()
         tried: set[PeerId] = set()
         seed = self._rng.getrandbits(SEED_BITS) if message.seed is None else message.seed
-        reservation = await self._ledger.reserve(request_id, caller, message.model, cost.tokens)
+        try:
+            reservation = await self._ledger.reserve(request_id, caller, message.model, cost.tokens)
+        except BaseException:
+            taken.settle(0)
+            raise
         given = msgspec.structs.replace(message, model=named.base_model, seed=seed)
         relay = Relay(given, cost, context)
         job = Job(
@@ -221,6 +226,7 @@ class CompletionService:
             named=named,
             asked_for=message.model,
             cost=cost,
+            taken=taken,
             reservation=reservation,
             job=job,
             began=began,
@@ -296,6 +302,7 @@ class CompletionService:
         served.settled = True
         self._ledger.write_down(served.reservation)  # if it could not even be asked for
         relay = served.job.relay
+        served.taken.settle(served.prompt_tokens + relay.tokens)
         if served.first_s is not None:
             self._first_token(served.first_s)
         log_ended(
