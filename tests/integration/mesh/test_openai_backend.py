@@ -543,20 +543,24 @@ async def test_plain_completion_has_max_tokens_always(foreign, backend):
 @pytest.mark.parametrize("chat", [False, True])
 async def test_template_of_the_servers_own_makes_no_processor_a_liar(foreign, tmp_path, chat):
     """As Ollama's: a system prompt of the model's, around whatever it is asked."""
-    foreign.say = [text("a", chat=chat, reason="stop"), usage(1, prompt=900, cached=890), b"[DONE]"]
+    foreign.say = [
+        text("a", chat=chat, reason="stop"),
+        usage(1, prompt=1900, cached=1890),
+        b"[DONE]",
+    ]
     faults = []
-    config = OpenAIBackendConfig(url=foreign.url, model="llama", context_length=1000)
+    config = OpenAIBackendConfig(url=foreign.url, model="llama", context_length=2000)
     backend = OpenAIBackend(config, clock=VirtualClock(), on_fault=faults.append)
     backend.faults = faults
     message = message_of("Hi", model="llama")
     if chat:
         message = msgspec.structs.replace(message, prompt=ChatMessage([HI]))
-    cost = cost_of(message, 1000)
-    assert cost.prompt < 900
+    cost = cost_of(message, 2000)
+    assert cost.prompt < 1900
     async with Mesh() as mesh:
         await mesh.begin(tmp_path, backend=backend)
         begun, *pieces, ended = await mesh.ask(mesh.work(message))
-    relay = Relay(message, cost, 1000)
+    relay = Relay(message, cost, 2000)
     relay.check_begun(begun)
     relay.begin(begun)
     assert [relay.take(piece) for piece in pieces] == [(piece,) for piece in pieces]

@@ -124,6 +124,7 @@ class Processor(ProcessorApi):
                 self._permits.prove(request.permit)  # not earlier: the engine works meanwhile
                 self._permits.keep()
                 known = run.prompt_tokens
+                self._check_reserved(message, known)
                 yield Begun(
                     prompt_tokens=known,
                     fingerprint=self._backend.fingerprint,
@@ -210,6 +211,20 @@ class Processor(ProcessorApi):
         gateway takes who counts more than it reserved for a liar.
         """
         return min(count, cost_of(message, self._backend.model.max_context_length).prompt)
+
+    def _check_reserved(self, message: CompletionMessage, count: int) -> None:
+        """Refuse a prompt of more tokens than its gateway reserved, which would not believe it.
+
+        Raises:
+            UnsupportedError: the model's chat template adds more than any that is known.
+        """
+        reserved = cost_of(message, self._backend.model.max_context_length).prompt
+        if count > reserved:
+            raise UnsupportedError(
+                f"{message.model} makes {count} tokens of this prompt, and gateways reserve "
+                f"{reserved}: its chat template, or its tokenizer, adds more than they know of. "
+                "Serve it with a shorter template."
+            )
 
     async def _fetch(self, job: Job, work: Work, call: Call) -> None:
         if job.adapter in self._backend.adapters:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import mesh_processor
 import msgspec
 import pytest
-from mesh_processor import Mesh, frozen, message_of, tokens
+from mesh_processor import MODEL, SPROUT, Mesh, backend_of, frozen, message_of, tokens
 from mesh_rpc import caught, settled
 from patience import until
 
+from tinkex.engine.models.tokenizer import load_fast_tokenizer
 from tinkex.errors import (
     ConfigurationError,
     EngineBusyError,
@@ -20,7 +22,9 @@ from tinkex.errors import (
     RateLimitError,
     StorageError,
     TrustError,
+    UnsupportedError,
 )
+from tinkex.mesh.api.completion import ChatMessage, CompletionMessage
 from tinkex.mesh.api.processor import (
     Begun,
     CountTokens,
@@ -34,6 +38,7 @@ from tinkex.mesh.transport.memory import MemoryLink
 from tinkex.mesh.trust.certificates import Signed
 from tinkex.mesh.trust.nonces import NonceStore
 from tinkex.mesh.workers.processor import ProcessorConfig
+from tinkex.mesh.workers.serving import bounds
 
 
 @pytest.fixture
@@ -208,6 +213,25 @@ async def test_gateways_alone_may_ask(mesh, role):
 async def test_what_cannot_be_done_is_refused_by_name(mesh, work, error):
     assert isinstance(await caught(mesh.ask(work(mesh))), error)
     assert (await mesh.describe()).free_slots == mesh.backend.slots
+
+
+async def test_prompt_of_more_tokens_than_gateways_reserve_is_refused_and_no_lie(
+    tmp_path, monkeypatch
+):
+    """A gateway would take the processor for a liar, and give nobody's requests to it."""
+    wordy = load_fast_tokenizer(SPROUT)
+    wordy.chat_template = "{{ 'a system prompt ' * 16 }}{{ messages[0]['content'] }}"
+    monkeypatch.setattr(mesh_processor, "tokenizer", lambda: wordy)
+    monkeypatch.setattr(bounds, "TEMPLATE_TOKENS", 4)
+    async with Mesh() as world:
+        mesh = await world.begin(tmp_path, backend=backend_of())
+        chat = ChatMessage([{"role": "user", "content": "hi"}])
+        message = CompletionMessage(model=MODEL, prompt=chat, max_tokens=4)
+        error = await caught(mesh.ask(mesh.work(message)))
+        assert isinstance(error, UnsupportedError)
+        assert "chat template" in str(error)
+        assert (await mesh.describe()).free_slots == mesh.backend.slots
+        assert tokens(await mesh.ask(mesh.work()))
 
 
 async def test_full_processor_says_when_to_come_back(tmp_path):

@@ -19,8 +19,9 @@ from tinkex.openai_api.types import MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS, SE
 
 SPECIAL_TOKENS = 8
 """Tokens that a tokenizer may add to a text: its beginning, say."""
-TEMPLATE_TOKENS = 512
-"""Tokens that a chat template may add to a conversation beside its own bytes."""
+TEMPLATE_TOKENS = 1024
+"""Tokens that a chat template may add to a conversation beside its own bytes: some have a long
+system prompt of their own."""
 INDENTED = 4
 """How much longer tools, and calls of them, become by the spaces and lines with which templates
 write them."""

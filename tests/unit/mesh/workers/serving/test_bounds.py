@@ -66,6 +66,11 @@ def test_a_prompt_of_tokens_is_counted_and_others_are_bounded_by_their_bytes():
     assert (text.prompt, text.exact, text.completion) == (28, False, 12)
 
 
+def test_a_chat_has_room_for_a_system_prompt_of_its_models_own():
+    chat = ChatMessage([{"role": "user", "content": "hi"}])
+    assert cost_of(request(prompt=chat, max_tokens=4), 32_768).prompt >= 1000
+
+
 TEXTS = {
     "hindi": "\u0958" * 50,
     "music": "\U0001d160" * 50,
