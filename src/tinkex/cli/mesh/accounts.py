@@ -78,7 +78,7 @@ def password(url: Url = None, data_dir: DataDir = None) -> None:
 @keys.command("create")
 def create_key(
     context: typer.Context,
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "unnamed",
     scope: Annotated[
         list[str] | None, typer.Option(help="What it may do; several times for several.")
     ] = None,
@@ -122,13 +122,22 @@ def list_keys(context: typer.Context, url: Url = None, data_dir: DataDir = None)
             output.moment(one["created_at"]),
             output.moment(one["expires_at"]),
             output.MISSING if one["token_cap"] is None else f"{one['token_cap']:,}",
-            "revoked" if one["revoked_at"] else "active",
+            _state_of(one),
         ]
         for one in found
     ]
     columns = ("Id", "Name", "Begins with", "Scopes", "Made", "Expires", "Token cap", "State")
     title = "API keys" if rows else "No API keys: make one with `tinkex mesh key create`"
     output.show(invocation(context).form, found, output.Table(columns, rows, title))
+
+
+def _state_of(key: dict[str, Any]) -> str:
+    from tinkex._clock import SystemClock
+
+    if key["revoked_at"]:
+        return "revoked"
+    ends = key["expires_at"]
+    return "expired" if ends is not None and ends <= SystemClock().now() else "active"
 
 
 @keys.command("revoke")
