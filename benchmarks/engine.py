@@ -9,7 +9,7 @@ a training step is the frozen base: forward and input gradient of the same token
 by the same head. PEFT's step trains the same layers (no unembedding), and so does ours beside it.
 
 tiny: 4 layers, width 256, 32,000 tokens; mid: 12 layers, width 768 (110 million parameters). Random
-weights: the work is that of trained ones.
+weights, of bfloat16's precision as published ones are: the work is that of trained ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def model(size: str, vocab: int = VOCAB, kind: type = Qwen3Config) -> Any:
         max_position_embeddings=4096,
     )
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return made.bfloat16().float()  # the precision in which weights are published
 
 
 def engine(

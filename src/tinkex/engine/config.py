@@ -74,9 +74,10 @@ class EngineConfig:
     custom_loss_seconds: float = 10.0
     """That a user's own loss may take for one microbatch."""
     pack_weights: bool | None = None
-    """Lay float32 weights out for oneDNN on a CPU (`matrix`): half the time, and for training one
-    more copy of the linear layers' weights. None does where that leaves half of the memory free;
-    products are torch's own when false, or where torch cannot."""
+    """How float32 weights are laid out on a CPU. None: in float16 where that changes none of them
+    (`half`): half the memory, and the fastest for few rows; else for oneDNN where that leaves half
+    of the memory free. True: for oneDNN (`matrix`), the fastest for many rows, and for training one
+    more copy of the linear layers' weights. False: products are torch's own."""
     dense_path: bool = True
     """Run the families that `dense_decoder` knows through it, not through transformers' modules:
     faster, and the same numbers but for rounding."""

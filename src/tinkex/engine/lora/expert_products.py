@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tinkex.engine.lora.expert_plan import ExpertPlan
-    from tinkex.engine.matrices.layout import FrozenMatrix
+    from tinkex.engine.matrices.frozen import FrozenMatrix
 
 
 @dataclass(frozen=True, slots=True)

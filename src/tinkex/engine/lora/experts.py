@@ -19,7 +19,8 @@ from tinkex.engine.lora.weights import FusedPart, LoraShape
 
 if TYPE_CHECKING:
     from tinkex.engine.lora.linear import LoraRouting
-    from tinkex.engine.matrices.layout import FrozenMatrix, WeightLayout
+    from tinkex.engine.matrices.frozen import FrozenMatrix
+    from tinkex.engine.matrices.layout import WeightLayout
 
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 

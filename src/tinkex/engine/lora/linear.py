@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tinkex.engine.lora.weights import LoraGroup, LoraSegment
-    from tinkex.engine.matrices.layout import FrozenMatrix
+    from tinkex.engine.matrices.frozen import FrozenMatrix
     from tinkex.engine.matrices.products import Products
 
 

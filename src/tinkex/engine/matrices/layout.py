@@ -1,7 +1,7 @@
-"""Which form the frozen matrices take: torch's own, packed for oneDNN, or int8.
+"""Which form the frozen matrices take: torch's own, packed for oneDNN, float16 or int8.
 
-Owns the choice, by the settings, the device and the memory, and what is refused; the forms
-themselves are `matrix`'s and `quantized`'s.
+Owns the choice, by the settings, the device, the memory and the weights, and what is refused; the
+forms themselves are `matrix`'s, `half`'s and `quantized`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tinkex.engine.matrices.half import HalfMatrix, can_multiply_half, fits_half
 from tinkex.engine.matrices.int8_product import can_multiply_int8
 from tinkex.engine.matrices.matrix import Matrix, can_pack, room_to_pack
 from tinkex.engine.matrices.quantized import QuantizedMatrix
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tinkex.engine.config import EngineConfig
-
-FrozenMatrix = Matrix | QuantizedMatrix
-"""Both have `rows_times`, `times`, `dense`, `shape` and `dtype`."""
+    from tinkex.engine.matrices.frozen import FrozenMatrix
 
 
 class WeightLayout(Enum):
@@ -31,6 +30,8 @@ class WeightLayout(Enum):
 
     PLAIN = "torch"
     PACKED = "onednn packed"
+    HALF = "float16, exact"
+    """Every weight lies in float16 unchanged, and products are float32's."""
     INT8 = "int8, exact"
     INT8_BLOCKS = "int8, float32 blocks"
     """Where the processor or torch has no exact product in int8."""
@@ -44,6 +45,8 @@ class WeightLayout(Enum):
         """Lay W [out, in] out; W itself is kept only when plain."""
         if self.quantized:
             return QuantizedMatrix(weight, bias, exact=self is WeightLayout.INT8)
+        if self is WeightLayout.HALF:
+            return HalfMatrix(weight, bias)
         return Matrix(weight, bias, packed=self is WeightLayout.PACKED)
 
 
@@ -64,10 +67,13 @@ def choose_layout(config: EngineConfig, model: Any) -> WeightLayout:
             )
         return WeightLayout.INT8 if can_multiply_int8() else WeightLayout.INT8_BLOCKS
     wanted = config.pack_weights
+    if wanted is False or not on_cpu or model.dtype != torch.float32:
+        return WeightLayout.PLAIN
     if wanted is None:
+        if can_multiply_half() and all(fits_half(p) for p in model.parameters() if p.dim() > 1):
+            return WeightLayout.HALF
         wanted = room_to_pack(sum(p.numel() * p.element_size() for p in model.parameters()))
-    may = on_cpu and model.dtype == torch.float32
-    return WeightLayout.PACKED if wanted and may and can_pack() else WeightLayout.PLAIN
+    return WeightLayout.PACKED if wanted and can_pack() else WeightLayout.PLAIN
 
 
 def settle(model: Any, layout: WeightLayout) -> None:

@@ -1,4 +1,4 @@
-"""Frozen weight matrices, laid out for the fastest product that the machine has.
+"""Frozen weight matrices in the dtype of their products, laid out for the fastest that torch has.
 
 On a CPU in float32 a matrix is packed once for oneDNN's kernels and the plain copy is dropped: a
 product then reads each weight once and re-orders nothing, where a plain one packs the weights anew
@@ -14,13 +14,13 @@ Owns the products y = x W^T and x = g W of one matrix; knows no adapter.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinkex.engine.device import memory_bytes
+from tinkex.engine.matrices.frozen import FrozenMatrix
 
 _PACKED_FOR_ROWS = 4
 """Rows that the layout is chosen for; it serves any number."""
@@ -29,7 +29,7 @@ _SMALL_BYTES = 2**30
 """A model that is packed even where the size of the memory is not known."""
 
 
-class Matrix:
+class Matrix(FrozenMatrix):
     """One frozen matrix W [out, in] and its bias [out], if any.
 
     Args:
@@ -39,9 +39,7 @@ class Matrix:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, packed: bool) -> None:
-        self.shape = weight.shape
-        self.dtype = weight.dtype
-        self.bias = bias
+        super().__init__(weight.shape, weight.dtype, bias)
         self._packed = _pack(weight) if packed else None
         self._transposed: Tensor | None = None
         self._dense = None if packed else weight
@@ -58,10 +56,7 @@ class Matrix:
         """Compute x W^T + bias: [N, in] -> [N, out]. Differentiable by x."""
         if self._packed is None:
             return F.linear(x, self.dense(), self.bias)
-        if torch.is_grad_enabled() and x.requires_grad:
-            found: Tensor = _PackedProduct.apply(x, self)  # type: ignore[no-untyped-call]
-            return found
-        return _product(x, self._packed, self.bias)
+        return super().rows_times(x)
 
     def times(self, g: Tensor) -> Tensor:
         """Compute g W: [N, out] -> [N, in], the gradient of `rows_times` by its input."""
@@ -71,21 +66,9 @@ class Matrix:
             self._transposed = _pack(self.dense().t().contiguous())
         return _product(g, self._transposed, None)
 
-
-class _PackedProduct(torch.autograd.Function):
-    """The packed product, whose backward is the packed product with the transposed matrix."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Matrix) -> Tensor:
-        """See `Matrix.rows_times`."""
-        ctx.matrix = matrix
-        assert matrix._packed is not None  # noqa: SLF001 - of this module
-        return _product(x, matrix._packed, matrix.bias)  # noqa: SLF001
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """See `Matrix.times`."""
-        return ctx.matrix.times(gradients[0].contiguous()), None
+    def _forward(self, x: Tensor) -> Tensor:
+        assert self._packed is not None  # else it is torch's own product
+        return _product(x, self._packed, self.bias)
 
 
 @torch.no_grad()

@@ -12,12 +12,13 @@ processor can, and W' is put together block by block where it cannot.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tinkex.engine.matrices.frozen import FrozenMatrix
 from tinkex.engine.matrices.int8_product import Int8Product, can_multiply_int8
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return values, scales
 
 
-class QuantizedMatrix:
+class QuantizedMatrix(FrozenMatrix):
     """One frozen matrix W' [out, in] in int8, and its bias [out] in float32, if any.
 
     Args:
@@ -61,9 +62,7 @@ class QuantizedMatrix:
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, *, exact: bool | None = None
     ) -> None:
-        self.shape = weight.shape
-        self.dtype = torch.float32
-        self.bias = None if bias is None else bias.float()
+        super().__init__(weight.shape, torch.float32, None if bias is None else bias.float())
         self.exact = can_multiply_int8() if exact is None else exact
         values, self._scales = quantize(weight)
         self._product: Int8Product | None = None
@@ -82,13 +81,6 @@ class QuantizedMatrix:
     def dense(self) -> Tensor:
         """Give W' [out, in] float32, a copy."""
         return self.values().float().mul_(self._scales[:, None])
-
-    def rows_times(self, x: Tensor) -> Tensor:
-        """Compute x W'^T + bias: [N, in] -> [N, out]. Differentiable by x."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            found: Tensor = _QuantizedProduct.apply(x, self)  # type: ignore[no-untyped-call]
-            return found
-        return self._forward(x)
 
     def times(self, g: Tensor) -> Tensor:
         """Compute g W': [N, out] -> [N, in], the gradient of `rows_times` by its input."""
@@ -117,18 +109,3 @@ class QuantizedMatrix:
         for start in range(0, self.shape[0], step):
             at = slice(start, start + step)
             yield at, values[at].float()
-
-
-class _QuantizedProduct(torch.autograd.Function):
-    """The product with W', whose backward is the one with its transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: QuantizedMatrix) -> Tensor:
-        """See `QuantizedMatrix.rows_times`."""
-        ctx.matrix = matrix
-        return matrix._forward(x)  # noqa: SLF001 - of this module
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """See `QuantizedMatrix.times`."""
-        return ctx.matrix.times(gradients[0]), None

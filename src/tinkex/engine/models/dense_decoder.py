@@ -25,7 +25,8 @@ from tinkex.engine.models.rms_norm import RmsNorm
 if TYPE_CHECKING:
     from tinkex.engine.attention.packed import PackedAttention
     from tinkex.engine.lora.linear import LoraRouting
-    from tinkex.engine.matrices.layout import FrozenMatrix, WeightLayout
+    from tinkex.engine.matrices.frozen import FrozenMatrix
+    from tinkex.engine.matrices.layout import WeightLayout
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Values of `model_type` whose layers are built as this module computes them."""

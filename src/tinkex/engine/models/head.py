@@ -27,7 +27,7 @@ from tinkex.engine.lora.weights import UNEMBED, LoraGroup, LoraSegment, LoraShap
 from tinkex.errors import TinkerError
 
 if TYPE_CHECKING:
-    from tinkex.engine.matrices.layout import FrozenMatrix
+    from tinkex.engine.matrices.frozen import FrozenMatrix
     from tinkex.engine.matrices.products import Products
 
 MIN_CHUNK_ROWS = 128

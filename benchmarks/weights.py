@@ -1,12 +1,14 @@
-"""What int8 weights cost and save: products, error, memory, speed.
+"""What the forms of frozen weights cost and save: products, error, memory, speed.
 
-    python benchmarks/int8.py                  # every part, printed as tables
-    python benchmarks/int8.py error speed      # some parts
+    python benchmarks/weights.py                  # every part, printed as tables
+    python benchmarks/weights.py error speed      # some parts
 
-products: CPU milliseconds of one product, float32 packed beside int8, over matrices that do not fit
-into the cache together. error: `tinkex/sprout` over held-out text, against itself in float32.
-memory: a random model of 110 million parameters, each row a process of its own. speed: the same
-model's decode and training step, each side in turns in one process, one thread.
+The forms: float32 packed for oneDNN; float16, from which nothing is rounded (weights as they are
+published, with bfloat16's precision); int8. products: CPU milliseconds of one product over matrices
+that do not fit into the cache together. error: `tinkex/sprout` over held-out text, against itself
+with no form but torch's. memory: a random model of 110 million parameters, each row a process of
+its own. speed: the same model's decode and training step, each side in turns in one process, one
+thread.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from torch import Tensor
 
 from tinkex.engine.attention.packed import PrefillAttention
 from tinkex.engine.engine import Engine, EngineConfig, load_base_model
+from tinkex.engine.matrices.half import HalfMatrix
 from tinkex.engine.matrices.matrix import Matrix
 from tinkex.engine.matrices.quantized import QuantizedMatrix, quantize
 from tinkex.engine.models.loader import SPROUT, wrap_model
@@ -42,17 +45,21 @@ from tinkex.engine.models.support import linear_modules
 from tinkex.types import LoraConfig
 
 MIB = 2**20
+PACK_WEIGHTS = {"float32 plain": False, "float32 packed": True, "float16": None}
 
 
 # --- products -----------------------------------------------------------------------------------
 
 
 def products() -> None:
-    print("| matrix | rows | float32 packed, ms | int8 exact | its gradient | int8 in blocks |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| matrix | rows | float32 packed, ms | float16 | its gradient | int8 exact | its gradient "
+        "| int8 in blocks |\n|" + "---|" * 8
+    )
     for out, width in ((2048, 768), (768, 2048), (32_000, 256)):
         count = max(2, 200_000_000 // (4 * out * width))
-        weights = [torch.randn(out, width) * 0.02 for _ in range(count)]
+        weights = [(torch.randn(out, width) * 0.02).bfloat16().float() for _ in range(count)]
+        halves = [HalfMatrix(weight) for weight in weights]
         packed = [Matrix(weight, packed=True) for weight in weights]
         exact = [QuantizedMatrix(weight, exact=True) for weight in weights]
         blocks = [QuantizedMatrix(weight, exact=False) for weight in weights]
@@ -61,6 +68,8 @@ def products() -> None:
             x, g = torch.randn(rows, width), torch.randn(rows, out)
             work = {
                 "packed": over(packed, lambda m, x=x: m.rows_times(x), rows),
+                "half": over(halves, lambda m, x=x: m.rows_times(x), rows),
+                "half times": over(halves, lambda m, g=g: m.times(g), rows),
                 "exact": over(exact, lambda m, x=x: m.rows_times(x), rows),
                 "times": over(exact, lambda m, g=g: m.times(g), rows),
                 "blocks": over(blocks, lambda m, x=x: m.rows_times(x), rows),
@@ -92,8 +101,9 @@ def error() -> None:
         "| weights | text | tokens | perplexity | in float32 | mean abs difference of logprobs | "
         "99% | max | KL, nats | same likeliest token |\n|" + "---|" * 10
     )
-    plain = Engine(load_base_model(SPROUT), EngineConfig(threads=1))
+    plain = Engine(load_base_model(SPROUT), EngineConfig(threads=1, pack_weights=False))
     others: dict[str, Callable[[], Engine]] = {
+        "float16": lambda: Engine(load_base_model(SPROUT), EngineConfig()),
         "int8": lambda: Engine(load_base_model(SPROUT), EngineConfig(weight_dtype="int8")),
         "int8, unembedding float32": lambda: with_head("int8"),
         "int8, unembedding alone": lambda: with_head(None),
@@ -192,7 +202,7 @@ def memory() -> None:
         for dtype in ("float32", "bfloat16"):
             folder = Path(temporary) / dtype
             bench.model("mid").to(getattr(torch, dtype)).save_pretrained(folder)
-            for form in ("float32 plain", "float32 packed", "int8"):
+            for form in ("float32 plain", "float32 packed", "float16", "int8"):
                 command = [sys.executable, __file__, "one", str(folder), form]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 print(f"| {dtype} | {form} | {done.stdout.strip()} |", flush=True)
@@ -207,7 +217,7 @@ def one(folder: str, form: str) -> None:
         base = load_base_model(folder, dtype="auto")
         made = Engine(base, EngineConfig(threads=1, weight_dtype="int8"))
     else:
-        config = EngineConfig(threads=1, pack_weights=form == "float32 packed")
+        config = EngineConfig(threads=1, pack_weights=PACK_WEIGHTS[form])
         made = Engine(load_base_model(folder), config)
     found = [_resident(), bench._peak_mib()]
     bench._peak_mib(reset=True)
@@ -232,11 +242,15 @@ def _resident() -> float:
 
 def speed() -> None:
     engines = {
-        "float32 packed": mid(),
+        "float32 packed": mid(pack_weights=True),
+        "float16": mid(),
         "int8": mid(weight_dtype="int8"),
         "bfloat16": mid(dtype="bfloat16"),
     }
-    print("| 110M | float32 packed | int8 | bfloat16 | int8 / float32 |\n|---|---|---|---|---|")
+    print(
+        "| 110M | float32 packed | float16 | int8 | bfloat16 | float16 / float32 | int8 / float32 "
+        "|\n|" + "---|" * 7
+    )
     for rows, tokens in ((1, 32), (8, 16), (32, 8)):
         work = {
             name: bench.drain(made, bench.jobs(rows, tokens, ["a0"], prompt=4))
@@ -262,13 +276,14 @@ def speed() -> None:
 
 
 def row(name: str, found: dict[str, float]) -> None:
-    ratio = found["int8"] / found["float32 packed"]
-    print(f"| {name} |" + "".join(f" {v:,.0f} |" for v in found.values()) + f" {ratio:.2f} |")
+    ratios = [found[form] / found["float32 packed"] for form in ("float16", "int8")]
+    cells = [f"{v:,.0f}" for v in found.values()] + [f"{ratio:.2f}" for ratio in ratios]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def mid(dtype: str = "float32", weight_dtype: str | None = None) -> Engine:
+def mid(dtype: str = "float32", **settings: Any) -> Engine:
     base = wrap_model(bench.model("mid").to(getattr(torch, dtype)), name="mid")
-    made = Engine(base, EngineConfig(threads=1, dtype=dtype, weight_dtype=weight_dtype))
+    made = Engine(base, EngineConfig(threads=1, dtype=dtype, **settings))
     made.create_adapter("a0", LoraConfig(rank=16, seed=0))
     made.snapshot_sampler("a0", "a0")
     return made

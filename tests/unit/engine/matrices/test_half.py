@@ -1,0 +1,218 @@
+"""Matrices in float16: not a weight changed, and the products of float32."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from engine_support import (
+    datum,
+    gradient,
+    job,
+    sample,
+    stored_in_mxfp4,
+    tiny_engine,
+    tiny_model,
+    tokens,
+    trained_engine,
+)
+
+from tinkex.engine.engine import Engine, EngineConfig, load_base_model
+from tinkex.engine.matrices import layout as weight_layout
+from tinkex.engine.matrices.half import HalfMatrix, can_multiply_half, fits_half
+from tinkex.engine.matrices.matrix import can_pack
+from tinkex.types import AdamParams, Datum, LoraConfig, ModelInput, TensorData
+
+pytestmark = pytest.mark.skipif(not can_multiply_half(), reason="no product with float16 here")
+SHAPES = [(40, 24), (24, 40), (128, 64), (1000, 48), (1, 7)]
+FAMILIES = ["qwen3", "llama", "gemma3_text", "phi", "qwen3_moe", "gpt_oss"]
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def published(family="qwen3", **changes):
+    """A model as it is published: its weights have the precision of bfloat16."""
+    return tiny_model(family, **changes).bfloat16().float()
+
+
+def trained_logprobs(engine, ids):
+    one = Datum(ModelInput.from_ints(ids[:-1]), {"target_tokens": TensorData(np.array(ids[1:]))})
+    output = engine.forward_backward("a", [one], "cross_entropy", forward_only=True)
+    return output.loss_fn_outputs[0]["logprobs"].to_numpy()
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 300.0])
+def test_published_weights_are_kept_to_the_bit(dtype, size):
+    weight = (drawn(60, 50) * size).to(dtype)
+    assert fits_half(weight)
+    assert fits_half(weight.float())
+    assert torch.equal(HalfMatrix(weight).dense(), weight.float())
+    assert torch.equal(HalfMatrix(weight.float()).dense(), weight.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weight_far_below_the_largest_is_off_by_less_than_sums_round(dtype):
+    weight = (drawn(60, 50) * torch.logspace(-30, 0, 60)[:, None]).bfloat16().to(dtype)
+    assert fits_half(weight)
+    off = (HalfMatrix(weight).dense() - weight.float()).abs().max()
+    assert 0 < off <= 2.0**-39 * weight.float().abs().max()
+
+
+@pytest.mark.parametrize("place", [(0, 0), (59, 49)])
+def test_one_weight_of_more_precision_does_not_fit(place):
+    weight = drawn(60, 50).bfloat16().float()
+    assert fits_half(weight)
+    weight[place] = 0.1
+    assert not fits_half(weight)
+
+
+def test_what_is_not_finite_does_not_fit():
+    for value in (float("inf"), -float("inf"), float("nan")):
+        weight = drawn(6, 5).bfloat16()
+        weight[3, 2] = value
+        assert not fits_half(weight)
+    assert not fits_half(torch.zeros(0, 4))
+
+
+def test_zeros_and_powers_of_two_fit():
+    for weight in (torch.zeros(3, 4), torch.full((3, 4), 2.0**-40), torch.full((3, 4), -(2.0**90))):
+        assert fits_half(weight)
+        assert torch.equal(HalfMatrix(weight).dense(), weight)
+
+
+def test_weights_expanded_from_mxfp4_fit(tmp_path):
+    for weight in stored_in_mxfp4(tmp_path).values():
+        assert fits_half(weight)
+        assert torch.equal(HalfMatrix(weight[0]).dense(), weight[0])
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [0, 1, 4, 7, 64, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_product_and_its_gradient_are_those_of_float32(shape, count, bias):
+    weight = drawn(*shape).bfloat16()
+    offset = drawn(shape[0], seed=1) if bias else None
+    one = HalfMatrix(weight, offset)
+    x = drawn(count, shape[1], seed=2).requires_grad_()
+    twin = x.detach().double().requires_grad_()
+    found = one.rows_times(x)
+    wanted = twin @ weight.double().t() + (0 if offset is None else offset.double())
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
+    g = drawn(count, shape[0], seed=3)
+    found.backward(g)
+    wanted.backward(g.double())
+    torch.testing.assert_close(x.grad.double(), twin.grad, rtol=1e-5, atol=1e-4)
+    assert torch.equal(one.times(g), x.grad)
+    with torch.no_grad():
+        assert torch.equal(one.rows_times(x), found)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (600, 1100)])
+def test_row_has_the_same_bits_in_any_company(shape):
+    one = HalfMatrix(drawn(*shape).bfloat16(), drawn(shape[0], seed=1))
+    x, g = drawn(64, shape[1], seed=2), drawn(64, shape[0], seed=3)
+    whole, back = one.rows_times(x), one.times(g)
+    for count in (1, 2, 3, 4, 5, 8, 12, 20, 32, 60):
+        for start in range(0, 64 - count + 1, 3):
+            at = slice(start, start + count)
+            assert torch.equal(one.rows_times(x[at]), whole[at])
+            assert torch.equal(one.times(g[at]), back[at])
+
+
+def test_rows_need_not_lie_side_by_side():
+    one = HalfMatrix(drawn(24, 40).bfloat16())
+    wide = drawn(8, 80, seed=1)
+    assert torch.equal(one.rows_times(wide[:, ::2]), one.rows_times(wide[:, ::2].contiguous()))
+
+
+# --- engines --------------------------------------------------------------------------------------
+
+
+def test_numerics_name_the_form(monkeypatch):
+    assert tiny_engine(model=published()).numerics()["products"] == "float16, exact"
+    assert tiny_engine().numerics()["products"] != "float16, exact"  # random float32 weights
+    for pack, name in ((False, "torch"), (True, "onednn packed" if can_pack() else "torch")):
+        engine = tiny_engine(model=published(), pack_weights=pack)
+        assert engine.numerics()["products"] == name
+    monkeypatch.setattr(weight_layout, "can_multiply_half", lambda: False)
+    assert tiny_engine(model=published()).numerics()["products"] != "float16, exact"
+
+
+def test_shipped_model_is_kept_so():
+    engine = Engine(load_base_model("tinkex/sprout"), EngineConfig())
+    assert engine.numerics()["products"] == "float16, exact"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engine_gives_the_same_as_with_torchs_products(family):
+    results = []
+    for pack in (None, False):
+        engine = tiny_engine(model=published(family), pack_weights=pack)
+        assert engine.numerics()["products"] == ("torch" if pack is False else "float16, exact")
+        engine.create_adapter("a", LoraConfig(rank=4, seed=0))
+        losses = []
+        for _ in range(3):
+            output = engine.forward_backward("a", [datum(12)], "cross_entropy")
+            losses.append(output.metrics["loss:sum"])
+            engine.optim_step("a", AdamParams(learning_rate=1e-2))
+        engine.snapshot_sampler("a", "a")
+        found = sample(engine, job("j", tokens(6), "a", temperature=0.0, max_tokens=12, stop=[]))
+        results.append((losses, found["j"].sequences[0].tokens))
+    (half, plain) = results
+    assert half[0] == pytest.approx(plain[0], rel=1e-4)
+    assert half[1] == plain[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trainer_and_sampler_see_the_same_model(family):
+    engine = trained_engine(model=published(family))
+    work = job("j", tokens(6), "a", max_tokens=60, stop=[], seed=1)
+    found = sample(engine, work)["j"].sequences[0]
+    trained = trained_logprobs(engine, [*tokens(6), *found.tokens])[5:]
+    assert abs(trained - found.logprobs_np).max() < 1e-5
+
+
+def test_gradient_has_the_bits_of_a_run_alone():
+    data = {"a": [datum(5), datum(7, seed=1)], "b": [datum(9, seed=2)]}
+    model = published()
+    alone, together = (trained_engine(model=copy.deepcopy(model)) for _ in range(2))
+    for name, batch in data.items():
+        alone.forward_backward(name, batch, "cross_entropy")
+    tasks = [together.begin_forward_backward(n, d, "cross_entropy") for n, d in data.items()]
+    while any(not task.finished for task in tasks):
+        together.run_together([task for task in tasks if task.joins])
+    for task, name in zip(tasks, data, strict=True):
+        task.result()
+        assert torch.equal(gradient(together, name), gradient(alone, name))
+
+
+def test_same_seed_gives_the_same_bits_alone_and_in_company():
+    engine = trained_engine(model=published())
+    work = [
+        job(f"j{n}", tokens(3 + 5 * n, seed=n), "ab"[n % 2], seed=n, max_tokens=12, stop=[])
+        for n in range(6)
+    ]
+    together = sample(engine, *work)
+    for one in work:
+        alone = sample(engine, one)[one.job_id].sequences[0]
+        company = together[one.job_id].sequences[0]
+        assert alone.tokens == company.tokens
+        assert np.array_equal(alone.logprobs_np, company.logprobs_np)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_float_copies_are_let_go(tied):
+    engine = tiny_engine(model=published(tie_word_embeddings=tied))
+    kept = [p for p in engine.base.model.parameters() if p.device.type == "cpu" and p.dim() > 1]
+    assert [p.data_ptr() for p in kept] == [
+        engine.base.model.get_input_embeddings().weight.data_ptr()
+    ]
