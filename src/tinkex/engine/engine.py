@@ -32,7 +32,7 @@ from tinkex.engine.files.checkpoint import (
     write_checkpoint,
 )
 from tinkex.engine.lora.weights import initial_weights, parameter_count
-from tinkex.engine.models.loader import BaseModel, load_base_model
+from tinkex.engine.models.loader import BaseModel, load_base_model, load_for_engine
 from tinkex.engine.models.runner import ModelRunner
 from tinkex.engine.sampling.generation import Generator
 from tinkex.engine.sampling.sequence import (
@@ -71,6 +71,7 @@ __all__ = [
     "TrainingTask",
     "checkpoint_lora_config",
     "load_base_model",
+    "load_for_engine",
 ]
 
 

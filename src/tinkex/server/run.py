@@ -289,7 +289,7 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
     from tinkex.engine.adapters.spill import erase_leftovers  # noqa: PLC0415
     from tinkex.engine.config import EngineConfig  # noqa: PLC0415
     from tinkex.engine.device import resolve_device, resolve_dtype  # noqa: PLC0415
-    from tinkex.engine.engine import Engine, load_base_model  # noqa: PLC0415
+    from tinkex.engine.engine import Engine, load_for_engine  # noqa: PLC0415
 
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -313,11 +313,9 @@ def _load_engines(config: ServerConfig) -> tuple[dict[str, Engine], str]:
             spill_bytes=limits.max_spilled_bytes,
             max_num_samples=limits.max_num_samples,
         )
-        base = load_base_model(
+        base = load_for_engine(
             source,
-            device=device,
-            # to be rounded as they are, without a float32 copy of all in between
-            dtype=dtype if config.weight_dtype is None else "auto",
+            settings,
             trust_remote_code=source in config.trust_remote_code,
             allow_pickle=source in config.allow_pickle,
         )

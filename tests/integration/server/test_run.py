@@ -87,13 +87,13 @@ async def test_thread_that_loads_models_ends_and_takes_its_openmp_threads_along(
     make_config, monkeypatch
 ):
     """Beside those, the engine's own sleep at every product on a machine with few cores."""
-    load, threads = engine.load_base_model, []
+    load, threads = engine.load_for_engine, []
 
     def loads(*args, **options):
         threads.append(threading.current_thread())
         return load(*args, **options)
 
-    monkeypatch.setattr(engine, "load_base_model", loads)
+    monkeypatch.setattr(engine, "load_for_engine", loads)
     running = Running(make_config())
     await running.info()
     assert [one.is_alive() for one in threads] == [False]

@@ -37,6 +37,11 @@ class WeightLayout(Enum):
     """Where the processor or torch has no exact product in int8."""
 
     @property
+    def multiplies_float32(self) -> bool:
+        """Whether products are float32's, whatever the dtype that weights were loaded in."""
+        return self.quantized or self is WeightLayout.HALF
+
+    @property
     def quantized(self) -> bool:
         """Whether weights are rounded to int8."""
         return self in {WeightLayout.INT8, WeightLayout.INT8_BLOCKS}
@@ -50,10 +55,18 @@ class WeightLayout(Enum):
         return Matrix(weight, bias, packed=self is WeightLayout.PACKED)
 
 
+def loads_as_stored(config: EngineConfig) -> bool:
+    """Whether weights may be loaded in the dtype of their files: they are laid out anew from it."""
+    if config.device != "cpu" or config.dtype != "float32":
+        return False
+    return config.weight_dtype is not None or (config.pack_weights is None and can_multiply_half())
+
+
 def choose_layout(config: EngineConfig, model: Any) -> WeightLayout:
     """Choose the layout for a model that lies on its device.
 
-    For int8 the model's own dtype may be any: it is rounded as it was loaded (`settle`).
+    For int8 and float16 the model's own dtype may be any: its weights are taken as they were loaded
+    (`settle`). For float32 in another form it is made float32 here.
 
     Raises:
         ConfigurationError: int8 for a model that lies on another device than a CPU.
@@ -66,14 +79,19 @@ def choose_layout(config: EngineConfig, model: Any) -> WeightLayout:
                 "leave it out, and use dtype bfloat16 to halve the memory"
             )
         return WeightLayout.INT8 if can_multiply_int8() else WeightLayout.INT8_BLOCKS
-    wanted = config.pack_weights
-    if wanted is False or not on_cpu or model.dtype != torch.float32:
+    if not on_cpu or config.dtype != "float32":
         return WeightLayout.PLAIN
+    wanted = config.pack_weights
+    if wanted is None and can_multiply_half() and _fits(model):
+        return WeightLayout.HALF
+    model.float()
     if wanted is None:
-        if can_multiply_half() and all(fits_half(p) for p in model.parameters() if p.dim() > 1):
-            return WeightLayout.HALF
         wanted = room_to_pack(sum(p.numel() * p.element_size() for p in model.parameters()))
     return WeightLayout.PACKED if wanted and can_pack() else WeightLayout.PLAIN
+
+
+def _fits(model: Any) -> bool:
+    return all(fits_half(weight) for weight in model.parameters() if weight.dim() > 1)
 
 
 def settle(model: Any, layout: WeightLayout) -> None:

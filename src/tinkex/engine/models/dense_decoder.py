@@ -118,7 +118,7 @@ class DenseDecoder:
         return _Layer(
             norm=layer.input_layernorm.weight,
             qkv=product(attention, "q_proj", "k_proj", "v_proj"),
-            head_norm=self._head_norm(attention),
+            head_norm=self._head_norm(attention, layout),
             out=product(attention, "o_proj"),
             mlp_norm=layer.post_attention_layernorm.weight,
             gate_up=product(mlp, "gate_proj", "up_proj"),
@@ -127,11 +127,12 @@ class DenseDecoder:
             window=int(self._window(attention) or 0),
         )
 
-    def _head_norm(self, attention: Any) -> Tensor | None:
+    def _head_norm(self, attention: Any, layout: WeightLayout) -> Tensor | None:
         if not hasattr(attention, "q_norm"):
             return None
         query, key = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
-        return torch.stack([query] * self._query_heads + [key] * self._key_heads)
+        both = torch.stack([query] * self._query_heads + [key] * self._key_heads)
+        return both.float() if layout.multiplies_float32 else both
 
     @staticmethod
     def _window(attention: Any) -> int | None:

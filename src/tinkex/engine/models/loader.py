@@ -25,12 +25,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tinkex.engine.models.support import check_supported, context_length
+from tinkex.engine.matrices.layout import loads_as_stored
+from tinkex.engine.models.support import TESTED, check_supported, context_length
 from tinkex.engine.models.tokenizer import TextDecoder, load_decoder
 from tinkex.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tinkex.engine.config import EngineConfig
 
 SPROUT = "tinkex/sprout"
 """The base model that ships with the package."""
@@ -87,6 +90,7 @@ def load_base_model(
     name: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    as_stored: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> BaseModel:
@@ -98,6 +102,9 @@ def load_base_model(
         device: Torch device.
         dtype: Of the weights; `auto` is that of the files, which are then not copied, for models
             whose constants are float32 all the same.
+        as_stored: Take `auto` for `dtype` where the engine lays the weights out anew
+            (`layout.loads_as_stored`), which saves a copy of all of them. Not of a family that is
+            compared with transformers here (`support.TESTED`), which is done in `dtype`.
         trust_remote_code: Let the model's repository run its own code here.
         allow_pickle: Take pickled weights where there is no safetensors file.
 
@@ -128,6 +135,8 @@ def load_base_model(
 
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        if as_stored and config.model_type in TESTED:
+            dtype = "auto"
         model = load("auto" if dtype == "auto" else getattr(torch, dtype))
         if dtype == "auto" and _has_short_buffers(model):
             model = load(torch.float32)
@@ -136,6 +145,30 @@ def load_base_model(
     except _LOAD_ERRORS as error:
         raise ConfigurationError(_explain(source, error)) from error
     return wrap_model(model.to(device), name=name or source, tokenizer_id=location)
+
+
+def load_for_engine(
+    source: str,
+    config: EngineConfig,
+    *,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> BaseModel:
+    """Load a causal language model for an engine of these settings, with few copies of weights.
+
+    See `load_base_model`.
+    """
+    return load_base_model(
+        source,
+        name=name,
+        device=config.device,
+        # to be rounded as they are, without a float32 copy of all in between
+        dtype=config.dtype if config.weight_dtype is None else "auto",
+        as_stored=loads_as_stored(config),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
 
 
 def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:

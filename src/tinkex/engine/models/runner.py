@@ -49,7 +49,7 @@ class ModelRunner:
         self._decoder = decoder_of(model)
         self.layout = choose_layout(config, model)
         """The form of the frozen matrices."""
-        full = self.layout.quantized or model.dtype == torch.float32
+        full = self.layout.multiplies_float32 or model.dtype == torch.float32
         full = full and self.device.type == "cpu"
         products = Products(onednn=full and can_pack())
         self._routing = LoraRouting(products, config.row_multiple)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tinkex._clock import Clock
 from tinkex._timers import Timers
 from tinkex.engine.device import resolve_device, resolve_dtype
-from tinkex.engine.engine import Engine, EngineConfig, load_base_model
+from tinkex.engine.engine import Engine, EngineConfig, load_for_engine
 from tinkex.engine.models.revision import weights_revision
 from tinkex.engine.models.tokenizer import load_fast_tokenizer
 from tinkex.engine.sampling.sequence import SampleJob
@@ -369,7 +369,7 @@ def load_engine_backend(
     Raises:
         ConfigurationError: there is no such model, or it has no tokenizer.
     """
-    base = load_base_model(source, name=name, device=config.device, dtype=config.dtype)
+    base = load_for_engine(source, config, name=name)
     tokenizer = load_fast_tokenizer(base.tokenizer_id)
     if tokenizer is None:
         raise ConfigurationError(f"{source} has no fast tokenizer: the mesh speaks text, add one")

@@ -99,14 +99,14 @@ async def test_what_is_no_http_is_hung_up_on(room):
 async def test_server_answers_while_its_models_load(tmp_path, tiny_for_module, monkeypatch):
     folder = tmp_path / "tiny"
     tiny_for_module().save_pretrained(folder)
-    load, go_on, loading = engine_module.load_base_model, threading.Event(), threading.Event()
+    load, go_on, loading = engine_module.load_for_engine, threading.Event(), threading.Event()
 
     def slow(*args, **options):
         loading.set()
         assert go_on.wait(20)
         return load(*args, **options)
 
-    monkeypatch.setattr(engine_module, "load_base_model", slow)
+    monkeypatch.setattr(engine_module, "load_for_engine", slow)
     with bound_socket(ServerConfig(data_dir=tmp_path, port=0)) as free:
         port = free.getsockname()[1]
     config = ServerConfig(

@@ -10,6 +10,7 @@ from engine_support import (
     gradient,
     job,
     sample,
+    shake,
     stored_in_mxfp4,
     tiny_engine,
     tiny_model,
@@ -17,10 +18,11 @@ from engine_support import (
     trained_engine,
 )
 
-from tinkex.engine.engine import Engine, EngineConfig, load_base_model
+from tinkex.engine.engine import Engine, EngineConfig, load_base_model, load_for_engine
 from tinkex.engine.matrices import layout as weight_layout
 from tinkex.engine.matrices.half import HalfMatrix, can_multiply_half, fits_half
 from tinkex.engine.matrices.matrix import can_pack
+from tinkex.engine.models.loader import wrap_model
 from tinkex.types import AdamParams, Datum, LoraConfig, ModelInput, TensorData
 
 pytestmark = pytest.mark.skipif(not can_multiply_half(), reason="no product with float16 here")
@@ -216,3 +218,51 @@ def test_float_copies_are_let_go(tied):
     assert [p.data_ptr() for p in kept] == [
         engine.base.model.get_input_embeddings().weight.data_ptr()
     ]
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_files_are_laid_out_as_they_are(tmp_path, family, stored):
+    tiny_model(family).to(stored).save_pretrained(tmp_path)
+    found = []
+    for base in (load_base_model(str(tmp_path)), load_for_engine(str(tmp_path), EngineConfig())):
+        engine = Engine(base, EngineConfig())
+        assert engine.numerics()["products"] == "float16, exact"
+        floats = {*base.model.parameters(), *base.model.buffers()}
+        assert {one.dtype for one in floats if one.is_floating_point()} == {torch.float32}
+        engine.create_adapter("a", LoraConfig(rank=4, seed=0))
+        shake(engine, "a")
+        found.append(trained_logprobs(engine, tokens(20)))
+    assert np.array_equal(*found)
+
+
+def test_no_float32_copy_of_all_weights_is_made(tmp_path):
+    tiny_model().bfloat16().save_pretrained(tmp_path)
+    dtypes = {p.dtype for p in load_for_engine(str(tmp_path), EngineConfig()).model.parameters()}
+    assert dtypes == {torch.bfloat16}
+    for settings in ({"pack_weights": True}, {"pack_weights": False}):
+        config = EngineConfig(**settings)
+        dtypes = {p.dtype for p in load_for_engine(str(tmp_path), config).model.parameters()}
+        assert dtypes == {torch.float32}
+
+
+def test_family_that_is_compared_at_load_is_compared_in_float32(tmp_path):
+    tiny_model("olmo").bfloat16().save_pretrained(tmp_path)
+    base = load_for_engine(str(tmp_path), EngineConfig())
+    assert {p.dtype for p in base.model.parameters()} == {torch.float32}
+    assert Engine(base, EngineConfig()).numerics()["products"] == "float16, exact"
+
+
+def test_weights_that_do_not_fit_become_float32():
+    model = tiny_model(tie_word_embeddings=False).bfloat16()
+    unused = next(token for token in range(97) if token not in tokens(20))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[unused, 2] = float("inf")
+    engine = Engine(wrap_model(model, name="tiny"), EngineConfig())
+    assert engine.numerics()["products"] != "float16, exact"
+    assert {p.dtype for p in engine.base.model.parameters()} == {torch.float32}
+    engine.create_adapter("a", LoraConfig(rank=4, seed=0))
+    assert trained_logprobs(engine, tokens(20)).dtype == np.float32
