@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from tinkex.engine.attention.packed import PrefillAttention
-from tinkex.engine.engine import Engine, EngineConfig, load_base_model
+from tinkex.engine.engine import Engine, EngineConfig, load_base_model, load_for_engine
 from tinkex.engine.matrices.half import HalfMatrix
 from tinkex.engine.matrices.matrix import Matrix
 from tinkex.engine.matrices.quantized import QuantizedMatrix, quantize
@@ -45,7 +45,12 @@ from tinkex.engine.models.support import linear_modules
 from tinkex.types import LoraConfig
 
 MIB = 2**20
-PACK_WEIGHTS = {"float32 plain": False, "float32 packed": True, "float16": None}
+FORMS: dict[str, dict[str, Any]] = {
+    "float32 plain": {"pack_weights": False},
+    "float32 packed": {"pack_weights": True},
+    "float16": {},
+    "int8": {"weight_dtype": "int8"},
+}
 
 
 # --- products -----------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def memory() -> None:
         for dtype in ("float32", "bfloat16"):
             folder = Path(temporary) / dtype
             bench.model("mid").to(getattr(torch, dtype)).save_pretrained(folder)
-            for form in ("float32 plain", "float32 packed", "float16", "int8"):
+            for form in FORMS:
                 command = [sys.executable, __file__, "one", str(folder), form]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 print(f"| {dtype} | {form} | {done.stdout.strip()} |", flush=True)
@@ -213,12 +218,8 @@ def one(folder: str, form: str) -> None:
     load_base_model(SPROUT)  # the libraries; not the model's own
     before = _resident()
     bench._peak_mib(reset=True)
-    if form == "int8":
-        base = load_base_model(folder, dtype="auto")
-        made = Engine(base, EngineConfig(threads=1, weight_dtype="int8"))
-    else:
-        config = EngineConfig(threads=1, pack_weights=PACK_WEIGHTS[form])
-        made = Engine(load_base_model(folder), config)
+    config = EngineConfig(threads=1, **FORMS[form])
+    made = Engine(load_for_engine(folder, config), config)
     found = [_resident(), bench._peak_mib()]
     bench._peak_mib(reset=True)
     made.create_adapter("a0", LoraConfig(rank=16, seed=0))

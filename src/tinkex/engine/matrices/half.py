@@ -65,7 +65,7 @@ class HalfMatrix(FrozenMatrix):
         exponent = _exponent(_largest(weight))
         self._scale = 2.0**-exponent
         """What brings a product with the kept weights back to W's."""
-        self._packed = _pack(weight.float() * 2.0**exponent)
+        self._packed = _pack(weight.to(torch.float32, copy=True).mul_(2.0**exponent))
         self._transposed: Any = None
 
     def dense(self) -> Tensor:
