@@ -40,7 +40,12 @@ _EXACT_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 
 def fits_half(weight: Tensor) -> bool:
-    """Whether `HalfMatrix` would keep W [..., in] as it is (see the module's docstring)."""
+    """Whether `HalfMatrix` would keep W [out, in], or each of W [..., out, in], as it is.
+
+    "As it is" but for what is far smaller than its largest (see the module's docstring).
+    """
+    if weight.dim() > 2:
+        return all(fits_half(one) for one in weight)
     if weight.numel() == 0:
         return False
     largest = _largest(weight)
@@ -105,10 +110,9 @@ def _is_kept(scaled: Tensor) -> bool:
 
 
 def _blocks(weight: Tensor) -> Iterator[Tensor]:
-    flat = weight.reshape(-1, weight.shape[-1])
-    step = max(1, _BLOCK_ELEMENTS // flat.shape[1])
-    for start in range(0, len(flat), step):
-        yield flat[start : start + step]
+    step = max(1, _BLOCK_ELEMENTS // weight.shape[1])
+    for start in range(0, len(weight), step):
+        yield weight[start : start + step]
 
 
 @torch.no_grad()

@@ -74,6 +74,15 @@ def test_one_weight_of_more_precision_does_not_fit(place):
     assert not fits_half(weight)
 
 
+def test_matrices_of_one_parameter_are_looked_at_one_by_one():
+    """Experts lie in one parameter, and each is scaled by itself."""
+    experts = torch.stack([drawn(6, 5).bfloat16().float(), drawn(6, 5, seed=1) * 1e-12])
+    assert not fits_half(experts)
+    experts[1] = experts[1].bfloat16().float()
+    assert fits_half(experts)
+    assert torch.equal(HalfMatrix(experts[1]).dense(), experts[1])
+
+
 def test_what_is_not_finite_does_not_fit():
     for value in (float("inf"), -float("inf"), float("nan")):
         weight = drawn(6, 5).bfloat16()
