@@ -13,7 +13,33 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        _end(130)
+    except SystemExit as end:
+        _end(end.code)
+    except OSError as error:  # a file, or an output, that cannot be read or written
+        print(f"Error: {error}", file=sys.stderr)
+        _end(1)
+    else:
+        _end(None)
+
+
+def _end(code: str | int | None) -> None:
+    """Exit with a code, 1 for 0 where what was printed cannot be written."""
+    import contextlib
+    import os
+
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:  # nobody reads it, or a full disk
+        # What is left of it would be tried again, and complained of, as the interpreter ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not code:
+            print(f"Error: {error}", file=sys.stderr)
+            code = 1
+    if code:
+        sys.exit(code)
 
 
 def _run() -> None:
@@ -30,18 +56,14 @@ def _run() -> None:
     if sys.argv[1:] in (["version"], ["--version"]):
         from tinkex._version import __version__
 
-        try:
-            print(f"tinkex {__version__}", flush=True)
-        except OSError as error:  # nobody reads it, or a full disk
-            print(f"Error: {error}", file=sys.stderr)
-            sys.exit(1)
+        print(f"tinkex {__version__}")
         return
     from tinkex.cli.app import app
     from tinkex.errors import TinkerError
 
     try:
         app()
-    except (TinkerError, OSError) as error:  # of the latter: a file that cannot be read or written
+    except TinkerError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
 """How the process of a command ends."""
 
+import os
 import re
 import subprocess
 import sys
@@ -53,15 +54,18 @@ def test_ctrl_c_while_the_commands_are_imported_ends_without_a_traceback():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_version_that_cannot_be_written_is_told_in_a_sentence():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_output_that_cannot_be_written_is_told_in_a_sentence(argument, unbuffered):
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "tinkex", "--version"],
+            [sys.executable, "-m", "tinkex", argument],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
             check=False,
             timeout=240,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
-    assert done.returncode == 1
     assert re.fullmatch(r"Error: .*No space left.*\n", done.stderr), done.stderr
+    assert done.returncode == 1
