@@ -5,7 +5,7 @@ The weights of nearly every published model are bfloat16, with 8 significant bit
 largest weight just below float16's limit. So a matrix is kept in half of float32's memory, and a
 product widens each weight in the processor's registers and adds in float32: the same model as in
 float32, read twice as fast. A decode step, which waits for its weights, gains most
-(`benchmarks/half.py`).
+(`benchmarks/weights.py`).
 
 What is far smaller than the largest weight is the exception: float16's smallest numbers lie 2^-24
 apart, so a weight may be off by 2^-39 of the matrix's largest one, where float32's own sum of the
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _TOP_EXPONENT = 15
 """The largest weight, scaled, is below 2 to this power; float16 ends at 2^16."""
+_HIGHEST_EXPONENT = 100
+"""A scale beyond would leave float32's own range."""
 _NORMAL = 2.0**-14
 """From here up float16 has all its 11 bits."""
 _BLOCK_ELEMENTS = 2**22
@@ -49,7 +51,7 @@ def fits_half(weight: Tensor) -> bool:
     if weight.numel() == 0:
         return False
     largest = _largest(weight)
-    if not math.isfinite(largest):
+    if not math.isfinite(largest) or _exponent(largest) > _HIGHEST_EXPONENT:
         return False
     if weight.dtype in _EXACT_DTYPES:
         return True

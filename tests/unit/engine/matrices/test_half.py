@@ -91,6 +91,13 @@ def test_what_is_not_finite_does_not_fit():
     assert not fits_half(torch.zeros(0, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_matrix_that_no_scale_of_float32_can_lift_does_not_fit(dtype):
+    weight = (drawn(6, 5) * 1e-36).bfloat16().to(dtype)
+    assert weight.abs().max() > 0
+    assert not fits_half(weight)
+
+
 def test_zeros_and_powers_of_two_fit():
     for weight in (torch.zeros(3, 4), torch.full((3, 4), 2.0**-40), torch.full((3, 4), -(2.0**90))):
         assert fits_half(weight)
