@@ -12,7 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from tinkex.engine.engine import Engine, EngineConfig, SampleJob
 from tinkex.engine.models.loader import wrap_model
-from tinkex.types import Datum, LoraConfig, ModelInput, SampleResponse, SamplingParams, TensorData
+from tinkex.types import (
+    AdamParams,
+    Datum,
+    LoraConfig,
+    ModelInput,
+    SampleResponse,
+    SamplingParams,
+    TensorData,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -213,3 +221,37 @@ def diverge(engine, sampler_id, values=torch.nan):
     stack = engine._runner._stack
     stack._pages.clear()
     stack._latest = None
+
+
+def trained_logprobs(engine: Engine, ids: list[int]) -> np.ndarray[Any, Any]:
+    """Ask the trainer what adapter "a" gives each token but the first: float32 [len(ids) - 1]."""
+    one = Datum(ModelInput.from_ints(ids[:-1]), {"target_tokens": TensorData(np.array(ids[1:]))})
+    output = engine.forward_backward("a", [one], "cross_entropy", forward_only=True)
+    return output.loss_fn_outputs[0]["logprobs"].to_numpy()
+
+
+def losses_and_tokens(engine: Engine) -> tuple[list[float], list[int]]:
+    """Train a new adapter "a" for three steps, and sample from it greedily."""
+    engine.create_adapter("a", LoraConfig(rank=4, seed=0))
+    losses = []
+    for _ in range(3):
+        output = engine.forward_backward("a", [datum(12)], "cross_entropy")
+        losses.append(output.metrics["loss:sum"])
+        engine.optim_step("a", AdamParams(learning_rate=1e-2))
+    engine.snapshot_sampler("a", "a")
+    found = sample(engine, job("j", tokens(6), "a", temperature=0.0, max_tokens=12, stop=[]))
+    return losses, list(found["j"].sequences[0].tokens)
+
+
+def check_company_changes_no_bit(engine: Engine) -> None:
+    """Assert that samples of adapters "a" and "b" have the same bits alone and in company."""
+    work = [
+        job(f"j{n}", tokens(3 + 5 * n, seed=n), "ab"[n % 2], seed=n, max_tokens=12, stop=[])
+        for n in range(6)
+    ]
+    together = sample(engine, *work)
+    for one in work:
+        alone = sample(engine, one)[one.job_id].sequences[0]
+        company = together[one.job_id].sequences[0]
+        assert alone.tokens == company.tokens
+        assert np.array_equal(alone.logprobs_np, company.logprobs_np)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from engine_support import (
+    check_company_changes_no_bit,
     datum,
     gradient,
     job,
+    losses_and_tokens,
     sample,
     shake,
     stored_in_mxfp4,
@@ -16,6 +18,7 @@ from engine_support import (
     tiny_model,
     tokens,
     trained_engine,
+    trained_logprobs,
 )
 
 from tinkex.engine.engine import Engine, EngineConfig, load_base_model, load_for_engine
@@ -23,7 +26,7 @@ from tinkex.engine.matrices import layout as weight_layout
 from tinkex.engine.matrices.half import HalfMatrix, can_multiply_half, fits_half
 from tinkex.engine.matrices.matrix import can_pack
 from tinkex.engine.models.loader import wrap_model
-from tinkex.types import AdamParams, Datum, LoraConfig, ModelInput, TensorData
+from tinkex.types import LoraConfig
 
 pytestmark = pytest.mark.skipif(not can_multiply_half(), reason="no product with float16 here")
 SHAPES = [(40, 24), (24, 40), (128, 64), (1000, 48), (1, 7)]
@@ -37,12 +40,6 @@ def drawn(*shape, seed=0):
 def published(family="qwen3", **changes):
     """A model as it is published: its weights have the precision of bfloat16."""
     return tiny_model(family, **changes).bfloat16().float()
-
-
-def trained_logprobs(engine, ids):
-    one = Datum(ModelInput.from_ints(ids[:-1]), {"target_tokens": TensorData(np.array(ids[1:]))})
-    output = engine.forward_backward("a", [one], "cross_entropy", forward_only=True)
-    return output.loss_fn_outputs[0]["logprobs"].to_numpy()
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -176,15 +173,7 @@ def test_engine_gives_the_same_as_with_torchs_products(family):
     for pack in (None, False):
         engine = tiny_engine(model=published(family), pack_weights=pack)
         assert engine.numerics()["products"] == ("torch" if pack is False else "float16, exact")
-        engine.create_adapter("a", LoraConfig(rank=4, seed=0))
-        losses = []
-        for _ in range(3):
-            output = engine.forward_backward("a", [datum(12)], "cross_entropy")
-            losses.append(output.metrics["loss:sum"])
-            engine.optim_step("a", AdamParams(learning_rate=1e-2))
-        engine.snapshot_sampler("a", "a")
-        found = sample(engine, job("j", tokens(6), "a", temperature=0.0, max_tokens=12, stop=[]))
-        results.append((losses, found["j"].sequences[0].tokens))
+        results.append(losses_and_tokens(engine))
     (half, plain) = results
     assert half[0] == pytest.approx(plain[0], rel=1e-4)
     assert half[1] == plain[1]
@@ -214,17 +203,7 @@ def test_gradient_has_the_bits_of_a_run_alone():
 
 
 def test_same_seed_gives_the_same_bits_alone_and_in_company():
-    engine = trained_engine(model=published())
-    work = [
-        job(f"j{n}", tokens(3 + 5 * n, seed=n), "ab"[n % 2], seed=n, max_tokens=12, stop=[])
-        for n in range(6)
-    ]
-    together = sample(engine, *work)
-    for one in work:
-        alone = sample(engine, one)[one.job_id].sequences[0]
-        company = together[one.job_id].sequences[0]
-        assert alone.tokens == company.tokens
-        assert np.array_equal(alone.logprobs_np, company.logprobs_np)
+    check_company_changes_no_bit(trained_engine(model=published()))
 
 
 @pytest.mark.parametrize("tied", [True, False])

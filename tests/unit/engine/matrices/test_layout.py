@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from engine_support import (
+    check_company_changes_no_bit,
     datum,
     gradient,
     job,
@@ -15,6 +16,7 @@ from engine_support import (
     tiny_model,
     tokens,
     trained_engine,
+    trained_logprobs,
 )
 
 from tinkex.engine.engine import Engine, EngineConfig, load_base_model
@@ -23,7 +25,7 @@ from tinkex.engine.matrices import products
 from tinkex.engine.matrices.int8_product import can_multiply_int8
 from tinkex.engine.matrices.layout import WeightLayout, choose_layout
 from tinkex.errors import ConfigurationError
-from tinkex.types import Datum, LoraConfig, ModelInput, TensorData
+from tinkex.types import LoraConfig
 
 
 @pytest.fixture(params=["exact", "blocks"])
@@ -34,12 +36,6 @@ def way(request, monkeypatch):
     elif not can_multiply_int8():
         pytest.skip("no exact int8 product here")
     return request.param
-
-
-def trained_logprobs(engine, ids):
-    one = Datum(ModelInput.from_ints(ids[:-1]), {"target_tokens": TensorData(np.array(ids[1:]))})
-    output = engine.forward_backward("a", [one], "cross_entropy", forward_only=True)
-    return output.loss_fn_outputs[0]["logprobs"].to_numpy()
 
 
 def engine_of(family="qwen3", *, seed=0, **settings):
@@ -96,17 +92,7 @@ def test_gradient_has_the_bits_of_a_run_alone(way):
 
 
 def test_same_seed_gives_the_same_bits_alone_and_in_company(way):
-    engine = engine_of()
-    work = [
-        job(f"j{n}", tokens(3 + 5 * n, seed=n), "ab"[n % 2], seed=n, max_tokens=12, stop=[])
-        for n in range(6)
-    ]
-    together = sample(engine, *work)
-    for one in work:
-        alone = sample(engine, one)[one.job_id].sequences[0]
-        company = together[one.job_id].sequences[0]
-        assert alone.tokens == company.tokens
-        assert np.array_equal(alone.logprobs_np, company.logprobs_np)
+    check_company_changes_no_bit(engine_of())
 
 
 def test_weights_that_diverged_fail_their_run_alone(way):

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from engine_support import datum, job, sample, tiny_engine, tokens
+from engine_support import losses_and_tokens, tiny_engine
 
 from tinkex.engine.matrices.matrix import Matrix, can_pack, room_to_pack
-from tinkex.types import AdamParams, LoraConfig
 
 needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")
 SHAPES = [(40, 24), (24, 40), (128, 64), (1000, 48)]
@@ -69,15 +68,7 @@ def test_engine_gives_the_same_with_packed_weights_and_without(family):
     for pack in (True, False):
         engine = tiny_engine(family, pack_weights=pack)
         assert engine.numerics()["products"] == ("onednn packed" if pack else "torch")
-        engine.create_adapter("a", LoraConfig(rank=4, seed=0))
-        losses = []
-        for _ in range(3):
-            output = engine.forward_backward("a", [datum(12)], "cross_entropy")
-            losses.append(output.metrics["loss:sum"])
-            engine.optim_step("a", AdamParams(learning_rate=1e-2))
-        engine.snapshot_sampler("a", "a")
-        found = sample(engine, job("j", tokens(6), "a", temperature=0.0, max_tokens=12, stop=[]))
-        results.append((losses, found["j"].sequences[0].tokens))
+        results.append(losses_and_tokens(engine))
     (packed, plain) = results
     assert packed[0] == pytest.approx(plain[0], rel=1e-4)
     assert packed[1] == plain[1]
