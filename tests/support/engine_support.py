@@ -244,10 +244,14 @@ def losses_and_tokens(engine: Engine) -> tuple[list[float], list[int]]:
 
 
 def check_company_changes_no_bit(engine: Engine) -> None:
-    """Assert that samples of adapters "a" and "b" have the same bits alone and in company."""
+    """Assert that samples have the same bits alone and in company.
+
+    Of adapters "a" and "b" and of the base model, whose rows alone make the smallest batches.
+    """
+    whose = ("a", None, "b", None)
     work = [
-        job(f"j{n}", tokens(3 + 5 * n, seed=n), "ab"[n % 2], seed=n, max_tokens=12, stop=[])
-        for n in range(6)
+        job(f"j{n}", tokens(3 + 5 * n, seed=n), whose[n % 4], seed=n, max_tokens=12, stop=[])
+        for n in range(8)
     ]
     together = sample(engine, *work)
     for one in work:

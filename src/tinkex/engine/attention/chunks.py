@@ -10,12 +10,13 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from tinkex.engine.attention.packed import attend_dense, attend_sequences, causal_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from torch import Tensor
 
     from tinkex.engine.attention.kv_cache import KVRow
@@ -77,14 +78,18 @@ class ChunkAttention:
     ) -> Tensor:
         """See `attention.PackedAttention.attend`."""
         self._write(layer, key, value)
-        out = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+        outputs = []
+        end = 0
         for group in self._groups:
-            at, span = group[0]
+            start, span = group[0]
             length = span.end - span.start
-            here = slice(at, at + length * len(group))
+            end = start + length * len(group)
+            here = slice(start, end)
             if span.start == 0:
-                out[here] = attend_sequences(
-                    query[here], key[here], value[here], length, scaling, window, sinks
+                outputs.append(
+                    attend_sequences(
+                        query[here], key[here], value[here], length, scaling, window, sinks
+                    )
                 )
                 continue
             first = max(0, span.start - window + 1) if window else 0
@@ -100,8 +105,11 @@ class ChunkAttention:
                 scaling=scaling,
                 sinks=sinks,
             )
-            out[here] = found[0].transpose(0, 1)
-        return out
+            outputs.append(found[0].transpose(0, 1))
+        filler = query.shape[0] - end
+        if filler:
+            outputs.append(query.new_zeros(filler, query.shape[1], value.shape[2]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         at = 0

@@ -206,6 +206,9 @@ class DecodeAttention:
             _DecodeGroup(slab, places, [rows[i] for i in places], device)
             for slab, places in plan.values()
         ]
+        self._count = len(rows)
+        self._whole = len(self._groups) == 1
+        """Whether one group has all rows, in their order."""
         for row in rows:
             row.length += 1
 
@@ -221,6 +224,8 @@ class DecodeAttention:
         sinks: Tensor | None = None,
     ) -> Tensor:
         """See `PackedAttention.attend`."""
+        if self._whole and query.shape[0] == self._count:
+            return self._groups[0].attend(layer, [query, key, value], scaling, window, sinks)
         out = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
         for group in self._groups:
             part = [t[group.places] for t in (query, key, value)]

@@ -62,14 +62,17 @@ class LoraRouting:
             self._segments = rows.segments() if isinstance(rows, StackedRows) else rows
         return self._segments
 
-    def product(self, x: Tensor, matrix: FrozenMatrix, group: LoraGroup) -> Tensor:
-        """Map the batch's rows x [N, in] by the layers of `group`: [N, out]."""
+    def product(
+        self, x: Tensor, matrix: FrozenMatrix, group: LoraGroup, to: Tensor | None = None
+    ) -> Tensor:
+        """Map the batch's rows x [N, in] by the layers of `group`: [N, out], added `to` some."""
         rows = self.rows
+        if self.anchor is not None and rows and not isinstance(rows, StackedRows):
+            found = training_product(x, self.anchor, matrix, group, rows, self.products)
+            return found if to is None else to + found
+        out = matrix.live_rows(x, self.live, to)
         if not rows:
-            return matrix.rows_times(x)
-        if self.anchor is not None and not isinstance(rows, StackedRows):
-            return training_product(x, self.anchor, matrix, group, rows, self.products)
-        out = matrix.rows_times(x)
+            return out
         if isinstance(rows, StackedRows):
             rows.add(out, x, group)
         else:

@@ -280,6 +280,11 @@ class StackedRows:
         self._weights = weights
         self._products = products
 
+    @property
+    def plain(self) -> bool:
+        """Whether no row has an adapter."""
+        return not self._parts
+
     def segments(self) -> tuple[LoraSegment, ...]:
         """Give rows by adapter, neighbours of the same one together; the base model has none."""
         found: list[LoraSegment] = []

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Size
+
+
+_WORTH = 2**18
+"""Weights from which a product of fewer rows saves more than filling its result up costs."""
 
 
 class FrozenMatrix(ABC):
@@ -24,6 +29,9 @@ class FrozenMatrix(ABC):
         dtype: in which W is given by `dense`, and products are.
         bias: added to every row.
     """
+
+    steady_from = 4
+    """Rows from which up the bits of one do not tell how many go with it."""
 
     def __init__(self, shape: Size, dtype: torch.dtype, bias: Tensor | None) -> None:
         self.shape = shape
@@ -48,6 +56,26 @@ class FrozenMatrix(ABC):
             found: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
             return found
         return self._forward(x)
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """Compute to + x W^T + bias: [N, in], [N, out] -> [N, out]. Differentiable by both."""
+        return to + self.rows_times(x)
+
+    def live_rows(self, x: Tensor, live: int | None, to: Tensor | None = None) -> Tensor:
+        """Compute the same, with or without `to`, where only the first `live` rows count.
+
+        Adapters' factors may need the filler behind them (`EngineConfig.row_multiple`) where this
+        matrix does not: its own product then leaves it out.
+
+        Returns:
+            [N, out]; rows of filler are any finite numbers.
+        """
+        count = x.shape[0]
+        if live is None or live == count or self.steady_from > 1 or self.shape.numel() < _WORTH:
+            return self.rows_times(x) if to is None else self.added(x, to)
+        x = x[:live]
+        out = self.rows_times(x) if to is None else self.added(x, to[:live])
+        return F.pad(out, (0, 0, 0, count - live))
 
 
 class _Product(torch.autograd.Function):

@@ -67,11 +67,15 @@ class HalfMatrix(FrozenMatrix):
         bias: added to every row.
     """
 
+    steady_from = 1
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(weight.shape, torch.float32, None if bias is None else bias.float())
         exponent = _exponent(_largest(weight))
         self._scale = 2.0**-exponent
         """What brings a product with the kept weights back to W's."""
+        self._factor = torch.tensor(self._scale)
+        """The same as a tensor: a number would be made one at every product."""
         self._packed = _pack(weight.to(torch.float32, copy=True).mul_(2.0**exponent))
         self._transposed: Any = None
 
@@ -86,12 +90,18 @@ class HalfMatrix(FrozenMatrix):
         """
         if self._transposed is None:
             self._transposed = _pack(_unpack(self._packed).t().contiguous())
-        return _product(g, self._transposed).mul_(self._scale)
+        return _product(g, self._transposed).mul_(self._factor)
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """Compute to + x W^T + bias; the scale and the sum in one pass."""
+        if self.bias is not None or (torch.is_grad_enabled() and x.requires_grad):
+            return super().added(x, to)
+        return torch.add(to, _product(x, self._packed), alpha=self._scale)
 
     def _forward(self, x: Tensor) -> Tensor:
         found = _product(x, self._packed)
         if self.bias is None:
-            return found.mul_(self._scale)
+            return found.mul_(self._factor)
         return torch.add(self.bias, found, alpha=self._scale)
 
 
@@ -129,7 +139,7 @@ def _unpack(packed: Any) -> Tensor:
 
 def _product(x: Tensor, packed: Any) -> Tensor:
     # "dynamic" in its name is of its siblings in int8: this one rounds no activation.
-    found: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, packed)
+    found: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x, packed)
     return found
 
 

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from tinkex.engine.lora.weights import LoraGroup, LoraShape
 from tinkex.engine.models.rms_norm import RmsNorm
+from tinkex.engine.models.rotary import Rotation
+from tinkex.engine.models.support import context_length
 
 if TYPE_CHECKING:
     from tinkex.engine.attention.packed import PackedAttention
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Values of `model_type` whose layers are built as this module computes them."""
 
-ROUNDING = 2
+ROUNDING = 3
 """Raise it with every change of the bits: the mesh goes on with a sample on another processor only
 where both round alike (`Engine.numerics`)."""
 
@@ -61,12 +63,12 @@ class _Product:
 class _Layer:
     """One layer's weights."""
 
-    norm: Tensor
+    norm: RmsNorm
     qkv: _Product
-    head_norm: Tensor | None
-    """[query heads + key heads, head_dim] in Qwen3."""
+    head_norm: RmsNorm | None
+    """Of [query heads + key heads, head_dim] in Qwen3."""
     out: _Product
-    mlp_norm: Tensor
+    mlp_norm: RmsNorm
     gate_up: _Product
     down: _Product
     scaling: float
@@ -84,17 +86,19 @@ class DenseDecoder:
 
     def __init__(self, model: Any, layout: WeightLayout, routing: LoraRouting) -> None:
         config = model.config
-        self._decoder = model.model
+        self._embedding: Tensor = model.model.embed_tokens.weight
+        self._rotation = Rotation(model.model.rotary_emb, context_length(config))
         self._routing = routing
-        self._norm = RmsNorm(float(config.rms_norm_eps), model.device)
+        self._eps = float(config.rms_norm_eps)
         self._query_heads = int(config.num_attention_heads)
         self._key_heads = int(config.num_key_value_heads)
         self.shapes: dict[str, LoraShape] = {}
         """The linear layers by name, in the order of transformers' modules."""
         self._layers = [
             self._take(f"model.layers.{number}", layer, layout)
-            for number, layer in enumerate(self._decoder.layers)
+            for number, layer in enumerate(model.model.layers)
         ]
+        self._norm = self._norm_of(model.model.norm.weight, layout)
 
     def _take(self, name: str, layer: Any, layout: WeightLayout) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -116,23 +120,27 @@ class DenseDecoder:
             return _Product(matrix, LoraGroup.of(*(shapes[leaf] for leaf in leaves)))
 
         return _Layer(
-            norm=layer.input_layernorm.weight,
+            norm=self._norm_of(layer.input_layernorm.weight, layout),
             qkv=product(attention, "q_proj", "k_proj", "v_proj"),
             head_norm=self._head_norm(attention, layout),
             out=product(attention, "o_proj"),
-            mlp_norm=layer.post_attention_layernorm.weight,
+            mlp_norm=self._norm_of(layer.post_attention_layernorm.weight, layout),
             gate_up=product(mlp, "gate_proj", "up_proj"),
             down=product(mlp, "down_proj"),
             scaling=float(attention.scaling),
             window=int(self._window(attention) or 0),
         )
 
-    def _head_norm(self, attention: Any, layout: WeightLayout) -> Tensor | None:
+    def _norm_of(self, weight: Tensor, layout: WeightLayout) -> RmsNorm:
+        weight = weight.detach()
+        return RmsNorm(weight.float() if layout.multiplies_float32 else weight, self._eps)
+
+    def _head_norm(self, attention: Any, layout: WeightLayout) -> RmsNorm | None:
         if not hasattr(attention, "q_norm"):
             return None
         query, key = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
         both = torch.stack([query] * self._query_heads + [key] * self._key_heads)
-        return both.float() if layout.multiplies_float32 else both
+        return self._norm_of(both, layout)
 
     @staticmethod
     def _window(attention: Any) -> int | None:
@@ -153,29 +161,23 @@ class DenseDecoder:
         Returns:
             Last hidden states [N, C], after the final norm.
         """
-        x: Tensor = self._decoder.embed_tokens(ids)
-        cos, sin = self._decoder.rotary_emb(x[None], positions[None])
-        half = cos.shape[-1] // 2
-        # Half of the rotation's sign lies in the sine, so that the other half needs no negation.
-        signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        rotation = cos[0, :, None], signed[:, None]
+        x = F.embedding(ids, self._embedding)
+        angles = self._rotation.at(positions, x)
         product = self._routing.product
         for number, layer in enumerate(self._layers):
-            y = self._norm(x, layer.norm)
-            y = self._attend(number, layer, y, rotation, attention)
-            x = x + product(y, layer.out.matrix, layer.out.group)
-            y = self._norm(x, layer.mlp_norm)
-            both = product(y, layer.gate_up.matrix, layer.gate_up.group)
+            y = self._attend(number, layer, layer.norm(x), angles, attention)
+            x = product(y, layer.out.matrix, layer.out.group, to=x)
+            both = product(layer.mlp_norm(x), layer.gate_up.matrix, layer.gate_up.group)
             gate, up = both.chunk(2, dim=-1)
-            x = x + product(F.silu(gate) * up, layer.down.matrix, layer.down.group)
-        return self._norm(x, self._decoder.norm.weight)
+            x = product(F.silu(gate) * up, layer.down.matrix, layer.down.group, to=x)
+        return self._norm(x)
 
     def _attend(
         self,
         number: int,
         layer: _Layer,
         x: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, Tensor],
         attention: PackedAttention,
     ) -> Tensor:
         """Compute one layer's attention before its last product: [N, C] -> [N, heads x dim]."""
@@ -185,11 +187,8 @@ class DenseDecoder:
         qkv = qkv.view(x.shape[0], heads, -1)
         qk = qkv[:, :rotated]
         if layer.head_norm is not None:
-            qk = self._norm(qk, layer.head_norm)
-        cos, sin = rotation
-        half = qk.shape[-1] // 2
-        swapped = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
-        qk = torch.addcmul(qk * cos, swapped, sin)
+            qk = layer.head_norm(qk)
+        qk = self._rotation.rotate(qk, *angles)
         found = attention.attend(
             number,
             qk[:, : self._query_heads],

@@ -88,13 +88,21 @@ class Head:
     """The unembedding of one base model."""
 
     def __init__(
-        self, matrix: FrozenMatrix, products: Products, *, chunk_elements: int, row_multiple: int
+        self,
+        matrix: FrozenMatrix,
+        products: Products,
+        *,
+        chunk_elements: int,
+        row_multiple: int,
+        plain_multiple: int,
     ) -> None:
         self.matrix = matrix
         self._products = products
         rows_out, rows_in = matrix.shape
         self._group = LoraGroup.of(LoraShape(UNEMBED, rows_in, rows_out))
         self._row_multiple = row_multiple
+        self._plain_multiple = plain_multiple
+        """The same where no row has an adapter."""
         self._chunk = max(MIN_CHUNK_ROWS, chunk_elements // rows_out)
 
     @property
@@ -103,19 +111,28 @@ class Head:
         return self._chunk
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor, rows: Sequence[LoraSegment] | StackedRows) -> Tensor:
-        """Compute float32 logits [N, V] of hidden states [N, C]; meant for few rows."""
+    def logits(
+        self,
+        hidden: Tensor,
+        rows: Sequence[LoraSegment] | StackedRows,
+        live: int | None = None,
+    ) -> Tensor:
+        """Compute float32 logits [N, V] of hidden states [N, C]; meant for few rows.
+
+        `live` of the rows count, where those after them are filler.
+        """
         count = hidden.shape[0]
-        x = self._padded(hidden)
-        z = self.matrix.rows_times(x).float()
+        plain = rows.plain if isinstance(rows, StackedRows) else not rows
+        x = self._padded(hidden, plain=plain)
+        z = self.matrix.live_rows(x, live or count).float()
         if isinstance(rows, StackedRows):
             rows.add(z, x.float(), self._group)
         elif rows:
             add_lora(z, x.float(), self._group, rows, self._products, self._row_multiple)
         return z[:count]
 
-    def _padded(self, x: Tensor) -> Tensor:
-        extra = -x.shape[0] % self._row_multiple
+    def _padded(self, x: Tensor, *, plain: bool = False) -> Tensor:
+        extra = -x.shape[0] % (self._plain_multiple if plain else self._row_multiple)
         return F.pad(x, (0, 0, 0, extra)) if extra else x
 
     @staticmethod

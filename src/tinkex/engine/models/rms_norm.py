@@ -7,6 +7,7 @@ length of a row is one operator, with the same bits whatever the number of rows.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,54 +18,68 @@ from torch.nn import functional as F
 class RmsNorm:
     """Divides rows by their root mean square: y = w x / sqrt(mean(x^2) + eps).
 
-    In float32 whatever the dtype, as transformers does.
+    In float32 whatever the dtype, as transformers does. Computed as y = (w sqrt(d)) (x / h), where
+    h = sqrt(|x|^2 + eps d) is one operator more than the length |x| itself.
 
     Args:
+        weight: w [..., d], broadcast over rows; in the dtype of the rows. Not differentiated.
         eps: Added to the mean square.
-        device: Where the rows lie.
     """
 
-    def __init__(self, eps: float, device: torch.device) -> None:
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        width = weight.shape[-1]
         self._eps = eps
-        self._added = torch.tensor(eps, device=device)
-        self._fused = device.type != "cpu"
+        self._weight = weight.detach().clone()
+        self._scaled = self._weight.float() * math.sqrt(width)
+        self._least = torch.tensor(math.sqrt(eps * width), device=weight.device)
+        """h of a row of zeros."""
+        self._fused = weight.device.type != "cpu"
         """Whether torch's own is one kernel there."""
 
-    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Normalise rows [..., d] and scale them by `weight`, broadcast over rows.
-
-        Differentiable by x alone.
-        """
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise rows [..., d] and scale them. Differentiable by x."""
         if x.requires_grad and torch.is_grad_enabled():
-            found: Tensor = _Differentiable.apply(x, weight, self._added)  # type: ignore[no-untyped-call]
+            found: Tensor = _Differentiable.apply(x, self)  # type: ignore[no-untyped-call]
             return found
         if self._fused:
-            return F.rms_norm(x.float(), x.shape[-1:], None, self._eps).to(x.dtype) * weight
+            plain = F.rms_norm(x.float(), x.shape[-1:], None, self._eps)
+            return plain.to(x.dtype) * self._weight
         full = x.float()
-        return (full * _inverse(full, self._added)).to(x.dtype) * weight
+        return self.scale(full / self.length(full), x.dtype)
 
+    def length(self, x: Tensor) -> Tensor:
+        """Give h of float32 rows [..., d]: [..., 1]."""
+        found: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return found.hypot_(self._least)
 
-def _inverse(x: Tensor, eps: Tensor) -> Tensor:
-    """Give 1 / rms of float32 rows [..., d]: [..., 1]."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+    def scale(self, unit: Tensor, dtype: torch.dtype) -> Tensor:
+        """Give y, in a dtype, of x / h."""
+        if dtype == torch.float32:
+            return unit * self._scaled
+        return (unit * math.sqrt(unit.shape[-1])).to(dtype) * self._weight
+
+    def backward(self, unit: Tensor, length: Tensor, gradient: Tensor) -> Tensor:
+        """Give dL/dx, in float32, of x / h, h and dL/dy."""
+        # y = v u, u = x / h: dL/dx = (v g - u sum(v g u)) / h
+        g = gradient.float() * self._scaled
+        total = (g * unit).sum(-1, keepdim=True)
+        return g.addcmul_(unit, total, value=-1).div_(length)
 
 
 class _Differentiable(torch.autograd.Function):
     """The norm with a backward of few passes; autograd's own takes four times as long."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, norm: RmsNorm) -> Tensor:
         full = x.float()
-        inverse = _inverse(full, eps)
-        normed = full * inverse
-        ctx.save_for_backward(normed, inverse, weight)
-        return normed.to(x.dtype) * weight
+        length = norm.length(full)
+        unit = full / length
+        ctx.norm = norm
+        ctx.save_for_backward(unit, length)
+        return norm.scale(unit, x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        # y = w n, n = x / rms: dL/dx = (w g - n mean(w g n)) / rms
-        g = gradients[0].float() * weight
-        mean = (g * normed).mean(-1, keepdim=True)
-        return g.addcmul_(normed, mean, value=-1).mul_(inverse).to(gradients[0].dtype), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        unit, length = ctx.saved_tensors
+        found: Tensor = ctx.norm.backward(unit, length, gradients[0])
+        return found.to(gradients[0].dtype), None

@@ -16,7 +16,7 @@ from tinkex.engine.lora.experts import LoraExperts, expert_modules, expert_shape
 from tinkex.engine.lora.linear import LoraLinear, LoraRouting
 from tinkex.engine.lora.stack import AdapterStack, StackedRows, slots_are_neutral
 from tinkex.engine.lora.weights import UNEMBED, LoraGroup, LoraSegment, LoraShape, LoraWeights
-from tinkex.engine.matrices.layout import choose_layout, settle
+from tinkex.engine.matrices.layout import WeightLayout, choose_layout, settle
 from tinkex.engine.matrices.matrix import can_pack
 from tinkex.engine.matrices.products import Products
 from tinkex.engine.models.dense_decoder import ROUNDING, DenseDecoder, fits
@@ -30,7 +30,7 @@ from tinkex.engine.models.support import (
 from tinkex.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -56,11 +56,14 @@ class ModelRunner:
         self._stack = AdapterStack(self.device, products, share=slots_are_neutral())
         if not linear_modules(model):
             raise EngineError("an engine already drives this model; load it again")
+        self._row_multiple = self._plain_multiple = config.row_multiple
         self._unknown = unknown_experts(model)
         self._dense: DenseDecoder | None = None
         if config.dense_path and fits(model):
             self._dense = DenseDecoder(model, self.layout, self._routing)
             self._linears = self._dense.shapes
+            if self.layout is WeightLayout.HALF:
+                self._plain_multiple = 1  # all else there computes row by row
         else:
             self._linears = self._take_modules(model)
         unembed = model.get_output_embeddings()
@@ -71,6 +74,7 @@ class ModelRunner:
             products,
             chunk_elements=config.head_chunk_elements,
             row_multiple=config.row_multiple,
+            plain_multiple=self._plain_multiple,
         )
         settle(model, self.layout)
 
@@ -113,6 +117,16 @@ class ModelRunner:
             with_unembed=lora.train_unembed,
             unknown=self._unknown,
         )
+
+    def filler(self, count: int, weights: Iterable[LoraWeights | None]) -> int:
+        """Give the rows that a batch of so many is to be filled up with (`row_multiple`).
+
+        Args:
+            count: Rows that count.
+            weights: Adapters that they use; None is the base model.
+        """
+        plain = self._plain_multiple == 1 and all(one is None for one in weights)
+        return 0 if plain else -count % self._row_multiple
 
     def hidden(
         self,

@@ -56,10 +56,9 @@ class Generator:
 
     def __init__(self, runner: ModelRunner, config: EngineConfig) -> None:
         self._runner = runner
-        self._row_multiple = config.row_multiple
         self._cache = KVCache()
         self._prefill = Prefill(runner, self._cache, config)
-        self._replay = Replay(runner, self._cache, config)
+        self._replay = Replay(runner, self._cache)
         self._prefill_tokens = config.prefill_tokens
         self._jobs: dict[str, JobState] = {}
         self._scheduler = Scheduler(
@@ -329,14 +328,14 @@ class Generator:
         places = {key: self._runner.adapter_place(weights) for key, weights in order.items()}
         running = sorted(running, key=lambda s: (places[id(s.state.weights)], _row_of(s).place))
         rows = [_row_of(sequence) for sequence in running]
-        extra = -len(rows) % self._row_multiple
+        extra = self._runner.filler(len(rows), order.values())
         ids = torch.tensor([s.tokens[-1] for s in running] + [0] * extra, device=device)
         positions = torch.tensor([row.length for row in rows] + [0] * extra, device=device)
         adapters = self._runner.stacked([s.state.weights for s in running], len(ids))
         hidden = self._runner.hidden(
             ids, positions, DecodeAttention(rows, device), adapters, live=len(rows)
         )
-        logits = self._runner.head.logits(hidden, adapters)[: len(rows)]
+        logits = self._runner.head.logits(hidden, adapters, live=len(rows))[: len(rows)]
         return self._append_tokens(running, logits)
 
     def _append_tokens(

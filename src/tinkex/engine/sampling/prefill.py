@@ -53,7 +53,6 @@ class Prefill:
     def __init__(self, runner: ModelRunner, cache: KVCache, config: EngineConfig) -> None:
         self._runner = runner
         self._cache = cache
-        self._row_multiple = config.row_multiple
         self._budget = config.prefill_tokens
         self._block = config.prefill_block_tokens
         self.prefix = PrefixCache(self._block, config.prefix_cache_tokens, cache.copy_out)
@@ -106,7 +105,7 @@ class Prefill:
         """Compute chunks; gives the jobs for whom the model gave what is not finite."""
         order = sorted(chunks, key=lambda c: (id(c.state.weights), c.start, c.end))
         lengths = [chunk.tokens for chunk in order]
-        extra = -sum(lengths) % self._row_multiple
+        extra = self._runner.filler(sum(lengths), [chunk.state.weights for chunk in order])
         device = self._runner.device
         ids = np.concatenate([c.state.prompt[c.start : c.end] for c in order])
         positions = [torch.arange(c.start, c.end) for c in order] + [torch.arange(extra)]

@@ -14,7 +14,6 @@ from tinkex.engine.attention.replay import ReplayAttention
 
 if TYPE_CHECKING:
     from tinkex.engine.attention.kv_cache import KVCache
-    from tinkex.engine.config import EngineConfig
     from tinkex.engine.models.runner import ModelRunner
     from tinkex.engine.sampling.sequence import RunningSequence
 
@@ -25,10 +24,9 @@ _MOST_ROWS = 256
 class Replay:
     """Feeds tokens of samples without choosing others."""
 
-    def __init__(self, runner: ModelRunner, cache: KVCache, config: EngineConfig) -> None:
+    def __init__(self, runner: ModelRunner, cache: KVCache) -> None:
         self._runner = runner
         self._cache = cache
-        self._row_multiple = config.row_multiple
 
     def run(self, sequence: RunningSequence, count: int) -> None:
         """Feed the next `count` tokens that a sequence is behind; when it fails, none."""
@@ -48,7 +46,7 @@ class Replay:
         row = sequence.row = self._cache.make_room(sequence.row, count)
         start = row.length
         first = start - len(state.prompt)
-        extra = -count % self._row_multiple
+        extra = self._runner.filler(count, [state.weights])
         device = self._runner.device
         ids = [*sequence.tokens[first : first + count], *([0] * extra)]
         positions = [*range(start, start + count), *([0] * extra)]

@@ -149,6 +149,32 @@ def test_rows_need_not_lie_side_by_side():
     assert torch.equal(one.rows_times(wide[:, ::2]), one.rows_times(wide[:, ::2].contiguous()))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(24, 40), (600, 1100)])
+def test_filler_changes_no_bit_of_the_rows_that_count(shape, bias):
+    one = HalfMatrix(drawn(*shape).bfloat16(), drawn(shape[0], seed=1) if bias else None)
+    x, to = drawn(8, shape[1], seed=2), drawn(8, shape[0], seed=3)
+    for live in range(1, 9):
+        plain, added = one.live_rows(x, live), one.live_rows(x, live, to)
+        assert plain.shape == added.shape == to.shape
+        assert torch.equal(plain[:live], one.rows_times(x)[:live])
+        assert torch.equal(added[:live], one.added(x, to)[:live])
+        assert plain.isfinite().all()
+        assert added.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_sum_with_a_product_equals_the_two_after_each_other(bias):
+    one = HalfMatrix(drawn(24, 40).bfloat16(), drawn(24, seed=1) if bias else None)
+    x, to = drawn(8, 40, seed=2).requires_grad_(), drawn(8, 24, seed=3)
+    with torch.no_grad():
+        assert torch.equal(one.added(x, to), to + one.rows_times(x))
+    found = one.added(x, to)
+    slope = drawn(8, 24, seed=4)
+    found.backward(slope)
+    assert torch.equal(x.grad, one.times(slope))
+
+
 # --- engines --------------------------------------------------------------------------------------
 
 
