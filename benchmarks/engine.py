@@ -125,16 +125,14 @@ def floor_step(made: Engine, lengths: list[int]) -> Callable[[], None]:
 
     def run() -> None:
         embedded: list[torch.Tensor] = []
+        embed = F.embedding
 
-        def keep(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
-            embedded.append(out.detach().requires_grad_())
+        def keep(*args: Any) -> torch.Tensor:
+            embedded.append(embed(*args).detach().requires_grad_())
             return embedded[0]
 
-        hook = made.base.model.get_input_embeddings().register_forward_hook(keep)
-        try:
+        with patch.object(F, "embedding", keep):
             hidden = runner.hidden(ids, positions, PrefillAttention(lengths), [])
-        finally:
-            hook.remove()
         part = HeadPart(0, targets, nothing, None, lambda _rows, found: -torch.ones_like(found))
         slopes = runner.head.backward(hidden.detach(), [part])
         torch.autograd.grad(hidden, embedded[0], slopes)
