@@ -86,8 +86,8 @@ class EngineConfig:
 
     Matrix products in float32 on a CPU give each row the same bits whatever the number of rows, but
     only from four rows up (measured: MKL and oneDNN, 1 and 2 threads); with frozen weights in
-    float16 (`half`) from one up, so batches of the base model alone are not padded then. Padding
-    makes a sequence's tokens independent of its neighbours. 1 turns it off.
+    float16 (`half`) or int8 from one up, so batches of the base model alone are not padded then.
+    Padding makes a sequence's tokens independent of its neighbours. 1 turns it off.
     """
 
     def __post_init__(self) -> None:

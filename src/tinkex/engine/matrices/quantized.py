@@ -64,6 +64,7 @@ class QuantizedMatrix(FrozenMatrix):
     ) -> None:
         super().__init__(weight.shape, torch.float32, None if bias is None else bias.float())
         self.exact = can_multiply_int8() if exact is None else exact
+        self.steady_from = 1 if self.exact else 4
         values, self._scales = quantize(weight)
         self._product: Int8Product | None = None
         self._transposed: Int8Product | None = None

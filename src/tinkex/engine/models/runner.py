@@ -16,7 +16,7 @@ from tinkex.engine.lora.experts import LoraExperts, expert_modules, expert_shape
 from tinkex.engine.lora.linear import LoraLinear, LoraRouting
 from tinkex.engine.lora.stack import AdapterStack, StackedRows, slots_are_neutral
 from tinkex.engine.lora.weights import UNEMBED, LoraGroup, LoraSegment, LoraShape, LoraWeights
-from tinkex.engine.matrices.layout import WeightLayout, choose_layout, settle
+from tinkex.engine.matrices.layout import choose_layout, settle
 from tinkex.engine.matrices.matrix import can_pack
 from tinkex.engine.matrices.products import Products
 from tinkex.engine.models.dense_decoder import ROUNDING, DenseDecoder, fits
@@ -62,7 +62,7 @@ class ModelRunner:
         if config.dense_path and fits(model):
             self._dense = DenseDecoder(model, self.layout, self._routing)
             self._linears = self._dense.shapes
-            if self.layout is WeightLayout.HALF:
+            if self.layout.steady_from_one:
                 self._plain_multiple = 1  # all else there computes row by row
         else:
             self._linears = self._take_modules(model)

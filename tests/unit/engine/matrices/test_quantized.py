@@ -62,7 +62,10 @@ def test_row_has_the_same_bits_in_any_company(shape, exact):
     one = QuantizedMatrix(drawn(*shape), drawn(shape[0], seed=1), exact=exact)
     x, g = drawn(64, shape[1], seed=2), drawn(64, shape[0], seed=3)
     whole, back = one.rows_times(x), one.times(g)
-    for count in (4, 8, 12, 20, 32, 60):
+    assert one.steady_from == (1 if exact else 4)
+    for count in (1, 2, 3, 4, 8, 12, 20, 32, 60):
+        if count < one.steady_from:
+            continue
         for start in range(0, 64 - count + 1, 4):
             at = slice(start, start + count)
             assert torch.equal(one.rows_times(x[at]), whole[at])
