@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE_MODEL = "tinkex/sprout"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 KEY_PREFIX = "tml-"
 MIN_KEY_LENGTH = 12
 
@@ -318,6 +319,14 @@ class ServerConfig:
             for name in self.aliases
             if name in self.base_models
         ]
+        problems += [  # now, as no model should be loaded first
+            f"alias {name!r} stands for {target!r}, which is none of the base models "
+            f"({', '.join(self.base_models)})"
+            for name, target in self.aliases.items()
+            if target not in self.base_models
+        ]
+        if self.dtype not in DTYPES:
+            problems.append(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         for flag, models in (
             ("trust_remote_code", self.trust_remote_code),
             ("allow_pickle", self.allow_pickle),

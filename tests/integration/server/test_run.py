@@ -235,7 +235,7 @@ async def test_stop_sends_a_waiting_client_home(make_config):
         assert (await poll)["type"] == "try_again"
 
 
-async def test_start_that_fails_after_the_models_leaves_no_socket_open(make_config):
+async def test_start_that_fails_after_the_models_leaves_no_socket_open(make_config, tmp_path):
     """The address is answered while models load; what is wrong may only be known after that."""
 
     def listening():
@@ -243,8 +243,11 @@ async def test_start_that_fails_after_the_models_leaves_no_socket_open(make_conf
         return {one.laddr for one in connections if one.status == psutil.CONN_LISTEN}
 
     before = listening()
-    with pytest.raises(ConfigurationError, match="alias 'a'"):
-        await Running(make_config(aliases={"a": "b"})).info()
+    config = make_config()
+    config.data_dir.mkdir()
+    (tmp_path / "data" / DATABASE_NAME).write_bytes(b"no database" * 1000)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        await Running(config).info()
     assert listening() == before
 
 

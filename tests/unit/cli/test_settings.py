@@ -20,6 +20,7 @@ def others(one):
     special = {
         "host": ("127.0.0.2", "127.0.0.3"),
         "log_level": ("debug", "error"),
+        "dtype": ("bfloat16", "float16"),
         "weight_dtype": ("int8", "int8"),
         "api_keys": (KEYS + "1", KEYS + "2"),
         "trust_remote_code": ("a", "b"),

@@ -19,7 +19,7 @@ def test_all_faults_are_reported_together(tmp_path):
             host="",
             port=70_000,
             base_models=(),
-            aliases={},
+            aliases={"big": "small"},
             api_keys=("nope",),
             api_key_file=tmp_path,
             allow_pickle=frozenset({"other"}),
@@ -27,6 +27,7 @@ def test_all_faults_are_reported_together(tmp_path):
             long_poll_s=50,
             session_ttl_s=0,
             threads=0,
+            dtype="float8",
             weight_dtype="int4",
             limits=Limits(max_rank=0),
         )
@@ -35,6 +36,7 @@ def test_all_faults_are_reported_together(tmp_path):
         "host",
         "port 70000",
         "base_models",
+        "alias 'big' stands for 'small'",
         "api_keys[0]",
         "choose one",
         "allow_pickle",
@@ -42,6 +44,7 @@ def test_all_faults_are_reported_together(tmp_path):
         "45 s",
         "session_ttl_s",
         "threads",
+        "dtype 'float8' is none of auto, float32",
         "weight_dtype 'int4'",
         "limits.max_rank",
     ):
