@@ -85,7 +85,8 @@ def back_up(
         after_cut: called after each copy of the database.
 
     Raises:
-        InputError: there is no data folder, or something in the destination's place.
+        InputError: there is no data folder, something in the destination's place, or it lies in the
+            data folder.
         DamagedDataError: the database or a checkpoint is damaged.
         StorageError: the disk refused, or the server deleted checkpoints faster than they could be
             copied.
@@ -95,6 +96,7 @@ def back_up(
         raise InputError(f"{data_dir} is no data folder of tinkex: it has no {DATABASE_NAME}.")
     if destination.exists():
         raise InputError(f"{destination} is there already: give a new folder for each backup.")
+    _refuse_within(destination, data_dir, "the data folder, which servers clear")
     with _disk(f"the backup {destination}"), _beside(destination) as folder:
         cuts, lost = 0, "nothing yet"
         while lost:
@@ -122,10 +124,11 @@ def restore(source: Path, data_dir: Path) -> Backup:
         data_dir: where to: a folder that is not there, or is empty.
 
     Raises:
-        InputError: `source` is no backup, or `data_dir` is not empty.
+        InputError: `source` is no backup, or `data_dir` is not empty or lies in it.
         DamagedDataError: the backup is damaged; nothing was restored.
         StorageError: the disk refused.
     """
+    _refuse_within(data_dir, source, "the backup, which would not be what it was any more")
     manifest = verify(source)
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
         raise InputError(
@@ -167,6 +170,11 @@ def verify(source: Path) -> dict[str, Any]:
             "Use another backup."
         )
     return manifest
+
+
+def _refuse_within(folder: Path, other: Path, what: str) -> None:
+    if folder.resolve().is_relative_to(other.resolve()):
+        raise InputError(f"{folder} lies in {what}: give a folder elsewhere.")
 
 
 def _copy_whole_database(database: Path, copy: Path) -> None:

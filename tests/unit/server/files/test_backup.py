@@ -171,6 +171,17 @@ async def test_backup_takes_no_folder_that_is_there_and_no_folder_without_databa
         back_up(tmp_path, tmp_path / "other", clock=VirtualClock())
 
 
+async def test_neither_data_folder_nor_backup_takes_the_other_into_itself(data, tmp_path):
+    await data.save("one")
+    with pytest.raises(InputError, match="lies in the data folder"):
+        take(data, data.path / "snapshots" / "backup")  # the next start would erase it
+    assert not (data.path / "snapshots").exists()
+    take(data, tmp_path / "backup")
+    with pytest.raises(InputError, match="lies in the backup"):
+        restore(tmp_path / "backup", tmp_path / "backup" / "restored")
+    assert restore(tmp_path / "backup", tmp_path / "restored").folders == 1
+
+
 async def test_restore_touches_no_folder_that_holds_something(data, tmp_path):
     await data.save("one")
     take(data, tmp_path / "backup")
