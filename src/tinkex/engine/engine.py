@@ -442,6 +442,7 @@ class Engine:
                     self.base.eos_token_ids,
                     lambda: self.base.tokenizer,
                     also_at_end=request.also_stop_at_end,
+                    before=int(prompt[-1]),
                 ),
             ),
         )

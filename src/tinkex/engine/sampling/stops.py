@@ -31,6 +31,8 @@ class StopRule:
     decoder: TextDecoder | None = None
     window: int = 0
     """Last tokens whose text can hold a stop string that the newest token completes."""
+    before: tuple[int, ...] = ()
+    """The prompt's last token."""
 
     def hit(self, tokens: Sequence[int]) -> bool:
         """Say whether the newest token completes a stop."""
@@ -38,8 +40,20 @@ class StopRule:
             return True
         if not self.strings or self.decoder is None:
             return False
-        text = self.decoder.decode(tokens[-self.window :], skip_special_tokens=False)
+        text = self._text(self.decoder, tokens)
         return any(stop in text for stop in self.strings)
+
+    def _text(self, decoder: TextDecoder, tokens: Sequence[int]) -> str:
+        """Give the text of the last tokens: of the sample alone, as it stands behind its prompt.
+
+        Some tokenizers drop the space with which a text begins.
+        """
+        if len(tokens) <= self.window and self.before:
+            start = decoder.decode(self.before, skip_special_tokens=False)
+            whole = decoder.decode([*self.before, *tokens], skip_special_tokens=False)
+            if whole.startswith(start):  # not where a character is cut by the prompt's end
+                return whole[len(start) :]
+        return decoder.decode(tokens[-self.window :], skip_special_tokens=False)
 
 
 def stop_rule(
@@ -48,6 +62,7 @@ def stop_rule(
     tokenizer: Callable[[], TextDecoder | None],
     *,
     also_at_end: bool = False,
+    before: int | None = None,
 ) -> StopRule:
     """Read a request's `stop`.
 
@@ -56,6 +71,7 @@ def stop_rule(
         eos_token_ids: The model's end tokens.
         tokenizer: Gives the tokenizer; called only for stop strings.
         also_at_end: Whether the model's end tokens stop too, whatever `stop` names.
+        before: The prompt's last token.
 
     Raises:
         InputError: mixed or empty stops, too many or too long, or strings without a tokenizer.
@@ -80,4 +96,5 @@ def stop_rule(
         raise InputError("this base model has no tokenizer; give stop as token ids")
     # Every token carries at least a byte; a few more cover tokens whose text is empty or that only
     # begin a character.
-    return StopRule(ends, strings, decoder, longest + 8)
+    prompt_end = () if before is None else (before,)
+    return StopRule(ends, strings, decoder, longest + 8, prompt_end)

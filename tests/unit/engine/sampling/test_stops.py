@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from tinkex.engine.sampling.stops import stop_rule
 from tinkex.errors import InputError
@@ -64,6 +65,33 @@ def test_string_is_found_at_the_end_of_a_long_text():
 def test_tokens_without_text_do_not_hide_a_stop():
     found = rule("ab", "a", "b", "")
     assert found.hit([0, 2, 2, 2, 1])
+
+
+def spaces_before_words():
+    """A tokenizer like those of Llama 2: decoding drops the space with which a text begins."""
+    pieces = ["<0xC3>", "<0xA9>", "▁the", "▁end", "s", "▁"]
+    found = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, "s"))
+    spaces = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
+    found.decoder = decoders.Sequence([*spaces, decoders.Strip(" ", 1, 0)])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "sampled", "stops"),
+    [
+        (2, [3], True),
+        (2, [5, 3], True),
+        (4, [2, 3], True),
+        (5, [3], True),
+        (2, [4, 3], True),
+        (3, [4], False),  # the stop is in the prompt
+        (0, [1, 3], True),  # a character that the prompt's end cuts
+        (None, [3], False),
+    ],
+)
+def test_space_with_which_a_sample_begins_is_part_of_a_stop(before, sampled, stops):
+    found = stop_rule(" end", (), spaces_before_words, before=before)
+    assert found.hit(sampled) is stops
 
 
 @pytest.mark.parametrize(
