@@ -225,6 +225,17 @@ async def test_bad_or_unsupported_sample_fails_by_name(api, change, word):
     assert len(await tokens(api, sampler, 1)) == 1
 
 
+async def test_size_of_a_result_counts_all_that_was_asked_along(api):
+    """It bounds what the server keeps, and says which results are written off the event loop."""
+    body = sample_json(await api.sampler(), tokens=(5, 6, 7, 8), num_samples=2, stop=[])
+    asked = {"topk_sample_logprobs": 9, "topk_prompt_logprobs": 3, "prompt_logprobs": True}
+    future = await api.ok("/asample", {**body, **asked, "prompt_alt_tokens_k": 2})
+    await api.result(future)
+    sampled = 2 * 4 * (4 + 4 + 9 * 8)
+    prompt = 4 * (4 + 3 * 8) + 3 * 2 * (8 + 4)
+    assert api.services.futures.known(future["request_id"]).result_bytes == sampled + prompt
+
+
 async def test_cancelled_sample_stops_and_says_so(api):
     sampler = await api.sampler()
     future = await api.ok("/asample", sample_json(sampler, max_tokens=100, stop=[]))

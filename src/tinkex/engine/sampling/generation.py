@@ -366,14 +366,14 @@ class Generator:
             sequence.tokens.append(token)
             sequence.logprobs.append(logprobs[i])
             job, likeliest = sequence.state.job, None
-            if topk is not None and job.topk_sample_logprobs:
-                k = job.topk_sample_logprobs
-                likeliest = topk[1][i][:k], topk[0][i][:k]
+            if topk is not None and (k := job.topk_sample_logprobs):
+                likeliest = topk[1][i, :k].copy(), topk[0][i, :k].copy()
                 sequence.topk.append(likeliest)
             self._check_end(sequence)
             if job.on_token is not None:
+                told = None if likeliest is None else (likeliest[0].tolist(), likeliest[1].tolist())
                 reason = sequence.stop_reason
-                job.on_token(SampledToken(sequence.index, token, logprobs[i], likeliest, reason))
+                job.on_token(SampledToken(sequence.index, token, logprobs[i], told, reason))
             if sequence.stop_reason is not None:
                 finished += self._finish(sequence)
         return finished
@@ -381,12 +381,12 @@ class Generator:
     @staticmethod
     def _topk(
         sequences: Sequence[RunningSequence], logits: Tensor
-    ) -> tuple[list[list[float]], list[list[int]]] | None:
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]] | None:
         k = max(s.state.job.topk_sample_logprobs for s in sequences)
         if k == 0:
             return None
         values, ids = top_logprobs(logits, k)
-        return values.tolist(), ids.tolist()
+        return values.cpu().numpy(), ids.to(torch.int32).cpu().numpy()
 
     @staticmethod
     def _check_end(sequence: RunningSequence) -> None:
@@ -483,7 +483,7 @@ def _sampled(sequence: RunningSequence, name: str) -> SampledSequence:
     topk = None
     if sequence.topk:
         ids, values = zip(*sequence.topk, strict=True)
-        topk = (np.array(ids, dtype=np.int32), np.array(values, dtype=np.float32))
+        topk = (np.stack(ids), np.stack(values))
     return SampledSequence(
         stop_reason=sequence.stop_reason,
         sequence_id=name,

@@ -174,7 +174,9 @@ class RunningSequence:
     given: int = 0
     """How many of `tokens` came with the job."""
     logprobs: list[float] = field(default_factory=list)
-    topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    topk: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)
+    """Of each token [k] ids and log-probabilities: arrays, as Python's numbers take ten times as
+    much, and a request may ask for hundreds of each of a million tokens."""
     stop_reason: StopReason | None = None
 
     @property

@@ -339,7 +339,7 @@ class Sampling:
                     )
                 if future.work is not None:
                     future.work.usage = _usage(future.work, outcome.result())
-                future.complete(outcome.result(), size=_result_bytes(request, outcome.result()))
+                future.complete(outcome.result(), size=_result_bytes(outcome.result()))
             else:
                 future.fail(error if isinstance(error, TinkerError) else EngineError(str(error)))
 
@@ -413,10 +413,16 @@ def _usage(work: Work, response: SampleResponse) -> Usage:
     )
 
 
-def _result_bytes(request: SampleRequest, response: SampleResponse) -> int:
-    sampled = _sampled_tokens(response)
-    asked = request.target_prompt_logprobs
-    prompt = request.prompt.length * (
-        1 + request.topk_prompt_logprobs + request.prompt_alt_tokens_k
-    ) + (0 if asked is None else asked.values.size)
-    return BYTES_PER_TOKEN * (sampled + prompt)
+def _result_bytes(response: SampleResponse) -> int:
+    """Add up the arrays of a result: what was asked along with the samples may be most of it."""
+    sequences, asked = response.sequences, response.prompt_alt_tokens
+    likeliest = [response.topk_prompt_logprobs_np, *(one.topk_logprobs_np for one in sequences)]
+    tensors = [response.target_prompt_logprobs]
+    tensors += [] if asked is None else [asked.tokens, asked.logprobs]
+    arrays = [
+        response.prompt_logprobs_np,
+        *(array for one in sequences for array in (one.tokens_np, one.logprobs_np)),
+        *(array for one in likeliest if one is not None for array in (one.token_ids, one.logprobs)),
+        *(tensor.values for tensor in tensors if tensor is not None),
+    ]
+    return sum(array.nbytes for array in arrays if array is not None)
