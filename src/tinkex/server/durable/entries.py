@@ -99,6 +99,8 @@ class KeptEntry:
     result: bytes | None
     """None also where its bytes are not those that were written."""
     result_bytes: int
+    finished_at: float | None = None
+    """Unix seconds; None while it is not."""
     damaged: bool = False
     """Whether the request is not as it was written."""
 

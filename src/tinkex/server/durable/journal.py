@@ -387,6 +387,7 @@ def _kept(row: Any) -> KeptEntry:
         kept=bool(row["kept"]),
         result=result,
         result_bytes=row["result_bytes"],
+        finished_at=row["finished_at"],
         damaged=row["body"] is not None and row["body_sum"] != sum_of_request(entry),
     )
 

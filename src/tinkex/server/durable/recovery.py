@@ -266,11 +266,16 @@ class Recovery:
             run.go_on_with(one.next_seq_id)
             self._go_on_from(run, one.generation, newest)
             return
-        request = _request(found.making)
-        if newest > 1 or not isinstance(request, CreateModelRequest):
+        if newest > 1:
             raise DamagedDataError(SNAPSHOTS_DAMAGED)
         # All that it was ever asked is in the journal still.
-        await self._s.creation.create_again(run, request)
+        request, made_at = _request(found.making), found.making.finished_at
+        if isinstance(request, CreateModelRequest):
+            await self._s.creation.create_again(run, request)
+        elif made_at is not None:
+            await self._s.creation.load_again(run, request, made_at)
+        else:  # only a snapshot says that it was made, and that is damaged
+            raise DamagedDataError(SNAPSHOTS_DAMAGED)
         self._go_on_from(run, 0, newest)
 
     def _go_on_from(self, run: TrainingRun, generation: int, newest: int) -> None:

@@ -98,8 +98,24 @@ class Replay:
             return RunRequest(None, end, alone=True, seq_id=entry.seq_id, kept=kept)
         request = request_of(run, call, entry, future)
         if future is None:
-            request.perform = self._checked(run, one, request.perform)
+            request.perform = self._checked(run, one, self._of_same_weights(run, one, request))
         return request
+
+    def _of_same_weights(
+        self, run: TrainingRun, one: KeptEntry, request: RunRequest
+    ) -> Callable[[], Awaitable[Answer]]:
+        """Let a checkpoint be loaded again only if it is the one that was."""
+        if one.entry.operation is not Operation.LOAD_WEIGHTS:
+            return request.perform
+        message, loaded_at = LoadWeightsRequest.model_validate_json(one.entry.body), one.finished_at
+        assert loaded_at is not None, "it has ended"
+
+        async def load() -> Answer:  # alone in its run, so it may wait
+            await self._s.creation.loaded_before(run.owner, message, loaded_at)
+            return await perform()
+
+        perform = request.perform
+        return load
 
     def _call(self, entry: Entry) -> Call:
         """Read what was asked.

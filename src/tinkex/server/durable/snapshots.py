@@ -176,14 +176,21 @@ class Snapshots:
     async def take_now(self, run: TrainingRun) -> None:
         """Take a snapshot within a request that is alone, and wait until it counts.
 
-        When the disk refuses, the request is repeated after a crash.
+        When disk or memory refuse, the request is repeated after a crash: what it did stands.
 
         Raises:
-            TinkerError: the engine refused.
+            TinkerError: the run has ended.
         """
         history = self.history(run)
         async with history.writing:
-            await self._write(run, history, await self._copy(run, history))
+            try:
+                copy = await self._copy(run, history)
+            except TinkerError as error:
+                if run.closed is not None:
+                    raise
+                self._on_fault(error)
+                return
+            await self._write(run, history, copy)
 
     def restored(self, run: TrainingRun, generation: int) -> None:
         """Note which snapshot a run was restored from; 0 is none."""

@@ -195,11 +195,7 @@ class Creation:
         run = self._new_run(session, request.model_seq_id, base, base_name, request.user_metadata)
 
         async def perform() -> Answer:
-            saved = await self._s.checkpoints.optimizer_config(row)
-            run.optimizer_config = request.optimizer_config or saved
-            loader = self._loader(run.model_id, row, request.optimizer, run.optimizer_config)
-            lora = await run.call(loader)
-            await self._record(run, lora)
+            await self._record(run, await self._load_first(run, request, row))
             await self._s.snapshots.take_now(run)  # as in `loading`
             await self._note_read(row)
             return Answer(LoadWeightsResponse(path=request.path, model_id=run.model_id))
@@ -259,6 +255,40 @@ class Creation:
         kind = request.optimizer_config.type
         await run.call(lambda engine: engine.create_adapter(run.model_id, lora, kind))
         run.lora = lora
+
+    async def load_again(
+        self, run: TrainingRun, request: LoadWeightsRequest, loaded_at: float
+    ) -> None:
+        """Make the adapter of a run from its checkpoint as at the first time, in unix seconds.
+
+        Raises:
+            TinkerError: the checkpoint is not there any more, or not what it was.
+        """
+        row = await self.loaded_before(run.owner, request, loaded_at)
+        run.lora = await self._load_first(run, request, row)
+
+    async def loaded_before(
+        self, owner: str, request: LoadWeightsRequest, loaded_at: float
+    ) -> CheckpointRow:
+        """Find a checkpoint that was loaded once, in unix seconds.
+
+        Raises:
+            TinkerError: it is not there any more, or was saved anew since.
+        """
+        row = await self._s.checkpoints.open(owner, request.path, request.weights_access_token)
+        if row.created_at > loaded_at:
+            raise EngineError(
+                f"checkpoint {row.key.path}, which it had loaded, was saved anew since then"
+            )
+        return row
+
+    async def _load_first(
+        self, run: TrainingRun, request: LoadWeightsRequest, row: CheckpointRow
+    ) -> LoraConfig:
+        saved = await self._s.checkpoints.optimizer_config(row)
+        run.optimizer_config = request.optimizer_config or saved
+        loader = self._loader(run.model_id, row, request.optimizer, run.optimizer_config)
+        return await run.call(loader)
 
     async def _note_read(self, row: CheckpointRow) -> None:
         audit = self._s.records.audit
