@@ -25,11 +25,12 @@ from tinkex.engine.attempts import computing
 from tinkex.engine.config import EngineConfig
 from tinkex.engine.device import memory_bytes
 from tinkex.engine.files.checkpoint import (
+    CheckpointCopy,
     CheckpointInfo,
     checkpoint_lora_config,
+    copy_checkpoint,
     read_optimizer,
     read_weights,
-    write_checkpoint,
 )
 from tinkex.engine.lora.weights import initial_weights, parameter_count
 from tinkex.engine.models.loader import BaseModel, load_base_model, load_for_engine
@@ -258,7 +259,6 @@ class Engine:
 
     # --- checkpoints ----------------------------------------------------------------------------
 
-    @computing("saving")
     def save_adapter(self, adapter_id: str, directory: Path, *, optimizer: bool) -> None:
         """Write an adapter in PEFT's format, with its optimiser state if asked; see `checkpoint`.
 
@@ -266,9 +266,17 @@ class Engine:
             InputError: there is no such adapter.
             EngineError: the disk refused.
         """
+        self.copy_adapter(adapter_id, optimizer=optimizer).write(directory)
+
+    @computing("saving")
+    def copy_adapter(self, adapter_id: str, *, optimizer: bool) -> CheckpointCopy:
+        """Copy an adapter, to be written in another thread: a disk may take its time.
+
+        Raises:
+            InputError: there is no such adapter.
+        """
         adapter = self._pool.adapter(adapter_id)
-        write_checkpoint(
-            directory,
+        return copy_checkpoint(
             base_model=self.base.name,
             lora=adapter.lora,
             weights=adapter.weights,
@@ -365,20 +373,17 @@ class Engine:
         self._pool.put_sampler(sampler_id, self._pool.adapter(adapter_id).weights.frozen_copy())
 
     @computing("saving")
-    def save_sampler(self, sampler_id: str, lora: LoraConfig, directory: Path) -> None:
-        """Write a sampler's weights in PEFT's format, for `load_sampler`.
+    def copy_sampler(self, sampler_id: str, lora: LoraConfig) -> CheckpointCopy:
+        """Copy a sampler's weights, to be written for `load_sampler` in another thread.
 
         Args:
             sampler_id: its name.
             lora: configuration of the adapter that it was taken from.
-            directory: replaced when it is there.
 
         Raises:
             InputError: there is no such sampler.
-            EngineError: the disk refused.
         """
-        write_checkpoint(
-            directory,
+        return copy_checkpoint(
             base_model=self.base.name,
             lora=lora,
             weights=self._pool.sampler(sampler_id),

@@ -1,7 +1,13 @@
 """Checkpoints: saved, loaded, listed, expired, deleted, and there after a restart."""
 
+import asyncio
+import threading
+
 import pytest
+from patience import PATIENCE_S
 from server_support import ALIAS, BASE_MODEL, batch_json, settle
+
+from tinkex.engine.files import checkpoint
 
 
 async def step(api, model, seq_id, learning_rate=0.05):
@@ -114,6 +120,38 @@ async def test_repeated_load_makes_one_run(api):
     assert await api.ok("/load_weights", body) == first
     await api.result(first)
     assert len(api.pool.adapter_ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        ("/save_weights", {"path": "one"}),
+        ("/save_weights_for_sampler", {"path": "one"}),
+        ("/save_weights_for_sampler", {"sampling_session_seq_id": 0}),
+        ("/save_weights_external", {"path": "one"}),
+    ],
+)
+async def test_others_are_served_while_the_disk_takes_its_time(api, monkeypatch, endpoint, fields):
+    begun, go = threading.Event(), threading.Event()
+    write = checkpoint.save_tensors
+
+    def wait(path, tensors):
+        begun.set()
+        go.wait(PATIENCE_S)
+        return write(path, tensors)
+
+    model, other = await api.model(), await api.model()
+    monkeypatch.setattr(checkpoint, "save_tensors", wait)
+    save = await api.ok(endpoint, {"model_id": model, "seq_id": 1, **fields})
+    later = await api.ok("/forward_backward", batch_json(model, 2))
+    await asyncio.to_thread(begun.wait, PATIENCE_S)
+    try:
+        async with asyncio.timeout(PATIENCE_S / 4):
+            await step(api, other, 1)
+    finally:
+        go.set()
+    assert "error" not in await api.result(save)
+    assert "metrics" in await api.result(later)
 
 
 async def test_existing_name_is_kept_unless_told_otherwise(api):

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tinkex.engine.attempts import computing
 from tinkex.engine.files.peft_format import (
     check_same,
     peft_config,
@@ -64,8 +65,40 @@ class CheckpointInfo:
     """Name of the optimiser that it was trained with."""
 
 
-def write_checkpoint(
-    directory: Path,
+@dataclass(frozen=True, slots=True)
+class CheckpointCopy:
+    """All that a checkpoint will hold. Nothing of it changes with the adapter."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """By file and name, on the CPU."""
+    config: Mapping[str, Any]
+    """What PEFT reads."""
+    manifest: Mapping[str, Any]
+    """But for the files' sums."""
+
+    @computing("saving")
+    def write(self, directory: Path) -> None:
+        """Write it so that `directory` is either complete or as before. Safe in any thread.
+
+        Args:
+            directory: Replaced when it is there; its parents are made.
+
+        Raises:
+            EngineError: the disk refused.
+        """
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+            try:
+                _fill(beside, self)
+                _replace(beside, directory)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+        except OSError as error:
+            raise EngineError(f"cannot write the checkpoint {directory.name}: {error}") from error
+
+
+def copy_checkpoint(
     *,
     base_model: str,
     lora: LoraConfig,
@@ -73,31 +106,34 @@ def write_checkpoint(
     optimizer: OptimizerState | None,
     optimizer_type: str,
     numerics: Mapping[str, str],
-) -> None:
-    """Write a checkpoint so that `directory` is either complete or as before.
+) -> CheckpointCopy:
+    """Copy what a checkpoint is to hold. Quick: nothing is written yet.
 
     Args:
-        directory: Replaced when it is there; its parents are made.
         base_model: The base model's name.
         lora: The adapter's configuration.
         weights: Its weights.
         optimizer: Its optimiser state, when that is to be saved.
         optimizer_type: Name of the optimiser, saved in any case.
         numerics: What the bits of the numbers depend on.
-
-    Raises:
-        EngineError: the disk refused.
     """
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        try:
-            _fill(beside, base_model, lora, weights, optimizer, optimizer_type, numerics)
-            _replace(beside, directory)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        raise EngineError(f"cannot write the checkpoint {directory.name}: {error}") from error
+    tensors = {WEIGHTS: _copied(peft_tensors(weights))}
+    if optimizer is not None:
+        state: dict[str, Tensor] = {}
+        for moment in find_optimizer(optimizer_type).moments:
+            flat = getattr(optimizer, moment)
+            state |= plain_tensors(weights.over(flat).pairs, f"{moment}.")
+        tensors[OPTIMIZER] = _copied(state)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "base_model": base_model,
+        "lora_config": lora.model_dump(),
+        "lora_alpha": weights.scale * weights.rank,
+        "optimizer": optimizer_type,
+        "step": 0 if optimizer is None else optimizer.step,
+        "numerics": dict(numerics),
+    }
+    return CheckpointCopy(tensors, peft_config(base_model, lora, weights), manifest)
 
 
 def checkpoint_lora_config(directory: Path) -> CheckpointInfo:
@@ -165,36 +201,16 @@ def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) 
     return optimizer.state(*moments, info.step)
 
 
-def _fill(
-    folder: Path,
-    base_model: str,
-    lora: LoraConfig,
-    weights: LoraWeights,
-    optimizer: OptimizerState | None,
-    optimizer_type: str,
-    numerics: Mapping[str, str],
-) -> None:
-    alpha = weights.scale * weights.rank
-    _write_json(folder / CONFIG, peft_config(base_model, lora, weights))
-    save_tensors(folder / WEIGHTS, peft_tensors(weights))
-    if optimizer is not None:
-        state: dict[str, Tensor] = {}
-        for moment in find_optimizer(optimizer_type).moments:
-            flat = getattr(optimizer, moment)
-            state |= plain_tensors(weights.over(flat).pairs, f"{moment}.")
-        save_tensors(folder / OPTIMIZER, state)
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.detach().to("cpu", copy=True) for name, one in tensors.items()}
+
+
+def _fill(folder: Path, copy: CheckpointCopy) -> None:
+    _write_json(folder / CONFIG, copy.config)
+    for name, tensors in copy.tensors.items():
+        save_tensors(folder / name, tensors)
     sums = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "base_model": base_model,
-        "lora_config": lora.model_dump(),
-        "lora_alpha": alpha,
-        "optimizer": optimizer_type,
-        "step": 0 if optimizer is None else optimizer.step,
-        "numerics": dict(numerics),
-        "sha256": sums,
-    }
-    _write_json(folder / MANIFEST, manifest)
+    _write_json(folder / MANIFEST, {**copy.manifest, "sha256": sums})
     for path in folder.iterdir():
         sync(path)
     sync(folder)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tinkex.engine.engine import Engine
+    from tinkex.engine.files.checkpoint import CheckpointCopy
     from tinkex.server.files.records import FileRecords
     from tinkex.server.futures import Future
     from tinkex.server.runs.submissions import Perform
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 
 _ONE_CHECKPOINT = Usage(checkpoints=1)
+_WRITES_AT_ONCE = 2
+"""The threads that write also decode requests, and there are few: a slow disk must not take all."""
 
 
 class Saving:
@@ -62,6 +65,7 @@ class Saving:
 
     def __init__(self, services: Services) -> None:
         self._s = services
+        self._disk = asyncio.Semaphore(_WRITES_AT_ONCE)
 
     def save(self, owner: str, request: SaveWeightsRequest, digest: bytes) -> Future:
         """Save the adapter with its optimiser state."""
@@ -183,9 +187,10 @@ class Saving:
             draft = self._s.blobs.draft(key, overwrite=overwrite)
             folder = draft.folder
             try:
-                await run.call(
-                    lambda engine: engine.save_adapter(run.model_id, folder, optimizer=optimizer)
+                copy = await run.call(
+                    lambda engine: engine.copy_adapter(run.model_id, optimizer=optimizer)
                 )
+                await self._write(copy, folder)
                 files = await asyncio.to_thread(_seal, folder, recipients)
                 async with self._s.checkpoints.changing:
                     await asyncio.to_thread(draft.place)
@@ -208,6 +213,11 @@ class Saving:
             AuditEvent.CHECKPOINT_CREATED, key, ttl_seconds=ttl_seconds
         )
         return key.path
+
+    async def _write(self, copy: CheckpointCopy, folder: Path) -> None:
+        """Write what the engine copied. Not in its thread: others need not wait for the disk."""
+        async with self._disk:
+            await asyncio.to_thread(copy.write, folder)
 
     async def _publish_sampler(
         self, run: TrainingRun, request: SaveWeightsForSamplerRequest, request_id: str
@@ -248,16 +258,21 @@ class Saving:
         """Copy the weights in memory, and to the disk for after a restart; both or neither."""
         folder = self._s.snapshots.sampler_folder(sampler_id)
 
-        def keep(engine: Engine) -> None:
+        def keep(engine: Engine) -> CheckpointCopy:
             engine.snapshot_sampler(sampler_id, run.model_id)
             try:
-                engine.save_sampler(sampler_id, lora, folder)
+                return engine.copy_sampler(sampler_id, lora)
             except BaseException:
                 engine.remove_sampler(sampler_id)
                 raise
 
-        with storing(f"the weights of sampling session {sampler_id}"):
-            await run.call(keep)
+        copy = await run.call(keep)
+        try:
+            with storing(f"the weights of sampling session {sampler_id}"):
+                await self._write(copy, folder)
+        except Exception:
+            Snapshot(run.base, sampler_id, owner=run.owner).release()
+            raise
 
     async def _open_sampler(
         self,
