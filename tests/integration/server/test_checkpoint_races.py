@@ -3,8 +3,10 @@
 import asyncio
 import sqlite3
 
-from server_support import batch_json
+import pytest
+from server_support import batch_json, sample_json
 
+from tinkex.engine.files import checkpoint
 from tinkex.server.files.check import check_data_dir
 from tinkex.server.files.layout import DATABASE_NAME
 
@@ -77,6 +79,85 @@ async def test_name_that_is_deleted_and_saved_at_once_is_there_whole_or_not_at_a
             for _ in range(8):
                 group.create_task(api.request("DELETE", address(path)))
         assert check_data_dir(api.services.config.data_dir).errors == []
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+    """Have a folder replaced when a file of this name was read: `replaced(name, old, new)`."""
+    read = checkpoint.load_tensors
+
+    def arrange(name, old, new):
+        def read_and_replace(path, sha256):
+            found = read(path, sha256)
+            if path.name == name and new.exists():
+                old.rename(old.with_name("gone"))
+                new.rename(old)
+            return found
+
+        monkeypatch.setattr(checkpoint, "load_tensors", read_and_replace)
+
+    return arrange
+
+
+async def two_saves(api, model):
+    """Save a run after each of two steps; give the folders, and their paths."""
+    paths = []
+    for first in (1, 4):
+        await api.result(await api.ok("/forward_backward", batch_json(model, first)))
+        await api.result(await api.ok("/optim_step", {"model_id": model, "seq_id": first + 1}))
+        name = f"save-{first}"
+        paths.append(await saved(api, model, first + 2, path=name))
+    folder = api.services.config.data_dir / "checkpoints" / model / "weights"
+    return [folder / path.rpartition("/")[2] for path in paths], paths
+
+
+@pytest.mark.parametrize("as_new", [False, True])
+async def test_load_while_a_checkpoint_is_saved_anew_is_of_one_save(api, replaced, as_new):
+    """Not the weights of one and the optimiser's state of the other."""
+    session = await api.session()
+    model = await api.model(session)
+    (old, new), paths = await two_saves(api, model)
+    second = await api.model(session, 1)
+    load = {"path": paths[1], "optimizer": True}
+    await api.result(await api.ok("/load_weights", {**load, "model_id": second, "seq_id": 1}))
+    expected = api.pool.adapter(second).tensors()
+    replaced("adapter_model.safetensors", old, new)
+    load["path"] = paths[0]
+    target = {"session_id": session, "model_seq_id": 2} if as_new else {"model_id": model}
+    if not as_new:
+        target["seq_id"] = 7
+    made = await api.result(await api.ok("/load_weights", {**load, **target}))
+    found = api.pool.adapter(made["model_id"]).tensors()
+    assert {name: one.tolist() for name, one in found.items()} == {
+        name: one.tolist() for name, one in expected.items()
+    }
+
+
+async def test_sampler_of_a_checkpoint_that_is_saved_anew_has_the_new_weights(api):
+    """A manifest of one save, and then the file of the other."""
+    session = await api.session()
+    model = await api.model(session)
+    (old, new), paths = await two_saves(api, model)
+    prompt = {"temperature": 0.0, "stop": []}
+
+    async def sampled(number, path):
+        sampler = await api.sampler(session, number, model_path=path)
+        return await api.result(await api.ok("/asample", sample_json(sampler, 0, **prompt)))
+
+    expected = (await sampled(0, paths[1]))["sequences"][0]["logprobs"]
+    describe = checkpoint._read_manifest
+
+    def describe_and_replace(folder):
+        found = describe(folder)
+        if new.exists():
+            old.rename(old.with_name("gone"))
+            new.rename(old)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_read_manifest", describe_and_replace)
+        found = await sampled(1, paths[0])
+    assert found["sequences"][0]["logprobs"] == expected
 
 
 async def test_copy_that_is_asked_for_twice_at_once_is_one_copy(api):

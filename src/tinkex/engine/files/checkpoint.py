@@ -38,7 +38,7 @@ from tinkex.engine.files.peft_format import (
 from tinkex.engine.files.tensor_files import DamagedFileError, load_tensors, save_tensors, sync
 from tinkex.engine.lora.weights import LoraShape, LoraWeights, lora_weights, parameter_count
 from tinkex.engine.training.optimizers import ADAMW, OptimizerState, find_optimizer
-from tinkex.errors import EngineError, InputError
+from tinkex.errors import DamagedDataError, EngineError, InputError
 from tinkex.types import LoraConfig
 
 if TYPE_CHECKING:
@@ -61,8 +61,14 @@ class CheckpointInfo:
     step: int
     """Optimiser steps taken."""
     alpha: float
-    optimizer_type: str = ADAMW
+    optimizer_type: str
     """Name of the optimiser that it was trained with."""
+    sums: Mapping[str, str]
+    """SHA-256 of its files, by name: what is loaded with this is all of one save."""
+
+
+class AbsentCheckpointError(InputError):
+    """There is no checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +146,9 @@ def checkpoint_lora_config(directory: Path) -> CheckpointInfo:
     """Read what a checkpoint says of itself, without its weights.
 
     Raises:
-        InputError: there is no checkpoint.
-        EngineError: it is damaged or of a newer format.
+        AbsentCheckpointError: there is no checkpoint.
+        DamagedDataError: it is damaged.
+        EngineError: it is of a newer format.
     """
     manifest = _read_manifest(directory)
     try:
@@ -152,9 +159,10 @@ def checkpoint_lora_config(directory: Path) -> CheckpointInfo:
             step=manifest["step"],
             alpha=manifest["lora_alpha"],
             optimizer_type=manifest.get("optimizer", ADAMW),  # older ones do not say
+            sums=manifest["sha256"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise EngineError(f"the manifest of checkpoint {directory.name} is damaged") from error
+        raise _damaged_manifest(directory) from error
 
 
 def read_weights(
@@ -163,9 +171,10 @@ def read_weights(
     """Load an adapter's weights onto the layers `shapes`.
 
     Raises:
-        EngineError: the file is damaged, or does not fit the base model.
+        DamagedDataError: the file is damaged, or not of the save that `info` is of.
+        EngineError: it does not fit the base model.
     """
-    tensors = _read_tensors(directory, WEIGHTS)
+    tensors = _read_tensors(directory, WEIGHTS, info)
     rank = info.lora.rank
     flat = torch.zeros(parameter_count(shapes, rank), device=device)
     weights = lora_weights(flat, shapes, rank, info.alpha / rank, trainable=True)
@@ -179,13 +188,14 @@ def read_optimizer(directory: Path, weights: LoraWeights, info: CheckpointInfo) 
 
     Raises:
         InputError: the checkpoint has none.
-        EngineError: the file is damaged, or does not fit.
+        DamagedDataError: the file is damaged, or not of the save that `info` is of.
+        EngineError: it does not fit.
     """
     if not info.has_optimizer:
         raise InputError(
             f"checkpoint {directory.name} has no optimiser state; load it without the optimiser"
         )
-    tensors = _read_tensors(directory, OPTIMIZER)
+    tensors = _read_tensors(directory, OPTIMIZER, info)
     moments = []
     optimizer = find_optimizer(info.optimizer_type)
     for moment in optimizer.moments:
@@ -246,12 +256,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         text = (directory / MANIFEST).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"there is no checkpoint {directory.name}") from error
+        raise AbsentCheckpointError(f"there is no checkpoint {directory.name}") from error
     try:
         manifest: dict[str, Any] = json.loads(text)
         version = manifest["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"the manifest of checkpoint {directory.name} is damaged") from error
+        raise _damaged_manifest(directory) from error
     if version > FORMAT_VERSION:
         raise EngineError(
             f"checkpoint {directory.name} has format {version}, newer than this server's "
@@ -260,15 +270,18 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
+def _damaged_manifest(directory: Path) -> DamagedDataError:
+    return DamagedDataError(f"the manifest of checkpoint {directory.name} is damaged")
+
+
+def _read_tensors(directory: Path, name: str, info: CheckpointInfo) -> dict[str, Tensor]:
     """Load one file after checking its sum."""
-    expected = _read_manifest(directory)["sha256"].get(name)
     try:
-        return load_tensors(directory / name, expected)
+        return load_tensors(directory / name, info.sums.get(name))
     except DamagedFileError as error:
-        raise EngineError(f"checkpoint {directory.name} is damaged: {error}") from error
+        raise DamagedDataError(f"checkpoint {directory.name} is damaged: {error}") from error
     except OSError as error:
-        raise EngineError(f"checkpoint {directory.name} is damaged: no {name}") from error
+        raise DamagedDataError(f"checkpoint {directory.name} is damaged: no {name}") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -134,7 +134,7 @@ class Creation:
                 )
                 await self._check_same_base(row, run.base)
                 loader = self._loader(run.model_id, row, request.optimizer, run.optimizer_config)
-                run.lora = await run.call(loader)
+                run.lora = await self._s.checkpoints.of_one_save(lambda: run.call(loader))
                 # Beside it: from here on a disk that refuses must not make a failure of it.
                 self._s.tasks.spawn(
                     self._s.store.set_lora(run.model_id, run.lora), name="note adapter's shape"
@@ -288,7 +288,7 @@ class Creation:
         saved = await self._s.checkpoints.optimizer_config(row)
         run.optimizer_config = request.optimizer_config or saved
         loader = self._loader(run.model_id, row, request.optimizer, run.optimizer_config)
-        return await run.call(loader)
+        return await self._s.checkpoints.of_one_save(lambda: run.call(loader))
 
     async def _note_read(self, row: CheckpointRow) -> None:
         audit = self._s.records.audit

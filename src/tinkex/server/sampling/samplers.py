@@ -72,6 +72,14 @@ class Snapshot:
         self._loading.add_done_callback(_ignore_outcome)
 
     @property
+    def is_loading(self) -> bool:
+        """Whether the weights are loaded by `load`, or will be: it did not fail."""
+        loading = self._loading
+        if loading is None or not loading.done():
+            return loading is not None
+        return not loading.cancelled() and loading.exception() is None
+
+    @property
     def is_prepared(self) -> bool:
         """Whether `loaded` need not be waited for."""
         return self._prepare is None

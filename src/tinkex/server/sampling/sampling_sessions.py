@@ -192,23 +192,24 @@ class SamplingSessions:
 
     async def _load(self, owner: str, row: CheckpointRow, base: HostedBase) -> Snapshot:
         """Load a checkpoint into the engine, or share the snapshot that is there already."""
-        engine_id = _engine_id(row)
-        snapshot = self._loaded.get(engine_id)
-        if snapshot is not None:
-            snapshot.acquire()
-        else:
-            folder = self._s.blobs.folder(row.key)
-            snapshot = Snapshot(
-                base,
-                engine_id,
-                on_freed=lambda: self._loaded.pop(engine_id, None),
-                owner=owner,
-                saved_by=row.request_id,
-            )
-            snapshot.load(lambda engine: engine.load_sampler(engine_id, folder))
-            self._loaded[engine_id] = snapshot
-        try:
+        engine_id, folder = _engine_id(row), self._s.blobs.folder(row.key)
+        found = self._loaded.get(engine_id)
+        snapshot = found or Snapshot(
+            base,
+            engine_id,
+            on_freed=lambda: self._loaded.pop(engine_id, None),
+            owner=owner,
+            saved_by=row.request_id,
+        )
+        self._loaded[engine_id] = snapshot if found is None else found.acquire()
+
+        async def load() -> None:
+            if not snapshot.is_loading:
+                snapshot.load(lambda engine: engine.load_sampler(engine_id, folder))
             await snapshot.loaded()
+
+        try:
+            await self._s.checkpoints.of_one_save(load)
         except BaseException:
             snapshot.release()
             raise

@@ -7,10 +7,10 @@ its expiry is never served, whether or not the sweep came by yet.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tinkex.engine.files.checkpoint import MANIFEST, checkpoint_lora_config
-from tinkex.errors import InputError
+from tinkex.engine.files.checkpoint import MANIFEST, AbsentCheckpointError, checkpoint_lora_config
+from tinkex.errors import DamagedDataError, InputError
 from tinkex.server.files.access import AccessTokens
 from tinkex.server.files.faults import damaged_checkpoint
 from tinkex.server.files.records import differing, read_records, total_size
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tinkex.server.storage.store import RunRow, Store
     from tinkex.server.tasks import Tasks
     from tinkex.types import OptimizerConfig
+
+R = TypeVar("R")
 
 MAX_SWEEP_WAIT_S = 86_400.0
 SWEEP_RETRY_S = 60.0
@@ -142,7 +144,20 @@ class Checkpoints:
         Raises:
             EngineError: its folder is damaged.
         """
-        return await asyncio.to_thread(checkpoint_lora_config, self._blobs.folder(row.key))
+        folder = self._blobs.folder(row.key)
+        return await self.of_one_save(lambda: asyncio.to_thread(checkpoint_lora_config, folder))
+
+    async def of_one_save(self, read: Callable[[], Awaitable[R]]) -> R:
+        """Read a checkpoint's folder; once more where that failed, as a save may have replaced it.
+
+        Args:
+            read: does it; what it reads is of one save, or it fails.
+        """
+        try:
+            return await read()
+        except (AbsentCheckpointError, DamagedDataError):
+            async with self.changing:
+                return await read()
 
     async def optimizer_config(self, row: CheckpointRow) -> OptimizerConfig:
         """Say which optimiser a checkpoint was trained with.
