@@ -15,7 +15,8 @@ cannot reach another's row; one whose weights are not finite never enters a page
 become NaN.
 
 Owns the pages, and who is in them. A copy of an adapter lives here from its first decode step until
-its place is needed or the adapter is gone.
+its place is needed or the adapter is gone. A page goes when all of its adapters are gone, but for
+the last of its width: the next adapter needs it soon.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class AdapterStack:
             ):
                 return found
         self._latest = None  # a failure below may leave its places to others
+        self._drop_pages()
         # Weakly: what a step used must not keep an adapter alive.
         held = [None if one is None else weakref.ref(one) for one in weights]
         found = StackedRows(self._place(weights, count), held, self._products)
@@ -111,6 +113,17 @@ class AdapterStack:
                 kept[[row - low for row in rows], slot - first] = True
             parts.append(_Part(page, first, last, at, kept.to(self._device)))
         return tuple(parts)
+
+    def _drop_pages(self) -> None:
+        """Give the memory of pages back that a busier time has left."""
+        used = {id(page) for page in self._pages if page.is_used}
+        widths = {page.units for page in self._pages if id(page) in used}
+        kept = []
+        for page in self._pages:
+            if id(page) in used or page.units not in widths:
+                widths.add(page.units)
+                kept.append(page)
+        self._pages = kept
 
     def place_of(self, weights: LoraWeights | None) -> tuple[int, int]:
         """Give page and slot of an adapter: steps are fastest with rows in this order.
@@ -151,6 +164,11 @@ class _Page:
         self._device = device
         self._slots: list[weakref.ref[LoraWeights] | None] = [None] * slots
         self._factors: dict[tuple[str, ...], _Factors] = {}
+
+    @property
+    def is_used(self) -> bool:
+        """Whether an adapter that is not gone is here."""
+        return any(held is not None and held() is not None for held in self._slots)
 
     def find(self, weights: LoraWeights) -> int | None:
         """Give the slot of an adapter that is here."""

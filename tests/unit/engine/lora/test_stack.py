@@ -114,6 +114,24 @@ def test_adapter_that_is_gone_is_not_kept_alive():
     assert held() is None
 
 
+def test_pages_of_adapters_that_are_gone_are_given_back():
+    pages = stack()
+    adapters = [adapter(seed, rank) for seed in range(6) for rank in (8, 20)]
+    x = torch.randn(len(adapters), 24)
+    lora_of(pages, adapters, x)
+    most = len(pages._pages)
+    kept = adapters[-1]
+    adapters.clear()
+    gc.collect()
+    lora_of(pages, [kept], x[:1])
+    assert sorted(page.units for page in pages._pages) == [1, 2]
+    assert most > 2
+    del kept
+    last = [adapter(9)]
+    torch.testing.assert_close(lora_of(pages, last, x[:1])[0], reference(last[0], x[0]))
+    assert sorted(page.units for page in pages._pages) == [1, 2]
+
+
 def test_adapter_that_is_gone_is_not_taken_for_the_base_model():
     pages = stack()
     x = torch.randn(2, 24)
