@@ -66,7 +66,8 @@ class SamplingParams(WireRequest):
     temperature: float = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: Int = -1
-    """Choose among the k likeliest tokens; -1 among all."""
+    """Choose among the k likeliest tokens; -1 among all. A server takes 0 for that too, as vLLM and
+    transformers do; the official documentation says nothing of it."""
     top_p: float = 1.0
     """Choose among the likeliest tokens that together have this probability."""
 

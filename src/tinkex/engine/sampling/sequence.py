@@ -290,7 +290,9 @@ def check_sampling(params: SamplingParams) -> None:
             f"temperature must be 0 (greedy) or a positive number, got {params.temperature}"
         )
     if params.top_k < -1:
-        raise InputError(f"top_k must be at least 1, or -1 for all tokens, got {params.top_k}")
+        raise InputError(
+            f"top_k must be at least 1, or -1 (as 0 is) for all tokens, got {params.top_k}"
+        )
     if not 0 < params.top_p <= 1:
         raise InputError(f"top_p must be above 0 and at most 1, got {params.top_p}")
 
