@@ -154,6 +154,39 @@ async def test_gap_that_was_given_up_stays_behind(serve, kill):
         assert await train(api, model, 5, 1)
 
 
+async def test_gap_that_was_given_up_but_not_told_fails_what_it_held_back(serve, kill, tmp_path):
+    """Killed between the two rows, whoever waits would wait for ever."""
+    async with serve(sequence_gap_timeout_s=0.05) as api:
+        model = await api.model()
+        held = await api.ok("/forward_backward", batch_json(model, 2))
+        error = await api.failure(held)
+        await kill(api)
+    with closing(sqlite3.connect(tmp_path / "second" / "tinkex.sqlite3")) as connection, connection:
+        connection.execute(
+            "UPDATE journal SET outcome = '', message = NULL, finished_at = NULL"
+            " WHERE request_id = ?",
+            (held["request_id"],),
+        )
+    async with serve("second") as api:
+        message, category = await api.failure(held)
+        assert "seq_id 1 of the same run did not arrive" in message
+        assert category == error[1]
+        assert await train(api, model, 3, 1)
+
+
+async def test_requests_that_a_gap_held_back_leave_the_journal(serve, tmp_path):
+    async with serve(sequence_gap_timeout_s=0.05, snapshot_steps=1, delivered_ttl_s=0.01) as api:
+        model = await api.model()
+        held = await api.ok("/forward_backward", batch_json(model, 2))
+        await api.failure(held)
+        for first in (3, 5, 7):
+            await train(api, model, first, 1)
+            await api.services.tasks.finished()
+        await api.services.journal.flush()
+        query = "SELECT seq_id FROM journal WHERE seq_id < 5 AND body IS NOT NULL"
+        assert rows(tmp_path, "first", query) == []
+
+
 async def test_step_that_dropped_its_gradient_drops_it_again(serve, kill):
     async with serve() as api:
         model = await api.model()

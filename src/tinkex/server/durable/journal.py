@@ -209,6 +209,12 @@ class Journal:
                 "UPDATE journal SET generation = ? WHERE request_id = ? AND generation IS NULL",
                 [(generation, one) for one in covered],
             )
+            # What a gap held back never began: no snapshot names it, and each after it covers it.
+            connection.execute(
+                "UPDATE journal SET generation = ? WHERE target = ? AND seq_id < ?"
+                " AND generation IS NULL AND outcome != ''",
+                (generation, model_id, snapshot.next_seq_id),
+            )
             # The making of the run (generation 0) stays: it says what the run is.
             connection.execute(
                 "UPDATE journal SET body = NULL WHERE target = ? AND generation BETWEEN 1 AND ?",

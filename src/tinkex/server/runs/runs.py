@@ -219,8 +219,8 @@ class TrainingRun:
 
     def skip_again(self, seq_id: int, kept: Kept) -> None:
         """Go on with `seq_id` after a gap, as an earlier process did."""
-        self._sequencer.go_on_with(seq_id)
         self._enqueue_skip(seq_id, kept)
+        self._sequencer.go_on_with(seq_id)
 
     def enqueue(self, request: RunRequest) -> None:
         """Take a request whose turn in the sequence it is."""

@@ -95,24 +95,26 @@ class Sequencer(Generic[T]):
         return max(self._held) + 1 if self._held else None
 
     def go_on_with(self, seq_id: int) -> None:
-        """Go on with an id, as was decided before; what is held was abandoned then."""
-        self._held = {}
+        """Go on with an id, as was decided before; what is held below it may not know of that."""
         self._disarm()
-        self.next_seq_id = seq_id
+        self._give_up(seq_id, "in time")
+        self._release_ready()
+        if self._held:
+            self._arm()
 
     def skip_gap(self, waited_s: float) -> None:
         """Abandon everything that waits for the missing id, and go on after the last of it."""
-        missing, held = self.next_seq_id, self._held
-        if self.after_gap is None:
-            return
-        self.next_seq_id = self.after_gap
-        self._held = {}
-        for seq_id in sorted(held):
+        if self.after_gap is not None:
+            self._give_up(self.after_gap, f"within {waited_s:g} s")
+
+    def _give_up(self, next_seq_id: int, when: str) -> None:
+        missing, self.next_seq_id = self.next_seq_id, next_seq_id
+        for seq_id in sorted(one for one in self._held if one < next_seq_id):
             self._abandon(
-                held[seq_id],
+                self._held.pop(seq_id),
                 EngineError(
                     f"Request seq_id {seq_id} was not run: seq_id {missing} of the same run did "
-                    f"not arrive within {waited_s:g} s. Repeat the call; requests from seq_id "
+                    f"not arrive {when}. Repeat the call; requests from seq_id "
                     f"{self.next_seq_id} on run again."
                 ),
             )

@@ -96,6 +96,33 @@ def test_run_goes_on_after_the_abandoned_requests():
     assert harness.released == [1, 5, 6]
 
 
+def test_what_a_gap_decided_before_held_back_is_told_again():
+    harness = Harness()
+    harness.offer(2, 3)
+    harness.sequencer.go_on_with(4)
+    assert sorted(harness.abandoned) == [2, 3]
+    assert "seq_id 1 of the same run did not arrive" in str(harness.abandoned[2])
+    assert not harness.running
+    harness.offer(4)
+    assert harness.released == [4]
+
+
+def test_what_came_for_after_a_gap_waits_on_when_that_is_decided():
+    """It may have been kept before the gap's row, and have come to its run after it."""
+    harness = Harness()
+    harness.offer(2, 5)
+    harness.sequencer.go_on_with(4)
+    assert list(harness.abandoned) == [2]
+    assert harness.running
+    harness.offer(4)
+    assert harness.released == [4, 5]
+    harness = Harness()
+    harness.offer(2, 4)
+    harness.sequencer.go_on_with(4)
+    assert harness.released == [4]
+    assert not harness.running
+
+
 def test_missing_request_that_arrives_after_the_timeout_is_not_run():
     harness = Harness()
     harness.offer(1, 3)
