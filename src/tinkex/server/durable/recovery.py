@@ -98,13 +98,14 @@ class Recovery:
         runs = {one.model_id: await self._bring_back(one, sessions) for one in found}
         for sampler in samplers:
             self._s.sampling_sessions.restore(sampler, runs.get(sampler.run_id or ""))
+        # Before anything is carried out: what that makes is not to be taken for a leftover.
+        await asyncio.to_thread(self._s.snapshots.clear_unknown, _names(runs, samplers))
         for one in found:
             run = runs[one.model_id]
             if run is not None:
                 covering = self._s.snapshots.history(run).covering
                 self._replay.offer(run, one.requests, covering)
         await self._finish_others(entries, runs)
-        await asyncio.to_thread(self._s.snapshots.clear_unknown, _names(runs, samplers))
         if entries or rows:
             self._s.logger.info(
                 "recovered",

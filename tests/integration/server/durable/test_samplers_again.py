@@ -1,10 +1,15 @@
 """Sampling sessions after a restart: each has the weights that it had, or says why not."""
 
+import asyncio
 import sqlite3
+import threading
 
 import pytest
+from patience import PATIENCE_S
 from server_support import OTHER_KEY, batch_json, sample_json
 
+from tinkex.engine.files import checkpoint
+from tinkex.server.durable.snapshots import Snapshots
 from tinkex.server.files.layout import DATABASE_NAME
 
 OTHER = {"key": OTHER_KEY}
@@ -94,3 +99,45 @@ async def test_sampler_that_the_database_refused_is_not_there_until_it_takes_it(
         before = (await sampled(api, sampler, 0))["sequences"][0]
     async with life() as api:
         assert (await sampled(api, sampler, 1))["sequences"][0]["tokens"] == before["tokens"]
+
+
+async def test_weights_that_are_kept_again_are_no_leftover(life, trainer, crashed, monkeypatch):
+    """A start clears away what it does not know: not what it makes itself meanwhile."""
+    begun, go = threading.Event(), threading.Event()
+    write, clear = checkpoint.save_tensors, Snapshots.clear_unknown
+
+    def wait(path, tensors):
+        begun.set()
+        go.wait(PATIENCE_S)
+        return write(path, tensors)
+
+    async with life() as api:
+        run = await trainer(api)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_tensors", wait)
+            body = {"model_id": run.model_id, "seq_id": 1, "sampling_session_seq_id": 0}
+            future = await api.ok("/save_weights_for_sampler", body)
+            await asyncio.to_thread(begun.wait, PATIENCE_S)
+            found = crashed(api)
+            go.set()
+            await api.result(future)
+    loop = asyncio.get_running_loop()
+
+    def clear_when_all_is_done(snapshots, known):
+        done = asyncio.run_coroutine_threadsafe(snapshots._tasks.finished(), loop)
+        done.result(PATIENCE_S)
+        clear(snapshots, known)
+
+    monkeypatch.setattr(Snapshots, "clear_unknown", clear_when_all_is_done)
+    async with life(data_dir=found) as api:
+        sampler = (await api.result(future))["sampling_session_id"]
+        expected = await sampled(api, sampler, 0)
+        await api.services.tasks.finished()
+        again = crashed(api)
+    assert [one.name for one in (again / "snapshots").iterdir() if "sample" in one.name] == [
+        sampler
+    ]
+    async with life(data_dir=again) as api:
+        assert (await sampled(api, sampler, 1))["sequences"] != []
+        assert (await api.result({"request_id": future["request_id"]}))["sampling_session_id"]
+    assert expected["sequences"]
