@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Self
 
 import uvicorn
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -186,7 +186,7 @@ class _Server(uvicorn.Server):
 
 
 class LocalOnly:
-    """Lets through what a program on this machine sent to a name of this machine.
+    """Lets through what a program on this machine sent to a name of this machine, whole.
 
     A web page in the user's browser can send requests to loopback: under its own name (`Origin`),
     or, after rebinding its name to 127.0.0.1, under that (`Host`).
@@ -205,7 +205,8 @@ class LocalOnly:
             body = b"This address is for programs on its own machine: Host or Origin is another's."
             await send({"type": "http.response.body", "body": body})
             return
-        await self._app(scope, receive, send)
+        with contextlib.suppress(ClientDisconnect):  # it hung up while it sent: no fault of ours
+            await self._app(scope, receive, send)
 
     def _is_local(self, scope: Scope) -> bool:
         headers = [(name, value) for name, value in scope["headers"] if name in _CHECKED]

@@ -120,3 +120,22 @@ async def test_pages_of_others_are_refused(headers, status):
         httpx.AsyncClient() as http,
     ):
         assert (await http.get(server.url, headers=headers)).status_code == status
+
+
+async def test_program_that_hangs_up_while_it_sends_is_no_fault_of_the_worker(caplog):
+    hung_up = asyncio.Event()
+
+    async def answer(request):
+        try:
+            return PlainTextResponse(await request.body())
+        finally:
+            hung_up.set()
+
+    app = LocalOnly(Starlette(routes=[Route("/", answer, methods=["POST"])]))
+    async with HttpServer(app, host="127.0.0.1", port=0, clock=CLOCK) as server:
+        _, program = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        program.write(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nhal")
+        await program.drain()
+        program.close()
+        await hung_up.wait()
+    assert caplog.records == []
