@@ -209,7 +209,7 @@ class Accounts:
         """
         check_terms(terms)
         account = self._account(account_id)
-        live = [key for key in account.keys.values() if key.revoked_at is None]
+        live = [key for key in account.keys.values() if key.is_live(now)]
         if len(live) >= self._config.max_keys:
             raise ConflictError(
                 f"the account has {len(live)} API keys, as many as it may: revoke one first"

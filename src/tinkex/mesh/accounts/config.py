@@ -60,7 +60,7 @@ class AuthConfig:
     """Sessions of one account; a further login ends the oldest."""
 
     max_keys: int = 100
-    """API keys of one account that are not revoked."""
+    """API keys of one account that are neither revoked nor expired."""
 
     hashes_at_once: int = 1
     """Passwords that are hashed at the same time; each takes `password_memory_kib`."""

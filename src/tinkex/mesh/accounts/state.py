@@ -65,6 +65,11 @@ class Key:
     created: KeyCreated = field(repr=False)
     revoked_at: float | None = None
 
+    def is_live(self, now: float) -> bool:
+        """Whether it is good for anything at a unix second: neither revoked nor expired."""
+        ends = self.created.expires_at
+        return self.revoked_at is None and (ends is None or now < ends)
+
 
 @dataclass(slots=True, eq=False)
 class Account:

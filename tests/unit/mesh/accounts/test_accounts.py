@@ -190,6 +190,15 @@ def test_an_account_has_so_many_keys_and_no_more(make_book):
     assert book.key(account)
 
 
+def test_a_key_that_has_expired_makes_room_for_another(make_book):
+    book = make_book(max_keys=1)
+    account = book.account()
+    book.key(account, expires_in_s=60.0)
+    with pytest.raises(ConflictError, match="revoke one"):
+        book.key(account, now=NOW + 59)
+    assert book.key(account, now=NOW + 60)
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
