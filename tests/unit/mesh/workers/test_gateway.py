@@ -589,6 +589,18 @@ async def test_what_cannot_be_published_is_refused(world, changes, error):
         await publish(world, gateway, **changes)
 
 
+async def test_an_adapter_is_published_for_a_model_whose_processor_has_just_come(world):
+    gateway = await world.add_gateway()
+    assert isinstance(await caught(publish(world, gateway)), NotFoundError)
+    processor = await world.add_processor()
+    await publish(world, gateway)
+    assert right(await world.answer(gateway, model="pirate"))
+    processor.lose()
+    await world.pass_time(20, step=1.0)
+    error = await caught(publish(world, gateway))
+    assert (error.status_code, error.retry_after_ms) == (503, AWAY_MS)
+
+
 async def test_account_calls_go_to_an_auth_worker_and_its_errors_come_back_whole(world):
     gateway = await world.add_gateway()
     world.auth.answers[auth.Register] = auth.Registered("ann")

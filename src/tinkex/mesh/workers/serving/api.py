@@ -194,10 +194,10 @@ class Gateway(GatewayApi):
         self._admission.take_account_call(call.peer)
         caller = await self._admission.caller(request.credential, PUBLISH)
         check_publication(request.name, request.content)
-        served = self._directory.models()
-        if request.base_model not in served:
+        context = self._directory.context(request.base_model)
+        if context is None and await self._completions.look_for(request.base_model) is None:
             raise model_not_found(f"No processor of this mesh runs {request.base_model!r} now.")
-        if request.name in served:
+        if self._directory.context(request.name) is not None:
             raise ConflictError(f"{request.name!r} is a base model: choose another name.")
         known = self._catalog.owned(caller.account_id, request.name)
         if known is None and self._catalog.count(caller.account_id) >= MAX_ADAPTERS:

@@ -179,20 +179,32 @@ class CompletionService:
         named = self._catalog.resolve(caller.account_id, model)
         context = self._directory.context(named.base_model)
         if context is None:
-            await self._directory.look_for(named.base_model)
-            context = self._directory.context(named.base_model)
-        if context is None and self._directory.lately(named.base_model):
-            raise status_error(
-                503,
-                f"No processor of this mesh runs {named.base_model!r} just now: try again later.",
-                retry_after_ms=AWAY_MS,
-            )
+            context = await self.look_for(named.base_model)
         if context is None:
             raise model_not_found(
                 f"No processor of this mesh runs {model!r}, or it is not yours: the list of models "
                 "has those that you may name."
             )
         return named, context
+
+    async def look_for(self, base_model: str) -> int | None:
+        """Look for processors of a base model of which none is known.
+
+        Returns:
+            Its longest context, in tokens; None: nobody runs it.
+
+        Raises:
+            APIStatusError: 503, somebody did a while ago.
+        """
+        await self._directory.look_for(base_model)
+        context = self._directory.context(base_model)
+        if context is None and self._directory.lately(base_model):
+            raise status_error(
+                503,
+                f"No processor of this mesh runs {base_model!r} just now: try again later.",
+                retry_after_ms=AWAY_MS,
+            )
+        return context
 
     async def _let_in(self, caller: Caller, message: CompletionMessage, call: Call) -> _Served:
         began = self._clock.monotonic()
