@@ -140,12 +140,16 @@ class Admission:
             RateLimitError: the key has too many at once, or asks too often, or there are too many.
         """
         who = _key(caller)
-        self._take(self._requests, who, 1, "requests")
         ticket = self._progress.enter(who)
         if ticket is None:
             raise RateLimitError(
                 "Too many requests in progress: wait for one to end.", retry_after_ms=BUSY_MS
             )
+        try:
+            self._take(self._requests, who, 1, "requests", self._clock.monotonic())
+        except RateLimitError:
+            ticket.leave()
+            raise
         return ticket
 
     def take_tokens(self, caller: Caller, tokens: int) -> TokensTaken:
@@ -155,7 +159,7 @@ class Admission:
             RateLimitError: too many within a minute.
         """
         who, now = _key(caller), self._clock.monotonic()
-        self._take(self._tokens, who, tokens, "tokens")
+        self._take(self._tokens, who, tokens, "tokens", now)
         return TokensTaken(lambda needed: self._tokens.give_back(who, tokens - needed, now))
 
     def take_account_call(self, client: PeerId) -> None:
@@ -164,10 +168,11 @@ class Admission:
         Raises:
             RateLimitError: too many within a minute.
         """
-        self._take(self._account_calls, str(client), 1, "account requests")
+        now = self._clock.monotonic()
+        self._take(self._account_calls, str(client), 1, "account requests", now)
 
-    def _take(self, window: SlidingWindow, who: str, amount: int, name: str) -> None:
-        wait = window.take(who, amount, self._clock.monotonic(), shared_by=self._gateways())
+    def _take(self, window: SlidingWindow, who: str, amount: int, name: str, now: float) -> None:
+        wait = window.take(who, amount, now, shared_by=self._gateways())
         if wait is None:
             return
         if math.isinf(wait):

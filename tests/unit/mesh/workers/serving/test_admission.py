@@ -84,6 +84,30 @@ def test_requests_in_progress_are_bounded():
     assert made.in_progress == 0
 
 
+def test_a_request_that_was_not_let_in_counts_towards_no_limit():
+    made = admission(per_key=1, requests_per_minute=2)
+    ticket = made.enter(ANN)
+    for _ in range(5):
+        with pytest.raises(RateLimitError, match="in progress"):
+            made.enter(ANN)
+    ticket.leave()
+    made.enter(ANN).leave()
+    with pytest.raises(RateLimitError, match="in a minute"):
+        made.enter(ANN)
+    assert made.in_progress == 0
+
+
+def test_tokens_are_given_back_to_the_second_that_they_were_taken_in():
+    class Running(VirtualClock):
+        def monotonic(self):
+            self.advance(0.75)
+            return super().monotonic()
+
+    made = admission(Running(), tokens_per_minute=150)
+    for _ in range(5):
+        made.take_tokens(ANN, 90).settle(10)
+
+
 def test_a_request_above_a_minutes_tokens_is_told_so_and_not_to_come_back():
     made = admission(tokens_per_minute=100)
     made.take_tokens(ANN, 60)
