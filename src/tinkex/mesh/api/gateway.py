@@ -15,6 +15,8 @@ from tinkex.mesh.rpc.service import Call, Hurried, Last, Service, Unhurried, cal
 _CLIENTS = frozenset({Role.CLIENT})
 MAY_BE_DONE = "may_be_done"
 """Code of the 503 where an auth worker may have done what was asked: no other gateway is asked."""
+SHARE_IS_USED = "rate_limit_exceeded"
+"""Code of the 429 where one gateway's share of a limit is used up: another may have some left."""
 
 
 class Complete(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):

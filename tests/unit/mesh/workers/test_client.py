@@ -18,6 +18,8 @@ from tinkex.errors import (
     InternalServerError,
     NoQuorumError,
     NotFoundError,
+    RateLimitError,
+    StorageError,
 )
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.completion import PieceMessage, completion_message
@@ -27,6 +29,8 @@ from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt, verify_receipt
 from tinkex.mesh.usage import Countersigned
 from tinkex.mesh.workers.calling.http_app import MAX_BODY_BYTES, http_app
 from tinkex.mesh.workers.client import ClientConfig
+from tinkex.mesh.workers.gateway import GatewayConfig
+from tinkex.mesh.workers.serving.admission import AdmissionConfig
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest, TextPrompt
 
 
@@ -175,6 +179,40 @@ async def test_a_gateway_that_is_lost_before_the_first_token_is_replaced(world):
     processor.resume_sending.set()
     assert right(*(await read(found))[:2])
     assert found.receipt.gateway == second.peer_id.raw
+
+
+async def test_a_gateway_whose_disk_is_full_is_replaced(world, monkeypatch):
+    client, first, second = await two_gateways(world)
+
+    async def full(*_, **__):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(first._ledger._feed, "append", full)
+    found = await client.completer.complete("right", request())
+    assert right(*(await read(found))[:2])
+    assert found.receipt.gateway == second.peer_id.raw
+    monkeypatch.setattr(second._ledger._feed, "append", full)
+    error = await caught(client.completer.complete("right", request()))
+    assert isinstance(error, InternalServerError)
+    assert error.status_code == 503
+    assert "the disk is full" in str(error)
+
+
+async def test_the_shares_that_gateways_have_of_a_limit_can_all_be_used(world):
+    world.settings = GatewayConfig(admission=AdmissionConfig(requests_per_minute=4))
+    client, first, second = await two_gateways(world)
+    for gateway in (first, second):
+        await world.look_again(gateway)
+    signers = []
+    for _ in range(4):
+        found = await client.completer.complete("right", request())
+        assert right(*(await read(found))[:2])
+        signers.append(found.receipt.gateway)
+    assert sorted(map(signers.count, {*signers})) == [2, 2]
+    error = await caught(client.completer.complete("right", request()))
+    assert isinstance(error, RateLimitError)
+    assert error.retry_after_ms > 1000
+    assert client._gateways._avoided == {}, "nothing is wrong with them"
 
 
 async def test_a_gateway_that_is_lost_later_ends_the_completion_with_an_error(world):

@@ -18,13 +18,16 @@ from tinkex._clock import Clock
 from tinkex.errors import (
     APIStatusError,
     ConfigurationError,
+    DamagedDataError,
     LinkClosedError,
     MeshError,
     PeerTimeoutError,
+    RateLimitError,
+    StorageError,
     TinkerError,
     status_error,
 )
-from tinkex.mesh.api.gateway import MAY_BE_DONE, GatewayApi
+from tinkex.mesh.api.gateway import MAY_BE_DONE, SHARE_IS_USED, GatewayApi
 from tinkex.mesh.dht.records import Record
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.positive import not_positive
@@ -45,6 +48,8 @@ ONCE = frozenset(
     }
 )
 """Not to be repeated where an answer was lost: it may have been done."""
+_OF_A_DISK = (StorageError, DamagedDataError)
+"""A gateway that cannot write what it must serves nobody; another one may."""
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 A = TypeVar("A")
@@ -143,8 +148,10 @@ class Gateways:
                     contact, method, request, timeout_s=timeout_s or self._config.answer_s
                 )
             except TinkerError as error:
-                if not self.elsewhere(contact, error) or _is_maybe_done(error):
+                if not self.elsewhere(contact, error) or _code_of(error) == MAY_BE_DONE:
                     raise
+                if isinstance(error, _OF_A_DISK):
+                    raise  # an auth worker's, perhaps, that took a part of it
                 if method in ONCE and isinstance(error, LinkClosedError | PeerTimeoutError):
                     raise status_error(
                         503,
@@ -176,7 +183,9 @@ class Gateways:
 
     def elsewhere(self, contact: Contact, error: TinkerError) -> bool:
         """Take note of a failure; whether another gateway may do better."""
-        failed = isinstance(error, MeshError) or (
+        if isinstance(error, RateLimitError) and _code_of(error) == SHARE_IS_USED:
+            return True  # nothing is wrong with this one
+        failed = isinstance(error, (MeshError, *_OF_A_DISK)) or (
             isinstance(error, APIStatusError) and error.status_code == 503
         )
         if failed:
@@ -211,16 +220,22 @@ class Gateways:
             self.avoid(contact.peer_id)
 
 
-def _is_maybe_done(error: TinkerError) -> bool:
-    """Whether the gateway says that an auth worker may have done what was asked."""
+def _code_of(error: TinkerError) -> str | None:
     body = getattr(error, "body", None)
-    return isinstance(body, Mapping) and body.get("code") == MAY_BE_DONE
+    return body.get("code") if isinstance(body, Mapping) else None
 
 
 def nobody(problem: TinkerError | None) -> APIStatusError:
     """Say that no gateway can be reached, or what the last one said."""
     if isinstance(problem, APIStatusError):
         return problem
+    if isinstance(problem, _OF_A_DISK):
+        return status_error(
+            503,
+            f"No gateway of the mesh that can be reached keeps its books ({problem}): whoever runs "
+            "them is to look at their disks.",
+            retry_after_ms=RETRY_MS,
+        )
     why = "none is announced" if problem is None else str(problem)
     return status_error(
         503,

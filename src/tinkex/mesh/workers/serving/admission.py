@@ -15,6 +15,7 @@ from tinkex._clock import Clock
 from tinkex.errors import ConfigurationError, RateLimitError
 from tinkex.mesh.accounts.credentials import UnknownCredentialError
 from tinkex.mesh.accounts.public import Caller
+from tinkex.mesh.api.gateway import SHARE_IS_USED
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.limits import InProgress, SlidingWindow, Ticket
 from tinkex.mesh.positive import not_positive
@@ -142,9 +143,7 @@ class Admission:
         who = _key(caller)
         ticket = self._progress.enter(who)
         if ticket is None:
-            raise RateLimitError(
-                "Too many requests in progress: wait for one to end.", retry_after_ms=BUSY_MS
-            )
+            raise _refused("Too many requests in progress: wait for one to end.", BUSY_MS)
         try:
             self._take(self._requests, who, 1, "requests", self._clock.monotonic())
         except RateLimitError:
@@ -176,11 +175,15 @@ class Admission:
         if wait is None:
             return
         if math.isinf(wait):
-            raise RateLimitError(
+            raise _refused(
                 f"This request may need {amount} {name}, more than a minute's limit at this "
                 "gateway: ask for fewer."
             )
-        raise RateLimitError(f"Too many {name} in a minute.", retry_after_ms=wait * 1000)
+        raise _refused(f"Too many {name} in a minute.", wait * 1000)
+
+
+def _refused(why: str, after_ms: float | None = None) -> RateLimitError:
+    return RateLimitError(why, body={"code": SHARE_IS_USED}, retry_after_ms=after_ms)
 
 
 def _key(caller: Caller) -> str:
