@@ -44,6 +44,8 @@ class Shelf:
         self._root = root
         self._store = BlobStore(root, max_bytes=max_bytes)
         self._announced: list[str] = []
+        self._turn = asyncio.Lock()
+        """One adapter after the other: two that are the same would be written into one folder."""
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Give files from now on, and announce those that are here."""
@@ -64,24 +66,29 @@ class Shelf:
             StorageError: there is no room.
         """
         try:
-            content = await self._taken(archive)
+            with tempfile.TemporaryDirectory(prefix=_UPLOAD, dir=self._root) as temporary:
+                folder = Path(temporary)
+                await _receive(archive, folder / "archive")
+                async with self._turn:
+                    content = await self._taken(folder)
+                    await self._tell(content)
         except OSError as error:
             raise StorageError(f"the adapter cannot be kept: {error.strerror}") from error
+        return content
+
+    async def _taken(self, folder: Path) -> str:
+        try:
+            await asyncio.to_thread(_unpack, folder / "archive", folder)
+            return await asyncio.to_thread(self._store.add, folder)
+        except (InputError, FileExistsError, tarfile.TarError) as error:
+            raise BadRequestError(f"This is no adapter: {error}.") from error
+
+    async def _tell(self, content: str) -> None:
+        """Announce what came, and no more what made room for it."""
         for gone in [one for one in self._announced if not self._store.has(one)]:
             await self._drop(gone)
         await self._announce(content)
         await self._tell_of_more()
-        return content
-
-    async def _taken(self, archive: AsyncIterator[bytes]) -> str:
-        with tempfile.TemporaryDirectory(prefix=_UPLOAD, dir=self._root) as temporary:
-            folder = Path(temporary)
-            await _receive(archive, folder / "archive")
-            try:
-                await asyncio.to_thread(_unpack, folder / "archive", folder)
-                return await asyncio.to_thread(self._store.add, folder)
-            except (InputError, FileExistsError, tarfile.TarError) as error:
-                raise BadRequestError(f"This is no adapter: {error}.") from error
 
     async def _drop(self, content: str) -> None:
         self._announced.remove(content)

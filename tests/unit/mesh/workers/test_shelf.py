@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import shutil
 import struct
 import tarfile
+import threading
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ import pytest
 from mesh_rpc import World
 
 from tinkex.errors import StorageError
+from tinkex.mesh.blobs.store import Coming
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.roles import Role
 from tinkex.mesh.workers.discovery import MORE_ADAPTERS, adapter_topic
@@ -118,3 +122,24 @@ async def test_disk_that_refuses_an_upload_is_told(member, tmp_path):
         shutil.rmtree(root)
         with pytest.raises(StorageError, match="cannot be kept: No such file"):
             await shelf.add(uploaded("a"))
+
+
+async def test_one_adapter_that_is_published_twice_at_once_is_taken_once(
+    member, tmp_path, monkeypatch
+):
+    """Each begins when the other has the half of it."""
+    written, half = Coming.write, threading.Barrier(2)
+
+    def write(coming, place, data):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            half.wait(timeout=0.2)
+        return written(coming, place, data)
+
+    monkeypatch.setattr(Coming, "write", write)
+    async with AsyncExitStack() as stack:
+        shelf = Shelf(member, tmp_path, max_bytes=6 * NUMBERS)
+        await shelf.open(stack)
+        first, second = await asyncio.gather(shelf.add(uploaded("a")), shelf.add(uploaded("a")))
+        assert first == second
+        assert len(await member.discovery.lookup(adapter_topic(first))) == 1
+        assert not list(tmp_path.glob(".upload*"))
