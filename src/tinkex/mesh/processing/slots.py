@@ -67,8 +67,13 @@ class Slots:
         return sum(len(queue) for queue in self._queues.values())
 
     @asynccontextmanager
-    async def take(self, account: str, size: int) -> AsyncIterator[None]:
+    async def take(self, account: str, size: int, *, waited_s: float = 0.0) -> AsyncIterator[None]:
         """Wait for `size` slots, and have them within the block.
+
+        Args:
+            account: whose turn it takes.
+            size: how many.
+            waited_s: how long the request has waited for something else already.
 
         Raises:
             RateLimitError: the queue is full, or the wait too long.
@@ -76,7 +81,7 @@ class Slots:
         if not self._queues and self._fits(size):
             self._hold(size)
         else:
-            await self._wait(account, size)
+            await self._wait(account, size, self.longest_wait_s - waited_s)
         try:
             yield
         finally:
@@ -96,7 +101,7 @@ class Slots:
         self._requests += 1
         self._idle.clear()
 
-    async def _wait(self, account: str, size: int) -> None:
+    async def _wait(self, account: str, size: int, longest_s: float) -> None:
         if self.waiting >= self._most_waiting:
             raise RateLimitError(
                 f"This processor is full, and {self._most_waiting} requests wait already.",
@@ -106,7 +111,7 @@ class Slots:
         self._queues.setdefault(account, deque()).append(mine)
         self._idle.clear()
         try:
-            await within(self._clock, self.longest_wait_s, mine.granted.wait())
+            await within(self._clock, max(0.0, longest_s), mine.granted.wait())
         except BaseException as error:
             if mine.has_it:
                 self._taken -= size
@@ -116,7 +121,7 @@ class Slots:
             self._grant()
             if isinstance(error, TimeoutError):
                 raise RateLimitError(
-                    f"This processor is full: nothing was free for {self.longest_wait_s:g} s.",
+                    f"This processor is full: nothing was free for {max(0.0, longest_s):.0f} s.",
                     retry_after_ms=RETRY_AFTER_MS,
                 ) from None
             raise

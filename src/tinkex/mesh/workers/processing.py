@@ -114,10 +114,13 @@ class Processor(ProcessorApi):
             raise EngineBusyError(
                 "This processor is about to stop: use another.", retry_after_ms=LEAVING_RETRY_MS
             )
-        job = self._job(message, permit, request)
+        job, waited_s = self._job(message, permit, request), 0.0
         if job.adapter:
+            came = self._clock.monotonic()
             await self._fetch(job, request, call)
-        async with self._slots.take(permit.account, message.n - len(request.finished)):
+            waited_s = self._clock.monotonic() - came
+        size = message.n - len(request.finished)
+        async with self._slots.take(permit.account, size, waited_s=waited_s):
             began, made, outcome = self._clock.monotonic(), 0, "left"
             run = await self._begin(job, request.permit)
             try:

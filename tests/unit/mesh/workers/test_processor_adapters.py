@@ -17,7 +17,13 @@ from mesh_processor import (
 from mesh_rpc import caught
 from patience import until
 
-from tinkex.errors import EngineBusyError, NotFoundError, StorageError, TrustError
+from tinkex.errors import (
+    EngineBusyError,
+    NotFoundError,
+    RateLimitError,
+    StorageError,
+    TrustError,
+)
 from tinkex.mesh.api.blobs import (
     MOST_CHUNKS,
     BlobApi,
@@ -341,3 +347,20 @@ async def test_adapter_that_takes_long_to_come_is_no_reason_to_take_its_processo
     assert error.retry_after_ms == 5000
     coming.came.set()
     assert len(tokens(await mesh.ask(mesh.adapted()))) == 12
+
+
+async def test_files_and_slots_are_waited_for_no_longer_together_than_each_alone(mesh, files):
+    """A gateway that heard nothing for a minute would take the processor for lost."""
+    mesh.content = "ab" * 32
+    mesh.worker.service._files = coming = OnTheirWay(files)
+    longest_s = ProcessorConfig().longest_wait_s
+    async with mesh.worker._slots.take("somebody", mesh.worker._slots.total):
+        asking = asyncio.ensure_future(mesh.ask(mesh.adapted()))
+        await coming.asked.wait()
+        mesh.clock.advance(longest_s - 5)
+        coming.came.set()
+        await until(lambda: mesh.worker.service.description.waiting == 1)
+        mesh.clock.advance(5)
+        error = await caught(asyncio.wait_for(asking, 20))
+    assert isinstance(error, RateLimitError)
+    assert "nothing was free for 5 s" in str(error)
