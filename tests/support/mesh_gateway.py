@@ -51,6 +51,8 @@ class ScriptedProcessor(ProcessorApi):
         raises: raised instead of beginning, or after `lose_after` pieces if that is set.
         change: turns its list of messages into another.
         describes: what it raises when it is asked what it has.
+        context: tokens that its models take.
+        counts: what it raises when it is to count a prompt.
         paused: once that many pieces were sent, it waits for `resume_sending`.
     """
 
@@ -73,6 +75,8 @@ class ScriptedProcessor(ProcessorApi):
         self.adapters = ()
         self.lose = None
         self.describes = None
+        self.context = CONTEXT
+        self.counts = None
 
     async def rpc_describe(self, request, call: Call):
         if self.describes is not None:
@@ -80,7 +84,7 @@ class ScriptedProcessor(ProcessorApi):
         served = tuple(
             ServedModel(
                 name=name,
-                max_context_length=CONTEXT,
+                max_context_length=self.context,
                 revision=self.revision,
                 backend="engine",
                 adapters=True,
@@ -97,6 +101,8 @@ class ScriptedProcessor(ProcessorApi):
         )
 
     async def rpc_count_tokens(self, request, call: Call):
+        if self.counts is not None:
+            raise self.counts
         return Counted(len(prompt_ids(request.request)))
 
     async def rpc_complete(self, request, call: Call):

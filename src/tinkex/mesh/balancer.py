@@ -12,7 +12,7 @@ then do not all run to the same processor.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,8 @@ class Offer:
     """Content hashes of those that it has loaded."""
     adapter_models: frozenset[str] = frozenset()
     """Base models beside which it can load more of them."""
+    contexts: Mapping[str, int] = field(default_factory=dict)
+    """Tokens of prompt and completion that each base model takes there, by name."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -62,8 +64,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     fingerprint: str | None = None
     """Preferred: its tokens are equal to those that were sampled already."""
     excluded: Collection[PeerId] = ()
+    longer_than: int = 0
+    """Tokens; a context of so many is too short."""
     waits: bool = False
     """Whether a place behind many that wait is better than none."""
+
+    def beyond(self, offer: Offer) -> Wanted:
+        """Return what is wanted once the context of who made an offer has proven too short."""
+        context = max(offer.contexts.get(self.model, 0), self.longer_than)
+        return msgspec.structs.replace(self, longer_than=context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +319,8 @@ class Balancer:
 def _runs(offer: Offer, wanted: Wanted) -> bool:
     revision = offer.models.get(wanted.model)
     if revision is None or wanted.revision not in {None, revision}:
+        return False
+    if wanted.longer_than and offer.contexts.get(wanted.model, 0) <= wanted.longer_than:
         return False
     return (
         wanted.adapter is None

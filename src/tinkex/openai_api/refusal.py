@@ -34,6 +34,7 @@ _CODES = {
 }
 _TYPES = {402: "insufficient_quota", 429: "rate_limit_error"}
 _BRANCHES = frozenset({"str", "int", "float", "bool"})
+_TOO_LONG = "context_length_exceeded"
 _UNKNOWN = "extra_forbidden"
 _FAULT_CODES = {
     _UNKNOWN: "unknown_parameter",
@@ -86,7 +87,13 @@ def model_not_found(message: str) -> APIStatusError:
 
 def context_length_exceeded(message: str, param: str) -> APIStatusError:
     """Refuse what does not fit into the model's context."""
-    return refused(message, param=param, code="context_length_exceeded")
+    return refused(message, param=param, code=_TOO_LONG)
+
+
+def is_context_length_exceeded(error: TinkerError) -> bool:
+    """Whether an error refuses what does not fit into the context of whoever refuses it."""
+    body = getattr(error, "body", None)
+    return isinstance(body, Mapping) and body.get("code") == _TOO_LONG
 
 
 def invalid(error: ValidationError) -> APIStatusError:

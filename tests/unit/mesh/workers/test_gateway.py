@@ -53,6 +53,7 @@ from tinkex.mesh.workers.gateway import GatewayConfig
 from tinkex.mesh.workers.serving.admission import AdmissionConfig
 from tinkex.mesh.workers.serving.completion import AWAY_MS
 from tinkex.mesh.workers.serving.directory import LATELY_S
+from tinkex.openai_api.refusal import context_length_exceeded
 
 CONTENT = "ab" * 32
 
@@ -472,6 +473,18 @@ async def test_prompts_are_counted_by_a_processor(world):
     gateway = await world.add_gateway()
     query = CountPrompt(credential="right", request=completion_message())
     assert (await world.call(gateway, GatewayApi.rpc_count_tokens, query)).tokens == 5
+
+
+async def test_a_prompt_is_counted_by_the_longest_context_where_it_fits_no_other(world):
+    short, long = await world.add_processor(), await world.add_processor()
+    short.context, long.free_slots = 64, 0
+    short.counts = context_length_exceeded("64 tokens", "prompt")
+    gateway = await world.add_gateway()
+    query = CountPrompt(credential="right", request=completion_message())
+    assert (await world.call(gateway, GatewayApi.rpc_count_tokens, query)).tokens == 5
+    long.counts = short.counts
+    with pytest.raises(BadRequestError, match="64 tokens"):
+        await world.call(gateway, GatewayApi.rpc_count_tokens, query)
 
 
 async def test_counting_a_prompt_counts_as_a_request(world):

@@ -13,6 +13,7 @@ from mesh_rpc import caught
 from mesh_scripted import completion, text_of
 
 from tinkex.errors import (
+    BadRequestError,
     EngineBusyError,
     EngineError,
     InternalServerError,
@@ -22,6 +23,7 @@ from tinkex.errors import (
 from tinkex.mesh.api.completion import PieceMessage
 from tinkex.mesh.api.processor import Begun, Ended
 from tinkex.mesh.trust.receipts import verify_receipt
+from tinkex.openai_api.refusal import context_length_exceeded
 
 
 def right(answer, tokens=12):
@@ -110,6 +112,39 @@ async def test_a_back_end_that_is_not_deterministic_ends_with_an_error_if_someth
     assert error.status_code == 502
     assert "send the request again" in str(error)
     assert second.works == []
+
+
+TOO_LONG = context_length_exceeded("This model's context is 64 tokens.", "prompt")
+
+
+async def test_what_does_not_fit_one_processors_context_goes_to_a_longer_one(world):
+    first, second = await one_first(world)
+    third = await world.add_processor()
+    third.free_slots = 0
+    first.context = second.context = 64
+    first.raises = second.raises = TOO_LONG
+    gateway = await world.add_gateway()
+    for _ in range(3):
+        assert right(await world.answer(gateway))
+    assert len(first.works) + len(second.works) <= 3, "those of a length are asked once"
+    assert len(third.works) == 3
+    third.context, third.raises = 65, TOO_LONG
+    await world.look_again(gateway)
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, BadRequestError)
+    assert error.body["code"] == "context_length_exceeded"
+
+
+async def test_what_fits_the_longest_context_alone_waits_for_it(world):
+    first, second = await one_first(world)
+    first.context, first.raises = 64, TOO_LONG
+    second.raises = EngineBusyError("full")
+    gateway = await world.add_gateway()
+    assert isinstance(await caught(world.answer(gateway)), RateLimitError)
+    second.raises = EngineError("it failed")
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, InternalServerError)
+    assert error.status_code == 503
 
 
 async def test_the_loss_of_every_processor_is_an_error_after_bounded_attempts(world):

@@ -49,7 +49,7 @@ from tinkex.mesh.workers.serving.bounds import check_request
 from tinkex.mesh.workers.serving.completion import CompletionService
 from tinkex.mesh.workers.serving.directory import Directory
 from tinkex.mesh.workers.serving.ledger import Feed, Ledger
-from tinkex.openai_api.refusal import model_not_found
+from tinkex.openai_api.refusal import is_context_length_exceeded, model_not_found
 
 COUNT_ATTEMPTS = 3
 COUNT_TIMEOUT_S = 10.0
@@ -163,11 +163,10 @@ class Gateway(GatewayApi):
 
     async def _counted(self, message: CountTokens, call: Call) -> Counted:
         """Have one processor after the other count, until one does."""
-        model = message.request.model
         tried: set[PeerId] = set()
+        wanted = Wanted(model=message.request.model, excluded=tried, waits=True)
         problem: TinkerError | None = None
         for _ in range(COUNT_ATTEMPTS):
-            wanted = Wanted(model=model, excluded=tried, waits=True)
             offer = self._balancer.choose(wanted, self._clock.monotonic())
             if not isinstance(offer, Offer):
                 break
@@ -184,9 +183,13 @@ class Gateway(GatewayApi):
                     timeout_s=min(left, COUNT_TIMEOUT_S),
                 )
             except TinkerError as error:
-                if error.category == "user":
+                if is_context_length_exceeded(error):
+                    wanted = wanted.beyond(offer)
+                elif error.category == "user":
                     raise
                 problem = error
+        if problem is not None and is_context_length_exceeded(problem):
+            raise problem
         raise status_error(503, "No processor could count this prompt: try again.") from problem
 
     async def rpc_publish(self, request: PublishAdapter, call: Call) -> Published:

@@ -264,4 +264,5 @@ def offer_of(peer: PeerId, said: Description, expires_at: float) -> Offer:
         expires_at,
         frozenset(said.adapters),
         frozenset(model.name for model in said.models if model.adapters),
+        {model.name: model.max_context_length for model in said.models},
     )

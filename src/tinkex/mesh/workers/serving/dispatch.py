@@ -43,7 +43,7 @@ from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.workers.request_log import trace_of
 from tinkex.mesh.workers.serving.relay import Relay
-from tinkex.openai_api.refusal import model_not_found
+from tinkex.openai_api.refusal import is_context_length_exceeded, model_not_found
 
 ENDING_S = 1.0
 """How long the end of a stream is waited for, when its client has all pieces."""
@@ -90,6 +90,8 @@ class Job(msgspec.Struct, kw_only=True, eq=False):
     reproducible: bool = True
     attempts: int = 0
     last_error: TinkerError | None = None
+    too_long: TinkerError | None = None
+    """What a processor said whose context it does not fit; `wanted` asks for a longer one."""
 
 
 class _Attempt(msgspec.Struct, eq=False):
@@ -306,6 +308,8 @@ class Dispatch:
             choice = self._balancer.choose(job.wanted, self._clock.monotonic())
             if isinstance(choice, Offer):
                 return choice
+            if choice is Shortage.UNKNOWN and job.too_long is not None and not job.accepted:
+                raise job.too_long  # there is no longer context
         else:
             choice = Shortage.AWAY
         raise self._shortage(job, choice) from job.last_error
@@ -425,6 +429,9 @@ class Dispatch:
             self._balancer.misbehaved(offer.peer, now)
         elif _is_busy(error):
             pass
+        elif is_context_length_exceeded(error):
+            # Not all processors of a model need have one context.
+            job.wanted, job.too_long = job.wanted.beyond(offer), error
         elif _is_of_the_request(error):
             return False
         else:
