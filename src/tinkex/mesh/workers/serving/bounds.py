@@ -29,6 +29,8 @@ FORMS: tuple[Literal["NFC", "NFKC"], ...] = ("NFC", "NFKC")
 """Into which tokenizers turn a text first. Some letters become longer by it, of Hindi for one."""
 MAX_STOP_CHARACTERS = 1024
 MAX_TOP_K = 2**31 - 1
+MAX_TOKENS = 2**31 - 1
+"""More than any context has; permits hold the product with `n`."""
 MAX_HELD_TOKENS = 1 << 16
 """Tokens of a reply with `prompt_logprobs`, which is held until all of it is there."""
 
@@ -62,8 +64,8 @@ def check_request(request: CompletionMessage) -> None:
     """
     if not 1 <= request.n <= MAX_CHOICES:
         raise refused(f"n is {request.n}: it is 1 to {MAX_CHOICES}.", param="n")
-    if request.max_tokens is not None and request.max_tokens < 0:
-        raise refused("max_tokens must not be negative.", param="max_tokens")
+    if request.max_tokens is not None and not 0 <= request.max_tokens <= MAX_TOKENS:
+        raise refused(f"max_tokens is 0 to {MAX_TOKENS}.", param="max_tokens")
     if request.max_tokens == 0 and not request.echo:
         raise refused("max_tokens 0 needs echo.", param="max_tokens")
     if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:

@@ -25,6 +25,7 @@ def request(**changes) -> CompletionMessage:
         {"n": 0},
         {"n": 129},
         {"max_tokens": -1},
+        {"max_tokens": 2**31, "n": 128},
         {"max_tokens": 0},
         {"top_logprobs": 21},
         {"top_logprobs": -1},
