@@ -203,6 +203,23 @@ async def test_a_model_whose_only_processor_is_away_is_to_be_tried_again_and_unk
     assert isinstance(await caught(world.answer(gateway)), NotFoundError)
 
 
+async def test_a_model_that_nobody_runs_is_not_looked_for_for_ever(world, monkeypatch):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    looked_up, lookup = [], gateway.member.discovery.lookup
+
+    async def noted(topic):
+        looked_up.append(topic)
+        return await lookup(topic)
+
+    monkeypatch.setattr(gateway.member.discovery, "lookup", noted)
+    assert isinstance(await caught(world.answer(gateway, model="mistyped")), NotFoundError)
+    await world.pass_time(LATELY_S / 2, step=2.0)
+    assert "model:mistyped" in looked_up[-5:]
+    await world.pass_time(LATELY_S / 2 + 5, step=2.0)
+    assert "model:mistyped" not in looked_up[-5:]
+
+
 async def test_a_key_without_the_scope_is_refused(world):
     world.accounts.known["reader"] = caller_of(scopes=frozenset({"read"}))
     await world.add_processor()

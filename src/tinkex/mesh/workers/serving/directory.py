@@ -88,7 +88,8 @@ class Directory:
         self._clock = clock
         self._config = config
         self._known: dict[PeerId, _Known] = {}
-        self._asked: dict[str, None] = {}
+        self._asked: dict[str, float] = {}
+        """Models that were looked for, and when last, in monotonic seconds; the latest last."""
         self._ran_at: dict[str, float] = {}
         """When somebody last said that it runs a model, in monotonic seconds, the latest last."""
         self._silent: set[PeerId] = set()
@@ -117,7 +118,7 @@ class Directory:
         if len(model_topic(model)) > MAX_TOPIC_CHARACTERS:
             return
         self._asked.pop(model, None)
-        self._asked[model] = None
+        self._asked[model] = self._clock.monotonic()
         if len(self._asked) > self._config.asked_models:
             del self._asked[next(iter(self._asked))]
         await self._look_until(lambda: self.context(model) is not None)
@@ -183,6 +184,7 @@ class Directory:
             await asyncio.gather(self._refreshing, return_exceptions=True)
 
     async def _refresh(self) -> None:
+        self._forget_asked()
         topics = [Role.PROCESSOR.value, *(model_topic(name) for name in self._asked)]
         *found, gateways = await asyncio.gather(
             *(self._discovery.lookup(topic) for topic in (*topics, Role.GATEWAY.value))
@@ -205,6 +207,13 @@ class Directory:
                 await self._ask(record)
 
         await asyncio.gather(*(ask(record) for record in records.values()))
+
+    def _forget_asked(self) -> None:
+        """Look no more for what nobody runs and nobody has asked for lately, as a name mistyped."""
+        since = self._clock.monotonic() - LATELY_S
+        for name in [name for name, at in self._asked.items() if at < since]:
+            if self.context(name) is None:
+                del self._asked[name]
 
     async def _ask(self, record: Record) -> None:
         contact, config = record.contact, self._config
