@@ -20,7 +20,9 @@ from tinkex.cli.mesh.places import find_ready, mesh_dir
 from tinkex.cli.mesh.sessions import (
     KeptSession,
     Place,
+    check_room,
     delete_session,
+    not_cut_off,
     read_session,
     renewing,
     write_session,
@@ -141,7 +143,8 @@ class Endpoint:
             with renewing(self.folder):
                 kept = self._session()
                 if _is_about_to_end(kept):
-                    return str(self._renewed(kept)["access_token"])
+                    with not_cut_off():
+                        kept = KeptSession(self._renewed(kept))
         return str(kept.fields["access_token"])
 
     def _session(self) -> KeptSession:
@@ -157,6 +160,7 @@ class Endpoint:
 
     def _renewed(self, kept: KeptSession) -> dict[str, Any]:
         body = {"refresh_token": kept.fields["refresh_token"]}
+        check_room(self.folder, kept)  # what comes cannot be had a second time
         try:
             session: dict[str, Any] = self.ask("POST", "/mesh/refresh", json=body)
         except AuthenticationError as error:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinkex.cli import output
 from tinkex.cli.mesh.places import SESSION_NAME, read_private, write_private
 
 _LOCK_NAME = "session.lock"
@@ -92,12 +95,48 @@ def write_session(folder: Path, fields: dict[str, Any], place: Place) -> None:
     write_private(folder / SESSION_NAME, kept)
 
 
+def check_room(folder: Path, kept: KeptSession) -> None:
+    """Make sure that the disk would take another session, by writing this one once more.
+
+    Raises:
+        OSError: it does not.
+    """
+    write_private(folder / SESSION_NAME, kept.fields)
+
+
 @contextmanager
 def renewing(folder: Path) -> Iterator[None]:
     """Keep other commands from renewing the session meanwhile; ends with this process, however."""
     with (folder / _LOCK_NAME).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def not_cut_off() -> Iterator[None]:
+    """Put Ctrl-C off until the block is done; a second one ends it at once.
+
+    A refresh token works once: whoever uses it and misses the answer has lost the session.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    asked = False
+
+    def note(_number: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+        output.remark("\nYour session is being renewed; Ctrl-C again ends at once, and loses it.")
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def delete_session(folder: Path) -> None:

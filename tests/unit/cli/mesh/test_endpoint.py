@@ -1,8 +1,11 @@
 """The commands' way to the local endpoint: whose key is sent, and what cannot be sent at all."""
 
 import base64
+import errno
 import json
 import math
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -166,6 +169,52 @@ def test_commands_at_the_same_time_renew_a_session_once(folder, monkeypatch):
         tokens = [commands.submit(find_endpoint(NOBODY, folder).access_token) for _ in range(4)]
     assert [token.result() for token in tokens] == ["new"] * 4
     assert renewed == ["more"]
+
+
+RENEWED = {"access_token": "new", "access_expires_at": math.inf, "refresh_token": "next"}
+
+
+def test_session_is_not_lost_to_who_presses_control_c_as_it_is_renewed(folder, monkeypatch, capsys):
+    """A refresh token works once: whoever used it needs the answer."""
+    write_private(folder / "session.json", SESSION | {"access_expires_at": 0.0})
+
+    def ask(self, verb, path, *, json):
+        signal.raise_signal(signal.SIGINT)
+        return RENEWED
+
+    monkeypatch.setattr(Endpoint, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        find_endpoint(NOBODY, folder).access_token()
+    assert "Ctrl-C again" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert find_endpoint(NOBODY, folder).access_token() == "new"
+
+
+def test_second_control_c_ends_the_renewing_of_a_session_at_once(folder, monkeypatch):
+    write_private(folder / "session.json", SESSION | {"access_expires_at": 0.0})
+
+    def ask(self, verb, path, *, json):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr(Endpoint, "ask", ask)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        find_endpoint(NOBODY, folder).access_token()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_session_that_the_disk_has_no_room_for_is_not_renewed(folder, monkeypatch):
+    write_private(folder / "session.json", SESSION | {"access_expires_at": 0.0})
+    monkeypatch.setattr(Endpoint, "ask", lambda self, *parts, **more: pytest.fail("it was sent"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tinkex._files.write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        find_endpoint(NOBODY, folder).access_token()
 
 
 def test_logout_elsewhere_forgets_the_session_and_sends_it_nowhere(folder, monkeypatch):
