@@ -26,6 +26,7 @@ from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi, PublishAdapter, Published, UnpublishAdapter
 from tinkex.mesh.config import MeshConfig
 from tinkex.mesh.roles import Role
+from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
 from tinkex.mesh.workers.calling.completer import KeptReceipt
 from tinkex.mesh.workers.calling.completion import MeshCompletion
 from tinkex.mesh.workers.client import ClientConfig, ClientWorker
@@ -34,7 +35,10 @@ from tinkex.mesh.workers.machine import Machine
 from tinkex.openai_api.completer import CompletionRequest, ModelCard, Prompt
 
 REFRESH_BEFORE_S = 30.0
-"""A session is refreshed so long before its access token expires."""
+"""A session is refreshed so long before its access token expires, at least."""
+APART_S = 2 * CLOCK_SKEW_S
+"""And so much earlier, where it lasts long enough: the clocks of the program, of the auth worker
+that dates the token, and of the gateway that reads it may be apart."""
 
 
 class MeshClient:
@@ -53,6 +57,8 @@ class MeshClient:
         self._clock = clock
         self._api_key = api_key
         self._session: auth.Session | None = None
+        self._refresh_at = 0.0
+        """Unix seconds."""
         self._refreshing: asyncio.Task[auth.Session] | None = None
 
     def __repr__(self) -> str:
@@ -115,8 +121,8 @@ class MeshClient:
             AuthenticationError: wrong address or password.
             RateLimitError: too many attempts.
         """
-        self._session = await self._worker.ask(
-            GatewayApi.rpc_login, auth.Login(email=email, password=password)
+        self._begin(
+            await self._worker.ask(GatewayApi.rpc_login, auth.Login(email=email, password=password))
         )
 
     async def logout(self) -> None:
@@ -239,7 +245,7 @@ class MeshClient:
         session = self._session
         if session is None:
             raise CredentialError("log in first: this needs the account's session")
-        if self._clock.now() >= session.access_expires_at - REFRESH_BEFORE_S:
+        if self._clock.now() >= self._refresh_at:
             if self._refreshing is None:
                 self._refreshing = asyncio.create_task(self._refreshed(session), name="refresh")
                 self._refreshing.add_done_callback(self._has_refreshed)
@@ -252,8 +258,13 @@ class MeshClient:
             GatewayApi.rpc_refresh, auth.Refresh(refresh_token=session.refresh_token)
         )
         if self._session is session:
-            self._session = renewed
+            self._begin(renewed)
         return renewed
+
+    def _begin(self, session: auth.Session) -> None:
+        lasts_s = session.access_expires_at - self._clock.now()
+        before_s = min(REFRESH_BEFORE_S + APART_S, max(REFRESH_BEFORE_S, lasts_s / 2))
+        self._session, self._refresh_at = session, session.access_expires_at - before_s
 
     def _has_refreshed(self, refreshing: asyncio.Task[auth.Session]) -> None:
         self._refreshing = None

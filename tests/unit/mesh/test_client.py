@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 from mesh_gateway import MODEL, GatewayWorld, until
+from mesh_rpc import SkewedClock
 
 from tinkex.errors import AuthenticationError, CredentialError
 from tinkex.mesh.api import auth
 from tinkex.mesh.client import MeshClient
+from tinkex.mesh.trust.certificates import CLOCK_SKEW_S
 from tinkex.openai_api.completer import CompletionRequest, TextPrompt
 
 
@@ -77,6 +79,22 @@ async def test_a_session_is_refreshed_once_before_it_ends(world):
     await asyncio.gather(*(client.models() for _ in range(5)))
     refreshed = [one for one in world.auth.asked if isinstance(one, auth.Refresh)]
     assert [one.refresh_token for one in refreshed] == ["refresh1"]
+
+
+@pytest.mark.parametrize("skew_s", [-60.0, 0.0, 60.0])
+async def test_a_session_is_refreshed_in_time_whatever_tolerated_clocks_say(world, skew_s):
+    """Of the program, and of a gateway that reads the token a minute ahead of who dated it."""
+    clock = SkewedClock(world.clock, skew_s)
+    client = MeshClient(await world.add_client(), clock=clock)
+    world.auth.answers[auth.Login] = session(world, 1)
+    await client.login("a@b.c", "secret")
+    world.clock.advance(300.0)
+    await client.models()
+    assert not any(isinstance(one, auth.Refresh) for one in world.auth.asked), "not too early"
+    world.auth.answers[auth.Refresh] = session(world, 2)
+    world.clock.advance(600.0 - 300.0 - CLOCK_SKEW_S - 1.0)
+    await client.models()
+    assert any(isinstance(one, auth.Refresh) for one in world.auth.asked)
 
 
 async def test_who_is_called_off_while_the_session_is_refreshed_loses_no_session(world):

@@ -47,8 +47,9 @@ Url = Annotated[
         help="The local endpoint; default: that of the `tinkex mesh up` or `client` that runs.",
     ),
 ]
-RENEW_S = 60.0
-"""An access token that lasts no longer than this is renewed before it is used."""
+RENEW_S = 150.0
+"""An access token that lasts no longer than this is renewed before it is used: three clocks, each
+up to a minute apart from the next, tell when it ends."""
 ANSWER_S = 120.0
 _KEY_VARIABLE = "TINKEX_MESH_KEY"
 
@@ -159,8 +160,8 @@ class Endpoint:
         return kept
 
     def _renewed(self, kept: KeptSession) -> dict[str, Any]:
-        body = {"refresh_token": kept.fields["refresh_token"]}
         check_room(self.folder, kept)  # what comes cannot be had a second time
+        body = {"refresh_token": kept.fields["refresh_token"]}
         try:
             session: dict[str, Any] = self.ask("POST", "/mesh/refresh", json=body)
         except AuthenticationError as error:
