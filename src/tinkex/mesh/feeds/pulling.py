@@ -22,6 +22,7 @@ from tinkex.errors import (
     NotFoundError,
     PeerProtocolError,
     PermissionDeniedError,
+    TinkerError,
     TrustError,
     UnsupportedError,
 )
@@ -52,6 +53,8 @@ _LOG = logging.getLogger("tinkex.mesh.feeds")
 _MAX_BEHIND = 20_000
 """Chains of one peer that are remembered as not had yet."""
 _REFUSED_MAX_S = 60.0
+_WARN_S = 60.0
+"""What is refused of a chain that grows on is told once in so many seconds."""
 _SNAPSHOT_REFUSED_MAX_S = 3600.0
 """Longer: one may have megabytes, and what contradicts the entries held here does so for good."""
 _STORE_BYTES = 512 << 10
@@ -70,6 +73,8 @@ class _Behind:
     refused: int = 0
     again_at: float = 0.0
     """Monotonic seconds before which it is not tried again."""
+    warned_at: float = float("-inf")
+    """When it was told last why it is refused, in monotonic seconds."""
 
 
 @dataclass(slots=True)
@@ -175,8 +180,12 @@ class Puller:
             return
         if not self.may_hold(chain):
             return
-        if chain in self._behind or len(self._behind) < _MAX_BEHIND:
-            self._behind[chain] = _Behind(SignedHead(held.header, held.signature), header.time)
+        known = self._behind.get(chain)
+        if known is not None or len(self._behind) < _MAX_BEHIND:
+            behind = _Behind(SignedHead(held.header, held.signature), header.time)
+            if known is not None:
+                behind.warned_at = known.warned_at
+            self._behind[chain] = behind
 
     def may_hold(self, chain: ChainId) -> bool:
         """Whether this worker may have an author's entries, whatever the peer offers."""
@@ -194,13 +203,18 @@ class Puller:
                 _LOG.warning("%s", error)
                 done = True
             except (TrustError, PeerProtocolError, UnsupportedError, NotFoundError) as error:
-                _LOG.warning("refused %s from %s: %s", chain, self.contact.peer_id.short, error)
+                self._warn(chain, behind, error, now)
                 done = False
             if done:
                 del self._behind[chain]
             else:
                 behind.refused += 1
                 behind.again_at = now + min(2.0**behind.refused, _REFUSED_MAX_S)
+
+    def _warn(self, chain: ChainId, behind: _Behind, error: TinkerError, now: float) -> None:
+        if now >= behind.warned_at + _WARN_S:
+            behind.warned_at = now
+            _LOG.warning("refused %s from %s: %s", chain, self.contact.peer_id.short, error)
 
     async def _pull_chain(self, chain: ChainId, signed: SignedHead) -> bool:
         mine = await self._store.compare(signed)

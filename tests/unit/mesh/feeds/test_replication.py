@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections import Counter
 
 import pytest
 from mesh_feeds import KeyValues
@@ -416,6 +417,25 @@ async def test_snapshot_that_was_refused_for_a_clock_is_taken_once_the_clocks_ag
         assert await gateway.store.snapshot(ACCOUNTS_PUBLIC, auth.peer_id) is None
         await world.wait(having(gateway, ACCOUNTS_PUBLIC, "3"), 200, step=1.0)
         assert await gateway.store.snapshot(ACCOUNTS_PUBLIC, auth.peer_id) is not None
+
+
+async def test_log_that_is_ahead_of_the_clock_is_warned_of_once_a_minute_however_it_grows(
+    tmp_path, caplog
+):
+    async with FeedWorld(tmp_path) as world:
+        credentials = world.rpc.credentials(Role.AUTH, KeyPair.generate())
+        ahead = VirtualClock(start=world.clock.now() + 3600)
+        path = tmp_path / "auth" / "feeds.db"
+        async with FeedStore(path, credentials, clock=ahead, inline=True) as store:
+            await store.own(ACCOUNTS_PUBLIC).append(b"1")
+        auth = await world.node(credentials=credentials, folder=path.parent)
+        gateway = await world.node(Role.GATEWAY)
+        gateway.follow(auth)
+        for number in range(5):
+            await auth.write(ACCOUNTS_PUBLIC, f"{number}")
+            await world.pass_time(2.0, 1.0)
+        said = Counter(one.getMessage() for one in caplog.records if "future" in one.getMessage())
+        assert set(said.values()) == {1}, "not with each entry"
 
 
 # --- persons' keys and erasure ------------------------------------------------
