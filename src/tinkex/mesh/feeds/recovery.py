@@ -2,6 +2,10 @@
 
 Owns the saving from a file that `FeedStore.open` refused. Fetching from peers is `replication`'s:
 a worker that lost its data asks for its own feeds like for others', before it writes.
+
+A saving that a full disk or a kill cut off counts for nothing: a mark says that it has begun, and
+the next start puts the damaged file back and begins anew. Else the half that came over would be
+taken for all there was.
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinkex.errors import DamagedDataError, TinkerError
+from tinkex._files import flush, write_whole
+from tinkex.errors import DamagedDataError, StorageError, TinkerError
 from tinkex.mesh.feeds import saved, tables
 from tinkex.mesh.feeds.entry import Entry
 from tinkex.mesh.feeds.snapshot import Snapshot
 from tinkex.mesh.feeds.store import FeedStore
 
 _SUFFIXES = ("", "-wal", "-shm")
+_MARK = ".salvaging"
+"""After a file's name: of a file with the name under which the damaged one was set aside."""
 _RUN = 256
 
 
@@ -42,44 +49,110 @@ async def open_or_salvage(make: Callable[[], FeedStore]) -> tuple[FeedStore, Sal
 
     Raises:
         ConfigurationError: another process uses the file.
+        StorageError: the disk has no room for what was saved; the damaged file is in its place.
     """
     store = make()
+    path = store.database.path
+    with _putting():
+        _put_back(path)
     try:
         await store.open()
     except DamagedDataError as error:
         reason = str(error)
     else:
         return store, None
-    aside = _set_aside(store.database.path)
+    with _putting():
+        aside = _set_aside(path)
     store = make()
-    await store.open()
-    kept = await _keep(aside, store)
+    try:
+        await store.open()
+        kept = await _keep(aside, store)
+        with _putting():
+            _mark_of(path).unlink()
+            flush(path.parent)
+    except BaseException:
+        await store.close()
+        with _putting():
+            _put_back(path)
+        raise
     return store, Salvage(reason, aside, kept)
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_name(path.name + _MARK)
 
 
 def _set_aside(path: Path) -> Path:
     number = 1
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
-    for suffix in _SUFFIXES:
-        with contextlib.suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").replace(f"{aside}{suffix}")
+    write_whole(_mark_of(path), aside.name.encode())
+    for suffix in reversed(_SUFFIXES):  # itself last: once it is there, all is
+        _move(Path(f"{path}{suffix}"), Path(f"{aside}{suffix}"))
+    flush(path.parent)
     return aside
+
+
+def _put_back(path: Path) -> None:
+    """Undo a saving that did not come to its end, in the place of what it came to."""
+    mark = _mark_of(path)
+    if not mark.exists():
+        return
+    aside = path.with_name(mark.read_text())
+    if aside.exists():
+        for suffix in _SUFFIXES:
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+    for suffix in _SUFFIXES:  # itself first: what is there after it, is not the saving's
+        _move(Path(f"{aside}{suffix}"), Path(f"{path}{suffix}"))
+    flush(path.parent)
+    mark.unlink()
+
+
+def _move(path: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(target)
+
+
+@contextlib.contextmanager
+def _putting() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"a damaged log cannot be set aside: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _if_it_checks() -> Iterator[None]:
+    """Pass over what does not check; that the disk refuses what does is no such thing.
+
+    Raises:
+        StorageError: it refuses.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (sqlite3.Error, TinkerError):
+        pass
+
+
+def _opened(damaged: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
 
 
 async def _keep(damaged: Path, store: FeedStore) -> int:
     kept = 0
-    with contextlib.closing(sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)) as connection:
+    with contextlib.closing(_opened(damaged)) as connection:
         for snapshot in _readable_snapshots(connection, store):
-            with contextlib.suppress(TinkerError):
+            with _if_it_checks():
                 await store.adopt(snapshot)
         for run in _readable_runs(connection):
-            with contextlib.suppress(TinkerError):
+            with _if_it_checks():
                 kept += len(await store.ingest([entry.encoded() for entry in run]))
-        with contextlib.suppress(sqlite3.Error, TinkerError):
+        with _if_it_checks():
             for proof in tables.forks(connection).values():
                 await store.shut_out(proof)
-        with contextlib.suppress(sqlite3.Error, TinkerError):
+        with _if_it_checks():
             await store.database.write(saved.copy_vault(connection))
     return kept
 

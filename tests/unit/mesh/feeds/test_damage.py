@@ -1,13 +1,17 @@
 """A damaged file is never believed: it is refused by name, or nothing that matters was hit."""
 
+import contextlib
 import random
 import shutil
+import sqlite3
 
 import pytest
 from mesh_feeds import KeyValues, copy_all, key, member, payloads, store
 
-from tinkex.errors import ConfigurationError, DamagedDataError
+from tinkex.errors import ConfigurationError, DamagedDataError, StorageError
+from tinkex.mesh.feeds import recovery
 from tinkex.mesh.feeds.chain import ForkProof
+from tinkex.mesh.feeds.database import Database
 from tinkex.mesh.feeds.entry import FIRST, sign_entry
 from tinkex.mesh.feeds.pruning import prune
 from tinkex.mesh.feeds.recovery import open_or_salvage
@@ -213,6 +217,75 @@ async def test_of_a_file_that_cannot_be_read_nothing_is_kept(tmp_path):
     assert salvage.entries == 0
     assert await restored.heads() == []
     await restored.close()
+
+
+async def damaged_log(folder, clock):
+    """Two chains, of which one is damaged near its end."""
+    async with store(folder, clock=clock) as held:
+        await held.own(FEEDS[0]).append_many([b"%d" % n for n in range(10)])
+        await held.own(FEEDS[1]).append_many([b"private", b"too"])
+        await change_open(held, "UPDATE entries SET payload = x'39' WHERE sequence = 9")
+
+
+async def saved_of_it(folder, clock):
+    restored, salvage = await open_or_salvage(lambda: store(folder, clock=clock))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(restored.close)
+        assert salvage.set_aside.name == "feeds.db.damaged-1"
+        return [await payloads(restored, feed) for feed in FEEDS]
+
+
+SAVED = [[b"%d" % n for n in range(8)], [b"private", b"too"]]
+
+
+@pytest.mark.parametrize("writes", range(3))
+async def test_salvage_for_which_the_disk_has_no_room_is_no_start_with_half_of_it(
+    tmp_path, monkeypatch, writes
+):
+    clock, folder = VirtualClock(), tmp_path / "50%25 #1?"
+    await damaged_log(folder, clock)
+    left, commit = [writes], Database.commit
+
+    def disk_full(self, connection):
+        if not left[0]:
+            raise sqlite3.OperationalError("disk is full")
+        left[0] -= 1
+        commit(self, connection)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "commit", disk_full)
+        with pytest.raises(StorageError, match="disk is full"):
+            await open_or_salvage(lambda: store(folder, clock=clock))
+    assert not [*folder.glob("*.salvaging"), *folder.glob("*.damaged-*")]
+    assert await saved_of_it(folder, clock) == SAVED
+
+
+@pytest.mark.parametrize("at", ["set aside", "opened", "kept"])
+async def test_salvage_that_a_kill_cut_off_begins_anew(tmp_path, monkeypatch, at):
+    clock, folder, killed = VirtualClock(), tmp_path / "1", tmp_path / "killed"
+    await damaged_log(folder, clock)
+    moves, move, keep = [], recovery._move, recovery._keep
+
+    def moved(path, target):
+        if at == "set aside" and not moves:
+            shutil.copytree(folder, killed)
+        moves.append(path)
+        move(path, target)
+
+    async def kept(*parts):
+        if at == "opened":
+            shutil.copytree(folder, killed)
+        found = await keep(*parts)
+        if at == "kept":
+            shutil.copytree(folder, killed)
+        return found
+
+    monkeypatch.setattr(recovery, "_move", moved)
+    monkeypatch.setattr(recovery, "_keep", kept)
+    assert await saved_of_it(folder, clock) == SAVED
+    monkeypatch.undo()
+    assert await saved_of_it(killed, clock) == SAVED
+    assert not list(killed.glob("*.salvaging"))
 
 
 async def test_salvage_waits_for_no_other_process(tmp_path):
