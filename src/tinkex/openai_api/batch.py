@@ -2,8 +2,8 @@
 
 Owns that nothing of an answer is told until all have begun, and that this is no deadlock: where
 there is no room for one more, it begins when one before it has ended, and that has to be read. One
-that is refused because so many are in progress is tried again as those end; what came is told from
-then on, as the end of them may be far.
+that is refused because so many are in progress is tried again as those end. What came is told from
+then on, or once one has waited for `HOLD_S` to begin, as the end of those may be far.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tinkex.errors import RateLimitError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
+    from tinkex._clock import Clock
     from tinkex.openai_api.completer import Completer, Completion, CompletionRequest, Piece
 
     Placed = tuple[int, Piece | None]
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 256
 """Pieces that were held and are given before anything else has its turn."""
+HOLD_S = 10.0
+"""Pieces are held for so long at most while there are completions that have not begun."""
 
 
 class Batch:
@@ -33,11 +36,13 @@ class Batch:
         completer: completes them.
         caller: whose they are.
         requests: one for each prompt; one at least.
+        clock: waits.
     """
 
     def __init__(
-        self, completer: Completer, caller: Any, requests: Sequence[CompletionRequest]
+        self, completer: Completer, caller: Any, requests: Sequence[CompletionRequest], clock: Clock
     ) -> None:
+        self._clock = clock
         self._completer = completer
         self._caller = caller
         self.requests = requests
@@ -49,7 +54,7 @@ class Batch:
         self._went = asyncio.Event()
         """Set when another one has ended."""
         self._full = asyncio.Event()
-        """Set once one was refused because others are in progress."""
+        """Set once one was refused because others are in progress, or waits for long."""
 
     async def pieces(self) -> AsyncGenerator[Placed, None]:
         """Give all pieces, those of the first prompt first; its end cancels what goes on.
@@ -58,8 +63,9 @@ class Batch:
             TinkerError: one was refused, or failed.
         """
         beginning = asyncio.ensure_future(self._begin())
+        late = asyncio.ensure_future(self._be_late()) if len(self.requests) > 1 else None
         try:
-            if len(self.requests) == 1:
+            if late is None:
                 await beginning
             async with (
                 aclosing(self._read(beginning)) as reading,
@@ -69,10 +75,16 @@ class Batch:
                     yield one
             await beginning
         finally:
-            beginning.cancel()
-            await asyncio.gather(beginning, return_exceptions=True)
+            ending = [beginning] if late is None else [beginning, late]
+            for one_of_them in ending:
+                one_of_them.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
             for completion in self.begun:
                 completion.cancel()
+
+    async def _be_late(self) -> None:
+        await self._clock.sleep(HOLD_S)
+        self._full.set()
 
     async def _begin(self) -> None:
         try:

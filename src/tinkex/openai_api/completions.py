@@ -158,7 +158,7 @@ class Completions:
         """Make the completions of all prompts."""
         _check(request)
         requests = [completion_request(request, prompt) for prompt in _prompts(request)]
-        return Batch(self._completer, caller, requests)
+        return Batch(self._completer, caller, requests, self._clock)
 
 
 def completion_request(request: CompletionsRequest, prompt: Prompt) -> CompletionRequest:

@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tinkex.errors import EngineError, InputError, StorageError, status_error
 from tinkex.openai_api import ChatPrompt, Piece, TextPrompt, Token, TokenPrompt, ToolCall
 from tinkex.openai_api.app import OpenAIRoutes
+from tinkex.openai_api.batch import HOLD_S
 from tinkex.openai_api.completion_types import CompletionsRequest
 from tinkex.openai_api.completions import Completions
 from tinkex.testing.clock import VirtualClock
@@ -274,6 +275,35 @@ async def test_stream_of_more_prompts_than_may_be_in_progress_begins_before_all_
         async for one in Completions(completer, VirtualClock()).events("me", request):
             told.set()  # nothing ends before
             found.append(one)
+    texts = [json.loads(one[6:])["choices"][0]["text"] for one in found[:-1]]
+    assert "".join(texts) == "0!1!2!"
+
+
+async def test_stream_of_prompts_that_wait_for_room_begins_before_all_have(completer, piece):
+    """As at a processor of a mesh, whose slots are taken: it is no refusal."""
+    room, complete, told = asyncio.Semaphore(1), completer.complete, asyncio.Event()
+    waits, clock = asyncio.Event(), VirtualClock()
+
+    async def when_there_is_room(caller, request):
+        if room.locked():
+            waits.set()
+        await room.acquire()
+        script = await complete(caller, request)
+        script.pieces = partial(_waiting, script.steps, room, told)
+        return script
+
+    completer.complete = when_there_is_room
+    for number in range(3):
+        completer.say(piece(f"{number}"), piece("!", finish_reason="stop"))
+    request = CompletionsRequest(model="one", prompt=["x"] * 3, stream=True)
+    stream = Completions(completer, clock).events("me", request)
+    async with asyncio.timeout(20):
+        first = asyncio.ensure_future(anext(stream))
+        await waits.wait()
+        clock.advance(HOLD_S)
+        found = [await first]
+        told.set()  # nothing ends before
+        found += [one async for one in stream]
     texts = [json.loads(one[6:])["choices"][0]["text"] for one in found[:-1]]
     assert "".join(texts) == "0!1!2!"
 
