@@ -37,6 +37,9 @@ _SKEW_S = 120.0
 _SHARE = 8
 """A lease is at most this part of what is left, so that others can have the last tokens."""
 
+_QUOTA = "account's quota", "have whoever runs the network raise it (`tinkex mesh quota`)"
+_CAP = "key's cap", "make another key"
+"""What limits are called, and how there may be more."""
 
 UsageOf = Callable[[bytes], GatewayUsage]
 """Gives the fold of a gateway's usage feed, by its peer id."""
@@ -233,23 +236,24 @@ class QuotaLedger:
             BillingError: the quota or the cap is used up.
             RateLimitError: it is not, but other gateways hold what is left.
         """
-        room = self._room(wanted.account_id, None, quota, least, "account's quota")
+        room = self._room(wanted.account_id, None, quota, least)
         if wanted.key_id:
-            of_key = self._room(wanted.account_id, wanted.key_id, cap, least, "key's cap")
+            of_key = self._room(wanted.account_id, wanted.key_id, cap, least)
             room = of_key if room is None else room if of_key is None else min(room, of_key)
         tokens = wanted.tokens if room is None else min(wanted.tokens, room // _SHARE)
         return msgspec.structs.replace(wanted, tokens=max(least, tokens))
 
     def _room(
-        self, account_id: str, key_id: str | None, limit: int | None, least: int, name: str
+        self, account_id: str, key_id: str | None, limit: int | None, least: int
     ) -> int | None:
         if limit is None:
             return None
         spent = self.spending(account_id, key_id)
+        name, more = _QUOTA if key_id is None else _CAP
         if spent.used + least > limit:
             raise BillingError(
                 f"the {name} of {limit} tokens is used up: {spent.used} are spent, and this "
-                f"request may need {least}; ask for fewer, or for more quota"
+                f"request may need {least}; ask for fewer, or {more}"
             )
         if spent.tokens + least > limit:
             raise RateLimitError(

@@ -17,6 +17,7 @@ import msgspec
 from tinkex._clock import Clock
 from tinkex._files import read_whole, write_whole
 from tinkex.errors import ConfigurationError, ConflictError, TrustError
+from tinkex.mesh.accounts.config import AuthConfig
 from tinkex.mesh.accounts.scopes import SCOPES
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi
@@ -25,6 +26,7 @@ from tinkex.mesh.identity import PeerId
 from tinkex.mesh.roles import Role
 from tinkex.mesh.trust.certificates import certified
 from tinkex.mesh.trust.rootkey import Cipher
+from tinkex.mesh.workers.auth import AuthWorker
 from tinkex.mesh.workers.base import Worker
 from tinkex.mesh.workers.client import ClientWorker
 from tinkex.mesh.workers.entry import enter_network
@@ -200,6 +202,7 @@ class LocalNetwork(Worker):
         except ConflictError:  # of a start that was cut off before it wrote the password down
             email = f"you-{secrets.token_hex(4)}@localhost.invalid"
             made = await self._registered(email, password)
+        await self._lift_quota(made.account_id)
         session = await self._client.ask(
             GatewayApi.rpc_login, auth.Login(email=email, password=password)
         )
@@ -210,6 +213,14 @@ class LocalNetwork(Worker):
         user = LocalUser(email, password, made.account_id, created.key)
         write_whole(path, msgspec.json.encode(user))
         return user
+
+    async def _lift_quota(self, account_id: str) -> None:
+        """Let the network's own user have as many tokens as they like, unless a setting says so."""
+        said = self._config.auth.default_quota_tokens
+        if said == AuthConfig().default_quota_tokens:
+            inner = self.workers["auth"].inner
+            assert isinstance(inner, AuthWorker)
+            await inner.operator.set_quota(account_id, None)
 
     async def _registered(self, email: str, password: str) -> auth.Registered:
         return await self._client.ask(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 
 import pytest
 from mesh_whole import PATIENCE_S, QuickCipher
@@ -55,6 +56,24 @@ async def test_account_whose_password_was_not_written_down_is_replaced(make):
     second = await started(make())
     assert second.account_id != first.account_id
     assert await started(make()) == second
+
+
+@pytest.mark.parametrize(("said", "quota"), [(None, None), (5_000, 5_000)])
+async def test_own_user_may_use_as_many_tokens_as_they_like_unless_a_setting_says_otherwise(
+    make, said, quota
+):
+    network = make()
+    if said is not None:
+        auth = replace(network._config.auth, default_quota_tokens=said)
+        network._config = replace(network._config, auth=auth)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await network.start()
+        inner = network.workers["auth"].inner
+        (report,) = inner.operator.accounts()
+        assert (report.account_id, report.quota_tokens) == (network.user.account_id, quota)
+    finally:
+        await network.stop()
 
 
 async def test_network_whose_auth_worker_lost_its_files_says_so(make):
