@@ -277,5 +277,9 @@ class GatewayUsage:
                 yield found
 
     def forget(self, lease_id: str) -> None:
-        """Drop what is known of a lease that was accounted for."""
+        """Drop what is known of a lease that was accounted for.
+
+        There is one for each key and half minute: a week of them would be remembered.
+        """
         self._leases.pop(lease_id, None)
+        self._closed.pop(lease_id, None)

@@ -261,6 +261,16 @@ def test_what_a_gateway_claims_counts_only_until_its_entries_say_otherwise():
     assert ledger.accountable("u", 3.0) == ledger.accountable("nobody", 3.0) == ()
 
 
+def test_leases_that_were_accounted_for_leave_nothing_behind():
+    view = Feeds()
+    sizes = []
+    for number in range(1000):
+        view.apply(A, b"e", number, LeaseClosed(lease_id=f"l{number}", at=1.0))
+        view[A].forget(f"l{number}")
+        sizes.append(len(view[A].dump()))
+    assert len({*sizes}) == 1
+
+
 def test_a_request_settled_twice_counts_once_and_negative_counts_are_nothing():
     view = Feeds()
     ledger = QuotaLedger(view.__getitem__)
