@@ -18,7 +18,7 @@ MAX_ADDRESSES = 8
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Read `host:port`.
+    """Read `host:port`; an IP address as everybody writes it, who may compare them.
 
     Raises:
         InputError: it is none.
@@ -29,10 +29,17 @@ def split_address(text: str) -> tuple[str, int]:
         raise InputError(f"{text!r} is no address: write host:port, as 127.0.0.1:4433 or [::1]:0")
     if bracketed != (":" in host):
         raise InputError(f"{text!r} is no address: IPv6 goes in brackets, as [::1]:4433")
-    host = host.strip("[]")
+    host = _canonical(host.strip("[]"))
     if not _is_name(host):
         raise InputError(f"{text!r} is no address: there can be no host of that name")
     return host, int(port)
+
+
+def _canonical(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host
 
 
 def _is_name(host: str) -> bool:

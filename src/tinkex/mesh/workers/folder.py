@@ -18,6 +18,7 @@ from tinkex._files import read_whole, write_whole
 from tinkex.errors import ConfigurationError
 from tinkex.mesh.identity import KeyPair, PeerId
 from tinkex.mesh.roles import Role
+from tinkex.mesh.transport.addresses import join_address, split_address
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.certificates import Chain, Grant, RoleCertificate, check_certificate
 from tinkex.mesh.trust.network import NetworkInfo, check_network
@@ -164,7 +165,7 @@ class WorkerFolder:
         return tuple(
             f"{host}:{ports[host]}" if port == "0" and host in ports else address
             for address in addresses
-            for host, _, port in (address.rpartition(":"),)
+            for host, _, port in (join_address(*split_address(address)).rpartition(":"),)
         )
 
     def keep_ports(self, ports: dict[str, int]) -> None:

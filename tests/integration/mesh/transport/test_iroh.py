@@ -60,6 +60,7 @@ async def raw_connection(bob: IrohTransport) -> tuple[iroh_ffi.Endpoint, iroh_ff
         (("127.0.0.1:0", "[::1]:0"), ["127.0.0.1", "::1"]),
         (("127.0.0.1:0",), ["127.0.0.1"]),
         (("[::1]:0",), ["::1"]),
+        (("[0:0::1]:0",), ["::1"]),
     ],
 )
 async def test_it_listens_on_loopback_and_nowhere_else(bind, hosts):

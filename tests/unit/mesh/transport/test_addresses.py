@@ -27,6 +27,12 @@ def test_addresses_are_read_and_written(text, place):
     assert join_address(*place) == text
 
 
+@pytest.mark.parametrize("text", ["[0:0:0:0:0:0:0:1]:80", "[0::01]:80", "[::1]:80"])
+def test_an_address_of_ipv6_is_one_however_it_is_written(text):
+    assert split_address(text) == ("::1", 80)
+    assert split_address("[2001:DB8::A]:1") == ("2001:db8::a", 1)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", ":", "host", "host:", ":80", "host:-1", "host:65536", "::1:80", "[x]:80", "host:٣"],

@@ -186,6 +186,9 @@ def test_places_are_remembered_and_damage_costs_nothing_else(tmp_path):
     folder.keep_ports({"127.0.0.1": 4711})
     again = WorkerFolder(tmp_path / "w")
     assert again.contacts() == (SOMEBODY,)
+    folder.keep_ports({"127.0.0.1": 4711, "[fd00::1]": 4712})
+    assert again.bind(["[FD00:0::1]:0"]) == ("[fd00::1]:4712",)
+    folder.keep_ports({"127.0.0.1": 4711})
     assert again.bind(["127.0.0.1:0", "[::1]:0", "127.0.0.1:5"]) == (
         "127.0.0.1:4711",
         "[::1]:0",
