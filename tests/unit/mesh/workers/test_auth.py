@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -52,6 +53,7 @@ from tinkex.mesh.workers.auth import ACCOUNT_S, KEY_WAIT_S
 from tinkex.mesh.workers.authority import hashing, spending
 from tinkex.mesh.workers.authority.api import AuthService
 from tinkex.mesh.workers.public_accounts import NetworkView, PublicView
+from tinkex.mesh.workers.root_word import RootWord
 
 
 @pytest.fixture
@@ -900,6 +902,26 @@ async def test_what_could_not_be_told_is_told_before_the_next_decision(home):
     await home.call(AuthApi.rpc_revoke_key, revoke)
     with pytest.raises(AuthenticationError, match="revoked"):
         home.worker._public.verify(made.key, home.clock.now())
+
+
+async def test_what_the_root_says_while_the_disk_is_full_is_told_once_there_is_room(
+    home, monkeypatch, caplog
+):
+    stolen = home.gateway.peer_id
+
+    async def full(_):
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home.worker.network, "_journal", SimpleNamespace(append=full))
+        home.member.word = RootWord(shut_out_peer(home.root, home.encoded, stolen))
+        await home.pass_time(5.0, step=0.5)
+        assert not home.known.book.info.shut_out
+    assert [one.getMessage() for one in caplog.records].count(
+        "the root's word was not carried out: the disk is full"
+    ) == 1
+    await home.pass_time(2.0, step=0.5)
+    assert home.known.book.info.shut_out == (stolen.raw,)
 
 
 async def test_a_caller_that_leaves_does_not_stop_what_is_decided(home):

@@ -54,7 +54,8 @@ class RootOrders:
         self._network = network
         self._membership = membership
         self._clock = clock
-        self._refused: RootWord | None = None
+        self._complained_of: RootWord | None = None
+        """What could not be carried out when it was last tried: once is enough in the log."""
         membership.of_auth_workers = self.certificate_of
 
     async def run(self) -> None:
@@ -82,24 +83,29 @@ class RootOrders:
             TinkerError: it cannot be carried out.
         """
         word = self._read()
-        if word is not None and word != self._refused:
+        if word is not None:
             try:
                 await self._heed(word)
             except TinkerError:
-                self._refused = word  # once is enough in the log
-                raise
+                # Tried again: a disk that is full has room later, and a stolen key is to be out.
+                if self._is_new_trouble(word):
+                    raise
         await self._write_down()
+
+    def _is_new_trouble(self, word: RootWord) -> bool:
+        before, self._complained_of = self._complained_of, word
+        return word != before
 
     async def _heed(self, word: RootWord) -> None:
         known = self._network()
         said = check_network(word.network, network=known.id)
         if said.sequence > known.sequence:
             if len(known.members) == 1 < len(said.members):
-                self._refused = word
-                _LOG.warning(
-                    "the root names more auth workers than this one: start it again, so that it "
-                    "asks them before it writes"
-                )
+                if self._is_new_trouble(word):
+                    _LOG.warning(
+                        "the root names more auth workers than this one: start it again, so that "
+                        "it asks them before it writes"
+                    )
                 return
             await self._membership.tell(word.network)
         own = self.certificate_of(self._peer)
