@@ -126,10 +126,24 @@ class WorkerFolder:
                 "invitation; the worker's key stays"
             ) from error
 
-    def keep_unfit(self, network: bytes, certificate: bytes) -> None:
-        """Write down a description under which the certificate does not hold any more.
+    def checked(
+        self, network: bytes, certificate: bytes, *, network_id: PeerId, now: float
+    ) -> Membership:
+        """Check a membership.
 
-        So the next start believes no root that was dropped, and says that the worker is to join.
+        Raises:
+            TrustError: it does not hold, or is another peer's.
+        """
+        return self._checked(_Kept(network, certificate), network_id, now)
+
+    def keep_unchecked(self, network: bytes, certificate: bytes) -> None:
+        """Write a membership down, whole or not at all.
+
+        Also one that does not hold, under a description that drops its root: so the next start
+        believes no such root, and says that the worker is to join.
+
+        Raises:
+            OSError: the disk refuses.
         """
         write_whole(
             self.path / MEMBERSHIP_NAME, msgspec.msgpack.encode(_Kept(network, certificate))
@@ -142,10 +156,10 @@ class WorkerFolder:
 
         Raises:
             TrustError: it does not hold, or is another peer's.
+            OSError: the disk refuses.
         """
-        kept = _Kept(network, certificate)
-        membership = self._checked(kept, network_id, now)
-        write_whole(self.path / MEMBERSHIP_NAME, msgspec.msgpack.encode(kept))
+        membership = self.checked(network, certificate, network_id=network_id, now=now)
+        self.keep_unchecked(network, certificate)
         return membership
 
     def contacts(self) -> tuple[Contact, ...]:

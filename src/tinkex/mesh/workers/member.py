@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 
-from tinkex.errors import ConfigurationError, TinkerError
+from tinkex.errors import ConfigurationError, StorageError, TinkerError
 from tinkex.mesh.config import MeshConfig
 from tinkex.mesh.dht.node import DhtNode
 from tinkex.mesh.feeds.chain import Head
@@ -211,13 +211,23 @@ class Member:
 
         Raises:
             TrustError: it does not hold.
+            StorageError: the disk refuses it.
         """
         held = self.membership
         given = check_certificate(
             certificate, network=held.network.id, roots=held.network.trusted, now=self.clock.now()
         )
         if given.expires_at > held.expires_at and given.role is held.role:
-            self._keep(held.network, held.network_encoded, certificate)
+            try:
+                self.membership = self.folder.keep_membership(
+                    held.network_encoded,
+                    certificate,
+                    network_id=held.network.id,
+                    now=self.clock.now(),
+                )
+            except OSError as error:
+                raise StorageError(f"a certificate cannot be kept: {error.strerror}") from error
+            self._believe(held.network, certificate)
 
     def _described(self, info: NetworkInfo, encoded: bytes) -> None:
         """The root described the network anew: believe it from now on, and at the next start."""
@@ -229,18 +239,18 @@ class Member:
             best = latest_certificate(candidates, own, network=info, now=now)
             certificate = certificate if best is None else best.encoded
         try:
-            self._keep(info, encoded, certificate)
+            self.membership = self.folder.checked(
+                encoded, certificate, network_id=info.id, now=self.clock.now()
+            )
         except TinkerError as error:
             # Believe no root that was dropped, though this worker is out itself.
-            self.folder.keep_unfit(encoded, certificate)
-            self._believe(info, certificate)
             _LOG.error("this worker is out of its network: %s; join with a new invitation", error)
-
-    def _keep(self, info: NetworkInfo, encoded: bytes, certificate: bytes) -> None:
-        self.membership = self.folder.keep_membership(
-            encoded, certificate, network_id=info.id, now=self.clock.now()
-        )
         self._believe(info, certificate)
+        try:
+            self.folder.keep_unchecked(encoded, certificate)
+        except OSError as error:
+            # The next start reads it in the log, and writes it down then.
+            _LOG.error("the network's new description was not written down: %s", error.strerror)
 
     def _believe(self, info: NetworkInfo, certificate: bytes) -> None:
         dropped = not self.credentials.roots <= info.trusted

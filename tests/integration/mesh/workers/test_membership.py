@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 
 import httpx
 import pytest
@@ -15,7 +17,7 @@ from tinkex.mesh.api import auth
 from tinkex.mesh.api.gateway import GatewayApi, ListModels
 from tinkex.mesh.feeds.config import ReplicationConfig
 from tinkex.mesh.transport.base import Contact
-from tinkex.mesh.workers import renewal
+from tinkex.mesh.workers import folder, renewal
 from tinkex.mesh.workers.gateway import GatewayConfig
 from tinkex.mesh.workers.serving.freshness import FreshnessConfig
 
@@ -74,6 +76,33 @@ async def test_new_root_and_revoked_peer_reach_every_worker(network):
     followed = {source.peer_id for source in gateway.member.replicator.sources()}
     assert followed == {authority.member.key_pair.peer_id}
     await asyncio.gather(*(one.stop() for one in (late, client, gateway, authority)))
+
+
+async def test_new_root_is_believed_though_the_disk_refuses_to_note_it(
+    network, monkeypatch, caplog
+):
+    authority = await network.start(Role.AUTH)
+    gateway = await network.start(Role.GATEWAY, authority.member.contact)
+    written = folder.write_whole
+
+    def full(path, content):
+        if path == gateway.member.folder.path / folder.MEMBERSHIP_NAME:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write_whole", full)
+        network.founder().rotate(PASSPHRASE, now=network.clock.now(), keep_old=True)
+        await network.until(lambda: gateway.member.membership.network.sequence == 2)
+    assert gateway.member.credentials.roots == gateway.member.membership.network.trusted
+    assert "No space left" in caplog.text
+    await gateway.stop()
+    kept = gateway.member.folder.membership(now=network.clock.now())
+    assert kept.network.sequence == 1
+    gateway = await network.start(Role.GATEWAY)
+    await network.until(lambda: gateway.member.membership.network.sequence == 2)
+    assert gateway.member.folder.membership(now=network.clock.now()) == gateway.member.membership
+    await asyncio.gather(*(one.stop() for one in (gateway, authority)))
 
 
 async def test_certificates_are_renewed_while_everybody_works(network, monkeypatch):
