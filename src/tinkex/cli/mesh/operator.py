@@ -63,6 +63,8 @@ def _ask(data_dir: Path | None, verb: str, path: str, **parts: Any) -> Any:
         (folder / "auth", folder / "auth"),
         (folder, folder),
         (folder / LOCAL_NAME / "auth", folder),
+        # of those that were given a name
+        *((path.parent, path.parent) for path in sorted(folder.glob(f"*/{PASS_NAME}"))),
     ):
         found = read_private(place / PASS_NAME) if is_running(ready / READY_NAME) else None
         if found is not None:

@@ -66,12 +66,16 @@ def find_ready(
 
     Args:
         folder: the mesh's.
-        workers: names of their folders.
+        workers: roles; a worker's folder is called by its own, or by the name that it was given.
         url: only of what serves this, without `/v1`; None: of any.
     """
-    for path in (folder, *(folder / worker for worker in workers)):
+    usual = (folder, *(folder / worker for worker in workers))
+    named = [path.parent for path in sorted(folder.glob(f"*/{READY_NAME}"))]
+    for path in (*usual, *(one for one in named if one not in usual)):
         ready = read_ready(path / READY_NAME)
-        if ready is not None and url in (None, ready.get("url")):
+        if ready is None or url not in (None, ready.get("url")):
+            continue
+        if path in usual or ready.get("role") in workers:
             return ready
     return None
 

@@ -76,6 +76,22 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+def test_worker_that_was_given_a_name_is_found_by_its_role(tmp_path):
+    named = ReadyFiles(tmp_path / "gpu-0" / "ready.json")
+    named.write({"role": "processor", "url": "x"})
+    assert find_ready(tmp_path, ("client",)) is None
+    assert find_ready(tmp_path, ("client", "processor"), url="y") is None
+    assert find_ready(tmp_path, ("client", "processor"), url="x") == {
+        "role": "processor",
+        "url": "x",
+    }
+    usual = ReadyFiles(tmp_path / "processor" / "ready.json")
+    usual.write({"role": "processor", "url": "z"})
+    assert find_ready(tmp_path, ("processor",))["url"] == "z"
+    for files in (named, usual):
+        files.remove()
+
+
 def test_ready_file_of_a_process_that_was_killed_is_not_believed(tmp_path):
     path = tmp_path / "ready.json"
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
