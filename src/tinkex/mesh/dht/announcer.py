@@ -99,7 +99,8 @@ class Announcer:
             self._announcements[topic] = made
             await self._put([made])
             return
-        changed = (known.offer.models, known.offer.adapters) != (offer.models, offer.adapters)
+        # Their order goes with the next renewal: it changes with every use of one.
+        changed = known.offer.models != offer.models or {*known.offer.adapters} != {*offer.adapters}
         before, known.offer = known.offer, offer
         if changed:
             try:

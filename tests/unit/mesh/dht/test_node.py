@@ -153,6 +153,23 @@ async def test_changed_models_are_told_at_once_and_changed_load_with_the_renewal
         assert record.models == ("a", "b")
 
 
+async def test_adapters_that_are_used_by_turns_are_no_news_and_another_one_is():
+    """They come latest used first; a processor says what it has every second, for each topic."""
+    one, two, three = (name * 32 for name in ("aa", "bb", "cc"))
+    async with DhtWorld() as world:
+        first, second = await world.network(2)
+        await world.finish(first.announce("processor", Offer(adapters=(one, two))))
+        before = first.counts["stores"]
+        for adapters in ((two, one), (one, two)) * 5:
+            await world.finish(first.announce("processor", Offer(adapters=adapters)))
+        assert first.counts["stores"] == before > 0
+        await world.finish(first.announce("processor", Offer(adapters=(three, one, two))))
+        assert first.counts["stores"] > before
+        await world.pass_time(2.1)
+        (record,) = await world.finish(second.lookup("processor"))
+        assert len(record.adapters) == 3
+
+
 async def test_answer_is_remembered_for_two_seconds():
     async with DhtWorld() as world:
         first, second = await world.network(2)
