@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import CancelledError, Future
+from concurrent.futures._base import CANCELLED
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tinkex.errors import BlockingCallError, ResultTimeoutError
@@ -90,15 +91,16 @@ class APIFuture(Future[T]):
 
     def cancel(self) -> bool:
         """End the operation; True unless it had already finished."""
+        self.outcome_seen = True
+        # calls what was asked for by `add_done_callback`, which may wait for other futures and
+        # their locks: so no lock of ours is held
+        if not super().cancel():
+            return False
         with self._lock:
-            self.outcome_seen = True
-            if self.cancelled():
-                return True
-            cancelled = super().cancel()
-            if cancelled:
+            if self._state == CANCELLED:
                 # wakes `concurrent.futures.wait` and `as_completed`
                 self.set_running_or_notify_cancel()
-        return cancelled
+        return True
 
     async def result_async(self, timeout: float | None = None) -> T:  # noqa: ASYNC109 - official
         """Wait for the result without blocking the running event loop.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import pickle
 import threading
 
@@ -180,6 +181,28 @@ def test_blocking_on_the_clients_own_loop_is_refused(loop):
 
     with pytest.raises(BlockingCallError, match="Await"):
         loop.submit(block).result(5)
+
+
+def test_futures_that_cancel_each_other_can_be_cancelled_from_two_threads():
+    """Whichever is given up takes the other with it: callbacks run without a lock held."""
+    first, second = APIFuture(), APIFuture()
+    both = threading.Barrier(2)
+    for future, other in ((first, second), (second, first)):
+
+        def take_along(_: object, other: APIFuture[int] = other) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(10)  # each is in the middle of its cancellation
+            other.cancel()
+
+        future.add_done_callback(take_along)
+    threads = [threading.Thread(target=one.cancel, daemon=True) for one in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert first.cancelled()
+    assert second.cancelled()
 
 
 def test_cancelled_future_wakes_as_completed():
