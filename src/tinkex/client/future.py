@@ -65,11 +65,7 @@ class APIFuture(Future[T]):
             BlockingCallError: called on the client's own event loop, or in a custom loss that the
                 operation comes after, where it would never end.
         """
-        if not self.done() and threading.current_thread() is self._resolver:
-            raise BlockingCallError(
-                "result() was called on the client's own event loop, where it would wait for "
-                "itself for ever. Await the future instead."
-            )
+        self._check_thread()
         self._check_loss()
         self._reader_came()
         try:
@@ -83,7 +79,13 @@ class APIFuture(Future[T]):
             self._reader_left()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Block until the operation has ended, and return its error, or None."""
+        """Block until the operation has ended, and return its error, or None.
+
+        Raises:
+            BlockingCallError: as of `result`.
+        """
+        self._check_thread()
+        self._check_loss()
         try:
             return super().exception(timeout)
         finally:
@@ -137,6 +139,13 @@ class APIFuture(Future[T]):
             self.outcome_seen = self.outcome_seen or self.done()
             forget()
             self._reader_left()
+
+    def _check_thread(self) -> None:
+        if not self.done() and threading.current_thread() is self._resolver:
+            raise BlockingCallError(
+                "A call was waited for on the client's own event loop, where it would wait for "
+                "itself for ever. Await the future instead."
+            )
 
     def _check_loss(self) -> None:
         if not self.done() and threading.current_thread() is self._waiting_for:

@@ -183,6 +183,16 @@ def test_blocking_on_the_clients_own_loop_is_refused(loop):
         loop.submit(block).result(5)
 
 
+def test_asking_for_the_error_on_the_clients_own_loop_is_refused(loop):
+    inner = loop.submit(asyncio.Event().wait)
+
+    async def block():
+        return inner.exception()
+
+    with pytest.raises(BlockingCallError, match="Await"):
+        loop.submit(block).result(5)
+
+
 def test_futures_that_cancel_each_other_can_be_cancelled_from_two_threads():
     """Whichever is given up takes the other with it: callbacks run without a lock held."""
     first, second = APIFuture(), APIFuture()
