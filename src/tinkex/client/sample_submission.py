@@ -6,6 +6,8 @@ sequence id, so that the server never samples twice, and that nothing is held wh
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from tinkex.client.connection import Connection, ServerWishes
     from tinkex.client.poller import QueueWatch
+    from tinkex.client.transport import Reply
     from tinkex.types import ClientConfigResponse, SampleRequest, SampleResponse
 
 _LARGE_PROMPT_BYTES = 128 * 2**10
@@ -163,8 +166,13 @@ class SampleSubmitter:
             headers={names.SAMPLING_BACKPRESSURE: "1"},
             sdk_method=call.sdk_method,
         )
+        posting = asyncio.ensure_future(connection.sender.send(request))
         try:
-            reply = await connection.sender.send(request)
+            reply = await asyncio.shield(posting)
+        except asyncio.CancelledError:
+            # not interrupted: what the server has taken by now would be sampled to its end
+            posting.add_done_callback(self._give_up)
+            raise
         except (CertificateError, CircuitOpenError):
             raise
         except call.config.retryable_exceptions as error:
@@ -191,6 +199,14 @@ class SampleSubmitter:
             roundtrip=connection.clock.monotonic() - sent_at,
             watch=self._watch,
         )
+
+    def _give_up(self, posting: asyncio.Task[Reply]) -> None:
+        """Tell the server that nobody waits for what it has just taken."""
+        if posting.cancelled() or posting.exception() is not None or posting.result().status >= 300:
+            return
+        with contextlib.suppress(TinkerError):
+            taken = read_answer(endpoints.ASAMPLE, posting.result())
+            self._connection.cancel_on_server(taken.request_id)
 
     def no_answer(self, error: TinkerError) -> tuple[Failure, TinkerError]:
         """Say that an attempt got no answer."""

@@ -20,10 +20,12 @@ from scripted_tinker import (
 import tinkex as tinker
 from tinkex.client.runtime import Runtime
 from tinkex.errors import APIResponseValidationError, InputError
+from tinkex.testing.server import PeerResponse
 
 PROMPT = tinker.ModelInput.from_ints([1, 2, 3])
 PARAMS = tinker.SamplingParams(max_tokens=4)
 ASK, POLL = f"{API}/asample", f"{API}/retrieve_future"
+CANCEL = f"{API}/cancel_future"
 
 
 def taken(number, count=1):
@@ -131,6 +133,30 @@ def test_failed_sample_is_not_repeated(peer, sampler):
     with pytest.raises(tinker.RequestFailedError, match="prompt too long"):
         sampler.sample(PROMPT, 1, PARAMS).result(10)
     assert len(peer.requests_to(ASK)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [(taken(0), ["req-0"]), (ok({"detail": "no"}, 400), []), (PeerResponse(drop=True), [])],
+    ids=["taken", "refused", "lost"],
+)
+def test_sample_that_is_given_up_while_it_is_sent_is_ended_on_the_server(peer, answer, told):
+    """Whether the server took it is not known yet: what it took would be sampled to its end."""
+    peer.expect(f"{API}/client/dynamic_config", ok({"sample_cancel_enabled": True}))
+    peer.always(CANCEL, ok({}))
+    gate = threading.Event()
+    with service(peer) as client:
+        sampler = client.create_sampling_client(base_model="tinkex/sprout").result(10)
+        peer.expect(ASK, replace(answer, gate=gate))
+        given_up = sampler.sample(PROMPT, 1, PARAMS)
+        peer.wait_for(ASK)
+        assert given_up.cancel()
+        gate.set()
+        found = peer.wait_for(CANCEL, len(told))
+        assert [request.json()["request_id"] for request in found] == told
+        peer.expect(ASK, taken(1))
+        peer.expect(POLL, sampled())
+        assert sampler.sample(PROMPT, 1, PARAMS).result(10).sequences
 
 
 def test_answer_that_promises_too_few_sequences_is_refused(peer, sampler):
