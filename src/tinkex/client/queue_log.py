@@ -20,6 +20,25 @@ _REASONS = {
 }
 
 
+class RareLog:
+    """Warns, but once a minute at most: a thousand requests may wait for one reason.
+
+    Args:
+        clock: tells the time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._logged_at: float | None = None
+
+    def warning(self, text: str, *arguments: object) -> None:
+        """Log a line, unless there was one within the last minute."""
+        now = self._clock.monotonic()
+        if self._logged_at is None or now - self._logged_at >= _INTERVAL:
+            self._logged_at = now
+            _LOG.warning(text, *arguments)
+
+
 class QueueStateLog:
     """An observer that logs a pause when it begins, and once a minute at most.
 
@@ -30,16 +49,12 @@ class QueueStateLog:
 
     def __init__(self, what: str, clock: Clock) -> None:
         self._what = what
-        self._clock = clock
-        self._logged_at: float | None = None
+        self._log = RareLog(clock)
 
     def on_queue_state_change(
         self, queue_state: QueueState, queue_state_reason: str | None
     ) -> None:
         """Log that the work waits, and why."""
-        now = self._clock.monotonic()
-        too_soon = self._logged_at is not None and now - self._logged_at < _INTERVAL
-        if queue_state is QueueState.ACTIVE or too_soon:
-            return
-        self._logged_at = now
-        _LOG.warning("%s waits: %s", self._what, queue_state_reason or _REASONS[queue_state])
+        if queue_state is not QueueState.ACTIVE:
+            reason = queue_state_reason or _REASONS[queue_state]
+            self._log.warning("%s waits: %s", self._what, reason)

@@ -16,6 +16,7 @@ from tinkex._backoff import retry_after_seconds
 from tinkex.client import operations
 from tinkex.client.chunking import estimate_prompt_bytes
 from tinkex.client.poller import PendingResult
+from tinkex.client.queue_log import RareLog
 from tinkex.client.retry import Failure, RetryPolicy
 from tinkex.client.sender import failure_of, read_answer
 from tinkex.client.transport import error_from_reply
@@ -112,6 +113,8 @@ class SampleSubmitter:
     def __init__(self, connection: Connection, watch: QueueWatch) -> None:
         self._connection = connection
         self._watch = watch
+        self._throttled = RareLog(connection.clock)
+        self._failing = RareLog(connection.clock)
 
     async def run(
         self,
@@ -220,7 +223,7 @@ class SampleSubmitter:
         if failure.status == 429:
             if policy.max_elapsed is not None and elapsed >= policy.max_elapsed:
                 raise error
-            self._back_off(failure, call.prompt_bytes)
+            self._back_off(failure, call.prompt_bytes, error)
             return
         delay = policy.delay(failure, call.attempt, elapsed, connection.sender.rng)
         if delay is None:
@@ -228,12 +231,15 @@ class SampleSubmitter:
         connection.sender.emit(
             "http.retry", path=endpoints.ASAMPLE.path, status=failure.status, delay=delay
         )
+        path = endpoints.ASAMPLE.path
+        self._failing.warning("Trying %s again in %.1f s: %s", path, delay, error)
         call.attempt += 1
         await connection.clock.sleep(delay)
 
-    def _back_off(self, failure: Failure, prompt_bytes: int) -> None:
+    def _back_off(self, failure: Failure, prompt_bytes: int, error: TinkerError) -> None:
         """Hold back every client of this key."""
         told = retry_after_seconds(failure.headers, failure.received_at)
         seconds = told or (5.0 if prompt_bytes > _LARGE_PROMPT_BYTES else 1.0)
+        self._throttled.warning("Sampling with this key waits for %.1f s: %s", seconds, error)
         self._connection.limiter.back_off(seconds)
         self._connection.sender.emit("limiter.backoff", seconds=seconds)

@@ -1,6 +1,7 @@
 """A sampling client's requests: what is repeated, when, and under which sequence id."""
 
 import json
+import re
 import threading
 from dataclasses import replace
 
@@ -106,6 +107,26 @@ def test_failed_request_goes_again_under_its_number(peer, sampler, trouble):
     peer.expect(POLL, sampled())
     sampler.sample(PROMPT, 1, PARAMS).result(10)
     assert sequence_ids(peer, "asample") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (ok({"detail": "busy"}, 503), "Trying /api/v1/asample again in .* s: 503 .*busy"),
+        (PeerResponse(drop=True), "Trying /api/v1/asample again in .* s: No connection to"),
+        (ok({"detail": "slow down"}, 429, retry_after="7"), "waits for 7.0 s: 429 .*slow down"),
+    ],
+    ids=["failing", "lost", "throttled"],
+)
+def test_why_samples_wait_is_logged_and_not_by_each_of_them(peer, sampler, caplog, trouble, words):
+    peer.expect(ASK, *[trouble] * 5)
+    peer.always(ASK, lambda request: taken(request.json()["seq_id"]))
+    peer.always(POLL, sampled())
+    for one in [sampler.sample(PROMPT, 1, PARAMS) for _ in range(5)]:
+        one.result(10)
+    [told] = [record for record in caplog.records if record.name == "tinkex.client"]
+    assert told.levelname == "WARNING"
+    assert re.search(words, told.getMessage())
 
 
 def test_failure_surfaces_when_retries_are_switched_off(peer, runtime):
