@@ -105,8 +105,8 @@ class Batches:
     async def _send(self, turn: Turn, batch: Batch) -> list[PendingResult[ForwardBackwardOutput]]:
         """Send a batch in chunks of the server's size, in order.
 
-        When a later chunk is refused, the gradient of the earlier ones is on the server already:
-        what builds on this call, an optim_step above all, is not sent.
+        When one is refused, what builds on this call, an optim_step above all, is not sent: it
+        would step on the gradient of the chunks before, or on none (momentum acts all the same).
         """
         server = await self._connection.server()
         limits = ChunkLimits(
@@ -117,7 +117,7 @@ class Batches:
             try:
                 pending.append(await turn.send(self._poster(server, chunk, batch)))
             except Exception as error:
-                if pending and not batch.forward_only:
+                if not batch.forward_only:
                     self._sequencer.skip_until_seen(error, turn)
                 raise
         return pending

@@ -62,6 +62,44 @@ def test_failing_custom_loss_takes_the_queued_step_with_it_and_leaves_the_client
     assert sequence_ids(peer, "optim_step") == [2]
 
 
+@pytest.mark.parametrize("call", ["forward_backward", "forward"])
+@pytest.mark.parametrize("status", [402, 413, 422])
+def test_refused_batch_takes_the_step_that_was_queued_for_its_gradient_with_it(
+    peer, client, call, status
+):
+    """Adam moves the weights without a gradient, too: by its momentum."""
+    peer.expect(TRAIN, ok({"detail": "not this one"}, status))
+    peer.always(POLL, ok({"metrics": {}}))
+    refused = getattr(client, call)([datum()], "cross_entropy")
+    queued = client.optim_step(PARAMS)
+    if call == "forward":
+        peer.expect(STEP, future("queued"))
+    with pytest.raises(tinker.APIStatusError, match="not this one"):
+        refused.result(10)
+    if call == "forward":
+        queued.result(10)
+    else:
+        with pytest.raises(SkippedCallError, match="not this one"):
+            queued.result(10)
+    peer.expect(STEP, future("later"))
+    client.optim_step(PARAMS).result(10)
+    assert sequence_ids(peer, "optim_step") == ([1, 2] if call == "forward" else [1])
+
+
+def test_batch_that_cannot_be_encoded_takes_the_step_that_was_queued_for_it_with_it(peer, client):
+    image = tinker.Datum(
+        tinker.ModelInput([tinker.types.ImageAssetPointerChunk("somewhere", "png")]),
+        {"target_tokens": [1]},
+    )
+    refused = client.forward_backward([image], "cross_entropy")
+    queued = client.optim_step(PARAMS)
+    with pytest.raises(InputError, match="ImageChunk"):
+        refused.result(10)
+    with pytest.raises(SkippedCallError, match="ImageChunk"):
+        queued.result(10)
+    assert peer.requests_to(STEP) == []
+
+
 @pytest.mark.parametrize("raised", [SystemExit, asyncio.CancelledError, KeyboardInterrupt])
 def test_custom_loss_that_raises_what_is_no_error_fails_as_any_other(peer, client, raised):
     """SystemExit would end the client's loop, a cancellation pass for that of the call itself."""
