@@ -6,7 +6,6 @@ Owns the background loop and the first question to a server (`client/config`). I
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +15,7 @@ from tinkex.client.loop import BackgroundLoop
 from tinkex.client.poller import Poller, PollPolicy
 from tinkex.client.runtime import DEFAULT_RUNTIME
 from tinkex.client.sender import SDK_VERSION, Sender
+from tinkex.client.shared_attempt import SharedAttempt
 from tinkex.client.telemetry import Telemetry
 from tinkex.errors import APIError, InputError, NotFoundError
 from tinkex.types import (
@@ -55,7 +55,7 @@ class Connection:
         self.telemetry = self._telemetry()
         self._loop = BackgroundLoop()
         self._loop.on_close(self.sender.transport.close)
-        self._starting = asyncio.Lock()
+        self._starting = SharedAttempt()
         self._server: ServerWishes | None = None
         self.dynamic = ClientDynamicConfigResponse()
         """What the server may change while clients run, as it said last."""
@@ -140,7 +140,10 @@ class Connection:
 
     async def server(self) -> ServerWishes:
         """Ask the server, once, how it wants to be talked to; a failure is asked again."""
-        async with self._starting:
+        known = self._server
+        if known is not None:
+            return known
+        async with self._starting.turn():
             if self._server is None:
                 return self._take(await self._fetch_config())
             return self._server

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tinkex.client.shared_attempt import SharedAttempt
 from tinkex.errors import CredentialError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class CommandKey:
     def __init__(self, command: str, clock: Clock) -> None:
         self._command = command
         self._clock = clock
-        self._lock = asyncio.Lock()
+        self._running = SharedAttempt()
         self._key: str | None = None
         self._fetched_at = 0.0
 
@@ -103,7 +104,7 @@ class CommandKey:
 
     async def key(self) -> str:
         """Return the kept key, or run the command."""
-        async with self._lock:
+        async with self._running.turn():
             age = self._clock.monotonic() - self._fetched_at
             if self._key is None or age > _COMMAND_KEY_LIFE_SECONDS:
                 self._key = check_key(await _run(self._command))

@@ -28,6 +28,7 @@ from tinkex.client.sample_submission import RetryConfig, SampleCall, SampleSubmi
 from tinkex.client.sampler_handle import SamplerState
 from tinkex.client.session import Session
 from tinkex.client.session_poller import SessionPoller
+from tinkex.client.shared_attempt import SharedAttempt
 from tinkex.client.tokenizer import resolve_tokenizer
 from tinkex.errors import (
     APIResponseValidationError,
@@ -95,7 +96,7 @@ class SamplingClient:
         )
         self._numbers = itertools.count()
         self._clone = None if clone else 0
-        self._joining = asyncio.Lock()
+        self._joining = SharedAttempt()
         self._completions: SessionPoller | None = None
         self._log = QueueStateLog(f"Sampling from {base_model}", self._connection.clock)
         watch = QueueWatch(self, self._connection.sender.emit)
@@ -371,7 +372,7 @@ class SamplingClient:
 
         Sequence ids of different clones must not meet; the server numbers clones, or chance does.
         """
-        async with self._joining:
+        async with self._joining.turn():
             if self._clone is None and server.config.sample_join_sampling_session:
                 joined = await self._connection.sender.call(
                     endpoints.JOIN_SAMPLING_SESSION,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tinkex.client.connection import refresh_dynamic_config
 from tinkex.client.sender import SDK_VERSION
+from tinkex.client.shared_attempt import SharedAttempt
 from tinkex.client.supervision import supervised
 from tinkex.errors import APIStatusError, BackgroundTaskError, ClientClosedError, TinkerError
 from tinkex.types import CreateSessionRequest, SessionHeartbeatRequest
@@ -59,7 +60,7 @@ class Session:
         self.connection = connection
         self._user_metadata = dict(user_metadata or {})
         self._display_name = display_name
-        self._creating = asyncio.Lock()
+        self._creating = SharedAttempt()
         self._id = known_id
         self._ending = False
         self._finished = False
@@ -78,7 +79,7 @@ class Session:
     @property
     def begun(self) -> bool:
         """Whether the server has made the session, or is being asked to."""
-        return self._id is not None or self._creating.locked()
+        return self._id is not None or self._creating.under_way
 
     def next_model(self) -> int:
         """Number the next model of this session, from 0, in the order of the calls."""
@@ -103,7 +104,7 @@ class Session:
             ClientClosedError: the session is finished.
             BackgroundTaskError: nothing keeps it alive any more.
         """
-        async with self._creating:
+        async with self._creating.turn():
             if self._ending:
                 raise ClientClosedError(
                     "The session of this client is finished. Make a new ServiceClient."
@@ -124,11 +125,10 @@ class Session:
         self._ending = True
         try:
             async with asyncio.timeout(_CREATION_SECONDS):
-                await self._creating.acquire()
+                await self._creating.over()
         except TimeoutError:
             return
         session_id, was_finished, self._finished = self._id, self._finished, True
-        self._creating.release()
         if session_id is None or was_finished:
             return
         await self.connection.sender.call(

@@ -13,6 +13,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from tinkex.client.shared_attempt import SharedAttempt
 from tinkex.errors import APIError, APIResponseValidationError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class TokenExchange:
         self._exchange = exchange
         self._clock = clock
         self._rng = rng
-        self._lock = asyncio.Lock()
+        self._exchanging = SharedAttempt()
         self._token: str | None = None
         self._ends_at = 0.0
         self._renew_at = 0.0
@@ -79,7 +80,7 @@ class TokenExchange:
 
     async def _renew(self, old: str | None) -> None:
         """Exchange the key, unless somebody else just did."""
-        async with self._lock:
+        async with self._exchanging.turn():
             if self._token is not None and self._token != old:
                 return
             token = await self._exchange()
