@@ -114,13 +114,14 @@ def chat(
     with service_client(context, local) as service:
         conversation = _Conversation(_sampler(service, model, model_path), params, system)
         print("/reset forgets the conversation; /exit or Ctrl-D ends.", file=sys.stderr)
+        somebody_types = sys.stdin.isatty()
         while (line := typed_line()) is not None:
             if line == "/exit":
                 return
             if line == "/reset":
                 conversation.reset()
             elif line:
-                conversation.say(line)
+                conversation.say(line, goes_on=somebody_types)
 
 
 class _Conversation:
@@ -140,13 +141,21 @@ class _Conversation:
         """Forget everything but the system message."""
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, goes_on: bool = False) -> None:
         """Answer one message, showing the reply as it comes.
 
-        Ctrl-C ends the reply; what was said of it stays in the conversation.
+        Ctrl-C ends the reply; what was said of it stays in the conversation. A message that gets no
+        whole reply for another reason is forgotten.
+
+        Args:
+            text: the message.
+            goes_on: whether a lost connection, too, is told and ends nothing.
+
+        Raises:
+            TinkerError: there is no reply, or it broke off.
         """
         from tinkex import types
-        from tinkex.errors import InputError, RequestFailedError
+        from tinkex.errors import InputError, RequestFailedError, TinkerError
 
         self._messages.append({"role": "user", "content": text})
         shown = ""
@@ -163,8 +172,11 @@ class _Conversation:
                         shown = whole
         except KeyboardInterrupt:
             print(" [stopped]", end="")
-        except (InputError, RequestFailedError) as error:
+        except TinkerError as error:
+            if not (goes_on or isinstance(error, InputError | RequestFailedError)):
+                raise
             self._messages.pop()
+            print("\n" if shown else "", end="", flush=True)
             print(f"Error: {error} /reset forgets the conversation.", file=sys.stderr)
             return
         print(whole[len(shown) :])
