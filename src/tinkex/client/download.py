@@ -37,8 +37,9 @@ EXPORT_TTL_SECONDS = 3600
 
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 _ATTEMPTS = 5
+"""That bring no byte more than the ones before."""
 _RETRY_SECONDS = 0.5
-"""Before the second attempt; doubles with each."""
+"""Before another attempt; doubles with each that brings nothing."""
 _RENEW_SECONDS = 300.0
 """URLs are signed anew this long before they expire."""
 
@@ -243,24 +244,29 @@ class _Fetch:
         self._on_progress = on_progress
         self._clock = clock
         self._written = 0
+        self._furthest = 0
+        """Bytes written at most: those of a server that cannot resume start at 0 again."""
         self._total: int | None = None
         self._digest: str | None = None
         self._tag: str | None = None
 
     def run(self) -> int:
-        for attempt in range(_ATTEMPTS):
+        failures = 0
+        while True:
+            furthest = self._furthest
             try:
                 self._attempt()
             except httpx.TransportError as error:
-                failure = error
-                self._clock.sleep_sync(_RETRY_SECONDS * 2.0**attempt)
+                failures = 1 if self._furthest > furthest else failures + 1
+                if failures == _ATTEMPTS:
+                    raise APIConnectionError(
+                        f"The download broke off after {self._written} bytes, {_ATTEMPTS} times in "
+                        f"a row without a byte more ({type(error).__name__}). Try again later."
+                    ) from error
+                self._clock.sleep_sync(_RETRY_SECONDS * 2.0 ** (failures - 1))
             else:
                 self._check()
                 return self._written
-        raise APIConnectionError(
-            f"The download broke off after {self._written} bytes, {_ATTEMPTS} times in a row "
-            f"({type(failure).__name__}). Try again later."
-        ) from failure
 
     def _attempt(self) -> None:
         """Fetch what is missing; a server that cannot do that starts again from the beginning."""
@@ -284,6 +290,7 @@ class _Fetch:
                 for chunk in response.iter_bytes():
                     file.write(chunk)
                     self._written += len(chunk)
+                    self._furthest = max(self._furthest, self._written)
                     self._on_progress(self._written, self._total)
 
     def _note(self, headers: Mapping[str, str]) -> None:
