@@ -140,35 +140,46 @@ class Sender:
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedReply]:
         """Send a request once, and give the answer before its body is there.
 
-        A key or token the server calls invalid is replaced for the next attempt, which is the
-        caller's matter.
+        A key or token the server calls invalid is replaced, as by `send`.
 
         Raises:
             CircuitOpenError: the client has a circuit breaker, and it is open.
             APIConnectionError: no answer came, or it broke off.
         """
-        if self.tokens is None:
-            key = await self.config.credentials.key()
-        else:
-            key = await self.tokens.token()
         async with AsyncExitStack() as held:
-
-            async def begin() -> StreamedReply:
-                with self._observed(request, key) as (whole, answered):
-                    stream = await held.enter_async_context(self.transport.stream(whole))
-                    answered(stream.reply)
-                return stream
-
-            if self._breaker is None:
-                streamed = await begin()
-            else:
-                streamed = await self._breaker.run(begin, lambda begun: begun.reply.status >= 500)
-            if streamed.reply.status == 401 and self.tokens is not None:
-                self.tokens.refused(key)
-            elif streamed.reply.status == 401:
-                self.config.credentials.refused(key)
-            streamed.reply = replace(streamed.reply, received_at=self.clock.now())
+            key = await self._present_key()
+            streamed = await self._opened(request, key, held)
+            if streamed.reply.status == 401 and self._replaces(key):
+                await held.aclose()
+                streamed = await self._opened(request, await self._present_key(), held)
             yield streamed
+
+    async def _present_key(self) -> str:
+        """Return what the next request carries: the token where the server wants one."""
+        if self.tokens is None:
+            return await self.config.credentials.key()
+        return await self.tokens.token()
+
+    def _replaces(self, key: str) -> bool:
+        """Note that the server refused a key or a token; True when another one may work."""
+        if self.tokens is None:
+            return self.config.credentials.refused(key)
+        self.tokens.refused(key)
+        return True
+
+    async def _opened(self, request: HttpRequest, key: str, held: AsyncExitStack) -> StreamedReply:
+        async def begin() -> StreamedReply:
+            with self._observed(request, key) as (whole, answered):
+                stream = await held.enter_async_context(self.transport.stream(whole))
+                answered(stream.reply)
+            return stream
+
+        if self._breaker is None:
+            streamed = await begin()
+        else:
+            streamed = await self._breaker.run(begin, lambda begun: begun.reply.status >= 500)
+        streamed.reply = replace(streamed.reply, received_at=self.clock.now())
+        return streamed
 
     async def call(
         self,

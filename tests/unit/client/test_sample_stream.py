@@ -19,6 +19,7 @@ from scripted_tinker import API, KEY, JumpingClock, ok, scripted_peer, service
 import tinkex as tinker
 from tinkex.client.runtime import Runtime
 from tinkex.errors import InputError, UnsupportedError
+from tinkex.testing.server import PeerResponse
 from tinkex.wire.proto import encode_sample_response
 
 PROMPT = tinker.ModelInput.from_ints([1, 2])
@@ -339,6 +340,23 @@ def test_refusal_before_the_first_event_is_repeated_as_a_sample_is(peer, sampler
     with pytest.raises(StopIteration):  # the script ends with the third attempt
         next(iter(stream))
     assert len(peer.requests) == 3
+
+
+def test_key_that_has_ended_is_replaced_as_for_any_other_request(tmp_path, monkeypatch):
+    count = tmp_path / "count"
+    for name in ("TINKEX_API_KEY", "TINKER_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    command = f"echo x >> {count}; echo tml-key-$(grep -c x {count})"
+    monkeypatch.setenv("TINKEX_CREDENTIAL_CMD", command)
+    events = [started(), tokens(7), finished()]
+    body = b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events)
+    with scripted_peer() as running, service(running, api_key=None) as client:
+        sampler = client.create_sampling_client(base_model="m").result(10)
+        whole = PeerResponse(200, body, content_type="text/event-stream")
+        running.expect(f"{API}/sample_stream", ok({"detail": "this key has ended"}, 401), whole)
+        assert [piece.tokens for piece in sampler.sample_stream(PROMPT, PARAMS)] == [[7]]
+        asked = running.requests_to(f"{API}/sample_stream")
+    assert [one.headers["x-api-key"] for one in asked] == ["tml-key-1", "tml-key-2"]
 
 
 def test_wrong_arguments_are_refused_before_any_request(sampler, peer):
