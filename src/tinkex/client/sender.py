@@ -269,6 +269,7 @@ class Sender:
     ) -> Reply:
         started = self.clock.monotonic()
         attempt = 0
+        perhaps_done = False
         while True:
             error: TinkerError
             try:
@@ -282,7 +283,8 @@ class Sender:
             except APIConnectionError as no_answer:
                 error, failure = no_answer, Failure(None, {})
             else:
-                if reply.status < 300:
+                gone = request.method == "DELETE" and reply.status == 404
+                if reply.status < 300 or (gone and perhaps_done):  # by an attempt before this one
                     return reply
                 error = error_from_reply(reply)
                 failure = failure_of(reply, error)
@@ -300,6 +302,7 @@ class Sender:
             )
             if attempt == 0:
                 _LOG.warning("Trying %s again in %.1f s: %s", request.path, delay, error)
+            perhaps_done = perhaps_done or failure.status is None or failure.status >= 500
             await self.clock.sleep(delay)
             attempt += 1
 

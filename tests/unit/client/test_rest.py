@@ -217,6 +217,19 @@ def test_delete_takes_an_answer_without_a_body():
         assert client.delete_checkpoint(RUN, "weights/0001").result(10) is None
 
 
+@pytest.mark.parametrize("lost", [PeerResponse(drop=True), ok({"detail": "bad gateway"}, 502)])
+def test_delete_whose_answer_was_lost_is_done_when_there_is_nothing_left(lost):
+    path = f"{API}/training_runs/{RUN}/checkpoints/weights/0001"
+    missing = ok({"detail": "There is no such checkpoint."}, 404)
+    with scripted_peer() as peer, service(peer) as client:
+        rest = client.create_rest_client()
+        peer.expect(path, lost, missing, method="DELETE")
+        assert rest.delete_checkpoint(RUN, "weights/0001").result(10) is None
+        peer.expect(path, missing, method="DELETE")
+        with pytest.raises(tinker.NotFoundError):
+            rest.delete_checkpoint(RUN, "weights/0001").result(10)
+
+
 def test_day_of_the_audit_log_is_written_as_a_date():
     with scripted_peer() as peer, tinker.AdminClient(base_url=peer.url, api_key=KEY) as client:
         peer.expect(f"{API}/audit", ok({"entries": []}), method="GET")
