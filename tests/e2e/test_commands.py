@@ -326,6 +326,22 @@ def test_login_stores_the_key_and_logout_forgets_it(environment, ours, tmp_path)
     assert ours("auth", "logout", env=alone).returncode == 1
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_logout_forgets_a_key_that_the_server_does_not_delete(ours, tmp_path, answers):
+    """One made for this machine: its server may know it no more, or be another one."""
+    alone = {"TINKEX_API_KEY": "", "TINKER_API_KEY": "", "HOME": str(tmp_path)}
+    if not answers:
+        alone["TINKEX_BASE_URL"] = "http://127.0.0.1:9"
+    entry = {"type": "generated", "key": "tml-of-another-server-0123456789", "name": "laptop"}
+    (tmp_path / ".tinker").mkdir()
+    stored = {"version": 1, "keys": {"k": entry}, "default": "k"}
+    (tmp_path / ".tinker" / "credentials.json").write_text(json.dumps(stored))
+    done = ours("auth", "logout", env=alone)
+    assert done.returncode == 1
+    assert "Forgot the key 'laptop'. It could not be deleted" in done.stderr
+    assert "No key is stored" in ours("auth", "logout", env=alone).stderr
+
+
 def hours():
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     return [(now + timedelta(hours=n)).isoformat() for n in (-1, 1)]

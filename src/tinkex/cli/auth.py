@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tinkex.cli import output
-from tinkex.cli.connect import Invocation, invocation
+from tinkex.cli.connect import COMMAND_RETRIES, Invocation, invocation
 
 if TYPE_CHECKING:
     from tinkex.client.credential_store import StoredKey
@@ -50,16 +50,26 @@ def logout(context: typer.Context) -> None:
     """Forget the stored key; one that was made for this machine is deleted on the server too."""
     from tinkex.client.credential_store import CredentialStore
     from tinkex.client.rest import RestClient
-    from tinkex.errors import CredentialError
+    from tinkex.errors import APIError, CredentialError
 
     store = CredentialStore()
     stored = store.default()
     if stored is None:
         raise CredentialError("No key is stored. `tinkex auth login` stores one.")
-    if stored.was_generated:
-        with RestClient(base_url=invocation(context).base_url, api_key=stored.key) as client:
-            client.delete_own_key().result()
-    store.remove(stored.key_id)
+    try:
+        if stored.was_generated:
+            url = invocation(context).base_url
+            with RestClient(
+                base_url=url, api_key=stored.key, max_retries=COMMAND_RETRIES
+            ) as client:
+                client.delete_own_key().result()
+    except APIError as error:
+        raise CredentialError(
+            f"Forgot the key {stored.name!r}. It could not be deleted on the server, where it may "
+            f"still work: {error}"
+        ) from error
+    finally:  # whatever the server says: it may be gone, or know the key no more
+        store.remove(stored.key_id)
     told = "It is deleted on the server" if stored.was_generated else "It still works elsewhere"
     print(f"Forgot the key {stored.name!r}. {told}.")
 
@@ -117,7 +127,9 @@ def _tried(key: str, options: Invocation) -> StoredKey:
     from tinkex.client.rest import RestClient
     from tinkex.errors import NotFoundError
 
-    with RestClient(base_url=options.base_url, api_key=key) as client:
+    with RestClient(
+        base_url=options.base_url, api_key=key, max_retries=COMMAND_RETRIES
+    ) as client:
         try:
             described = client.describe_own_key().result()
         except NotFoundError:  # a server without accounts: it is enough that it takes the key
