@@ -282,16 +282,21 @@ def test_wrong_calls_end_with_the_documented_code_and_a_sentence(ours, arguments
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["sample", "chat", "train"])
+@pytest.mark.parametrize("command", ["sample", "chat", "train", "download", "merge", "save"])
 def test_server_that_is_not_there_is_told_soon(ours, tmp_path, command):
     line = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "data.jsonl").write_text(f"{json.dumps(line)}\n" * 3)
+    path = "tinker://run:train:0/weights/one"
     arguments = {
         "sample": ["hello"],
         "chat": [],
         "train": [tmp_path / "data.jsonl", "--output", tmp_path / "run"],
+        "download": [path],
+        "merge": [path, "--output", tmp_path / "whole"],
+        "save": [path, "again"],
     }[command]
-    done = ours("--base-url", "http://127.0.0.1:9", command, *map(str, arguments))
+    group = ["checkpoint"] if path in arguments else []
+    done = ours("--base-url", "http://127.0.0.1:9", *group, command, *map(str, arguments))
     assert done.returncode == 1
     assert "Is the server running" in done.stderr
     assert done.stderr.count("again in") <= COMMAND_RETRIES  # not ten, which takes a minute

@@ -127,9 +127,7 @@ def _tried(key: str, options: Invocation) -> StoredKey:
     from tinkex.client.rest import RestClient
     from tinkex.errors import NotFoundError
 
-    with RestClient(
-        base_url=options.base_url, api_key=key, max_retries=COMMAND_RETRIES
-    ) as client:
+    with RestClient(base_url=options.base_url, api_key=key, max_retries=COMMAND_RETRIES) as client:
         try:
             described = client.describe_own_key().result()
         except NotFoundError:  # a server without accounts: it is enough that it takes the key

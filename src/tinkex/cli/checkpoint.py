@@ -256,10 +256,9 @@ def fetch(options: Invocation, path: str, destination: Path, *, force: bool) -> 
     """Download a checkpoint with a bar; return its bytes."""
     from tinkex.cli.progress import transfers
     from tinkex.client.download import check_downloadable, download_checkpoint
-    from tinkex.client.service import ServiceClient
 
     check_downloadable(path)
-    with ServiceClient(base_url=options.base_url) as service, transfers() as progress:
+    with options.service() as service, transfers() as progress:
         return download_checkpoint(service, path, destination, force=force, on_progress=progress)
 
 

@@ -40,6 +40,20 @@ class Invocation:
 
         return RestClient(base_url=self.base_url, max_retries=COMMAND_RETRIES)
 
+    @contextmanager
+    def service(self) -> Iterator[ServiceClient]:
+        """Open a client with a session.
+
+        Raises:
+            APIError: the server does not answer, or does not take the key; told soon.
+        """
+        from tinkex.client.service import ServiceClient
+
+        with self.rest() as first:  # the client below asks for a minute
+            first.get_server_capabilities().result()
+        with ServiceClient(base_url=self.base_url) as client:
+            yield client
+
     def admin(self) -> AdminClient:
         """Open a client of the audit log and the usage."""
         from tinkex.client.admin import AdminClient
@@ -66,16 +80,13 @@ def service_client(context: typer.Context, local: Path | None) -> Iterator[Servi
         CredentialError: there is no key for the configured server.
         APIError: the configured server does not answer, or does not take the key.
     """
-    from tinkex.client.service import ServiceClient
-
     if local is None:
-        with invocation(context).rest() as first:  # the client below asks for a minute
-            first.get_server_capabilities().result()
-        with ServiceClient(base_url=invocation(context).base_url) as client:
+        with invocation(context).service() as client:
             yield client
         return
     from tinkex.cli.extras import require_server_extra
     from tinkex.cli.output import remark
+    from tinkex.client.service import ServiceClient
     from tinkex.local import LocalServer
 
     require_server_extra("--local")

@@ -37,10 +37,8 @@ def save(
     ttl: Annotated[int | None, typer.Option(help="Seconds until it may be deleted.")] = None,
 ) -> None:
     """Save a training checkpoint again: under another name, or as weights to sample from."""
-    from tinkex.client.service import ServiceClient
-
     options = invocation(context)
-    with ServiceClient(base_url=options.base_url) as service:
+    with options.service() as service:
         client = service.create_training_client_from_state_with_optimizer(path).result()
         saved: Any = (
             client.save_weights_for_sampler(name, ttl) if sampler else client.save_state(name, ttl)
