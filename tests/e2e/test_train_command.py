@@ -236,3 +236,15 @@ def test_sample_reads_its_prompt_from_a_pipe(tinkex):
     done = tinkex("sample", "--raw", "--max-tokens", 3, "--temperature", 0, input="One two three")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_global_format_is_that_of_every_command(tinkex, data, tmp_path):
+    asked = ["--output", tmp_path / "run", "--epochs", 1, "--batch-size", 24, "--rank", 4]
+    trained = tinkex("-f", "json", "train", data, *asked)
+    assert trained.returncode == 0, trained.stderr
+    events = [json.loads(line)["event"] for line in trained.stdout.splitlines()]
+    assert events[0] == "plan"
+    assert events[-1] == "end"
+    sampled = tinkex("-f", "json", "sample", "--raw", "--max-tokens", 3, "One two three")
+    assert sampled.returncode == 0, sampled.stderr
+    assert len(json.loads(sampled.stdout)["replies"][0]["tokens"]) <= 3

@@ -67,7 +67,7 @@ def sample(
 ) -> None:
     """Sample replies to one prompt and print them."""
     from tinkex import types
-    from tinkex.cli.connect import service_client
+    from tinkex.cli.connect import invocation, service_client
 
     text = _piped() if prompt is None or prompt == "-" else _checked(prompt)
     params = types.SamplingParams(
@@ -86,7 +86,7 @@ def sample(
         tokens = tokenizer.encode(text) if raw else _rendered(messages, tokenizer)
         response = sampler.sample(types.ModelInput.from_ints(tokens), num_samples, params).result()
     replies = [_decoded(sequence.tokens, tokenizer) for sequence in response.sequences]
-    if json_output:
+    if json_output or invocation(context).form == "json":
         print(json.dumps(_as_json(response, replies), indent=2))
     else:
         print("\n---\n".join(replies))

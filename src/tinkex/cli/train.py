@@ -62,6 +62,7 @@ def train(
     ] = False,
 ) -> None:
     """Fine-tune an adapter on conversations, with checkpoints to sample from and to go on from."""
+    from tinkex.cli.connect import invocation
     from tinkex.sft.run import RunSettings
 
     settings = RunSettings(
@@ -80,6 +81,7 @@ def train(
         save_every=save_every,
         seed=seed,
     )
+    json_lines = json_lines or invocation(context).form == "json"
     _run(context, settings, resume=resume, local=local, json_lines=json_lines)
 
 
