@@ -23,7 +23,7 @@ def _as_tokens(tokens: Any) -> npt.NDArray[np.int32]:
     """Return token ids as int32 [T], in memory that the caller does not write into.
 
     Raises:
-        InputError: for anything but a flat sequence of integers that fit into 32 bits.
+        InputError: for anything but a flat sequence of whole numbers that fit into 32 bits.
     """
     fresh = packed(tokens, "i")
     if fresh is not None and fresh.size and fresh.max() > 1:  # 0 and 1 may be booleans
@@ -32,6 +32,8 @@ def _as_tokens(tokens: Any) -> npt.NDArray[np.int32]:
         array = np.asarray(tokens)
     except (ValueError, OverflowError) as error:
         raise InputError(f"Tokens must be a flat list of integers: {error}") from error
+    if array.dtype.kind == "f" and (np.abs(array) < 2**53).all() and (array % 1 == 0).all():
+        array = array.astype(np.int64)  # as everywhere: a float without a fraction is whole
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(
             f"Tokens must be a flat list of integers, not {array.ndim}-dimensional {array.dtype}."

@@ -29,6 +29,12 @@ def test_tokens_of_any_sequence_come_back_as_ints(tokens):
     assert given.chunks[0].tokens_np.dtype == np.int32
 
 
+@pytest.mark.parametrize("tokens", [[1.0, 2.0], [1, 2.0], (1.0, 2), np.array([1.0, 2.0])])
+def test_whole_numbers_kept_as_floats_are_tokens(tokens):
+    """As a table with gaps gives them."""
+    assert ModelInput.from_ints(tokens).to_ints() == [1, 2]
+
+
 @pytest.mark.parametrize(
     "tokens", [["a"], [1.5], [[1], [2]], [[]], [2**31], [2**63], [2**80], [True], [None], 5, "text"]
 )
