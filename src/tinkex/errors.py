@@ -9,7 +9,7 @@
     │   ├── StorageError                the server's disk is full or refuses: try again later
     │   └── DamagedDataError            what the server's disk holds is not what was written
     ├── RequestFailedError              a future ended in failure
-    ├── FutureExpiredError              the server forgot a future: submit the request again
+    ├── FutureExpiredError              the server forgot the result of a future
     ├── ResultTimeoutError (TimeoutError)  result(timeout) ran out; the request goes on
     ├── UnsupportedError                this server, or tinkex, does not offer it
     ├── SkippedCallError                not sent, because a call it builds on failed
@@ -130,7 +130,7 @@ class RequestFailedError(TinkerError):
 
 
 class FutureExpiredError(TinkerError):
-    """The server no longer holds a future; what it stood for has to be submitted again."""
+    """The server no longer holds the result of a future; the message says what to do."""
 
     category = "server"
 

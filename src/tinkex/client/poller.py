@@ -10,7 +10,7 @@ Owns what each answer means and how long to wait before the next question:
 | `complete_metadata` | asked for the payload, once there is room for it |
 | 409, 429, 5xx, no answer | back-off, doubling with jitter; any good answer resets it |
 | 402 | a pause between questions, as long as the server's client config allows |
-| 410 | `FutureExpiredError`: the operation may be submitted again, which is not decided here |
+| 410 | `FutureExpiredError`: whether to submit the operation again is not decided here |
 | 400, an answer out of place | a few more tries with back-off, then its error |
 | any other status | its error, at once |
 
@@ -126,6 +126,13 @@ class PendingResult(Generic[T]):
     watch: QueueWatch | None = None
 
 
+_DONE_ONCE = frozenset({"ForwardBackward", "OptimStep"})
+"""What changes a training run each time that it is submitted."""
+_DONE = (
+    "It was done, as far as is known: submitted again, it would be done twice. Go on without its "
+    "result, or from a checkpoint."
+)
+
 # --- what an answer means ----------------------------------------------------
 
 
@@ -160,12 +167,14 @@ class Trouble:
     told_delay: float | None = None
 
 
-def judge(reply: Reply, request_id: str) -> Ready | Waiting | MetadataOnly | Trouble:
+def judge(
+    reply: Reply, request_id: str, request_type: str = ""
+) -> Ready | Waiting | MetadataOnly | Trouble:
     """Say what one answer to `retrieve_future` means."""
     if reply.status == 408:
         return _waiting(_json_object(reply))
     if reply.status >= 300:
-        return judge_error(reply, request_id)
+        return judge_error(reply, request_id, request_type)
     if "protobuf" in reply.content_type:
         return Ready(reply)
     answer = _json_object(reply)
@@ -181,13 +190,14 @@ def judge(reply: Reply, request_id: str) -> Ready | Waiting | MetadataOnly | Tro
     return Ready(reply)
 
 
-def judge_error(reply: Reply, request_id: str) -> Trouble:
+def judge_error(reply: Reply, request_id: str, request_type: str = "") -> Trouble:
     """Say what an answer with an error status means."""
     if reply.status == 410:
         return Trouble(
             "final",
             FutureExpiredError(
-                "The server no longer holds the result of this request. Submit it again.",
+                "The server no longer holds the result of this request. "
+                + (_DONE if request_type in _DONE_ONCE else "Submit it again."),
                 request_id=request_id,
             ),
         )
@@ -377,7 +387,7 @@ class Poller:
             return Trouble("final", error)
         except APIConnectionError as error:
             return Trouble("transient", error)
-        return judge(reply, pending.request_id)
+        return judge(reply, pending.request_id, pending.request_type)
 
     def _request(self, poll: _Poll, pending: PendingResult[T]) -> HttpRequest:
         body = {

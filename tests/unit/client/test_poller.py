@@ -49,8 +49,8 @@ class Peer:
         named = {"content-type": "application/json", **(headers[0] if headers else {})}
         return Reply(status, named, content, "POST", "http://peer/api/v1/retrieve_future")
 
-    async def fetch(self, watch=None):
-        pending = PendingResult("req-1", "OptimStep", lambda reply: reply.body, watch=watch)
+    async def fetch(self, watch=None, request_type="OptimStep"):
+        pending = PendingResult("req-1", request_type, lambda reply: reply.body, watch=watch)
         return await self.poller.fetch(pending)
 
     @property
@@ -103,10 +103,19 @@ async def test_error_key_that_is_null_is_a_failure_too():
         await Peer((200, {"error": None})).fetch()
 
 
-async def test_forgotten_result_says_to_submit_again():
+@pytest.mark.parametrize(
+    ("request_type", "words"),
+    [
+        ("Sample", "Submit it again"),
+        ("SaveWeights", "Submit it again"),
+        ("ForwardBackward", "it would be done twice"),
+        ("OptimStep", "it would be done twice"),
+    ],
+)
+async def test_forgotten_result_says_whether_to_submit_again(request_type, words):
     peer = Peer((410, {}))
-    with pytest.raises(FutureExpiredError, match="Submit it again"):
-        await peer.fetch()
+    with pytest.raises(FutureExpiredError, match=words):
+        await peer.fetch(request_type=request_type)
     assert len(peer.bodies) == 1
 
 
