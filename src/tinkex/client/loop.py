@@ -121,12 +121,14 @@ class _State:
 
     def _started_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._pid = os.getpid()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._loop,), name=self.name, daemon=True
-            )
-            self._thread.start()
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._run, args=(loop,), name=self.name, daemon=True)
+            try:
+                thread.start()
+            except BaseException:  # there are too many: a loop that nobody runs would be waited for
+                loop.close()
+                raise
+            self._loop, self._thread, self._pid = loop, thread, os.getpid()
         elif self._pid != os.getpid():
             raise ForkedClientError(
                 "This client was used before the process forked, and its connections belong to the "

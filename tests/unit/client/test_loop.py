@@ -48,6 +48,21 @@ def test_no_thread_before_the_first_operation():
     loop.close()
 
 
+def test_thread_that_the_system_does_not_start_is_an_error_and_tried_again(loop, monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def work():
+        return 1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                loop.submit(work)
+    assert loop.submit(work).result(5) == 1
+
+
 def test_error_of_the_operation_is_the_error_of_the_future(loop):
     """Bug row: a background task's crash leaves the caller waiting for ever (raise)."""
 
