@@ -10,6 +10,7 @@ import sys
 
 def main() -> None:
     """Run the command line; a typed error is a sentence on stderr, never a traceback."""
+    _open_what_is_closed()
     try:
         _run()
     except KeyboardInterrupt:
@@ -23,14 +24,26 @@ def main() -> None:
         _end(None)
 
 
+def _open_what_is_closed() -> None:
+    """Put the null device in place of a standard stream that whoever started this has closed.
+
+    Remarks for a standard error that is not there would go into the result, and a file that is
+    opened next would have its number.
+    """
+    import os
+
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
 def _end(code: str | int | None) -> None:
     """Exit with a code, 1 for 0 where what was printed cannot be written."""
     import contextlib
     import os
 
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:  # nobody reads it, or a full disk
         # What is left of it would be tried again, and complained of, as the interpreter ends.
         with contextlib.suppress(OSError, ValueError):
