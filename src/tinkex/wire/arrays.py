@@ -99,10 +99,23 @@ def float32_bytes(values: Any) -> bytes:
 
 
 def int32_array(buffer: bytes, what: str) -> npt.NDArray[np.int32]:
-    """Read int32 values."""
+    """Read int32 values without a copy."""
     return from_bytes(buffer, _INT32, what)
 
 
-def float32_array(buffer: bytes, what: str) -> npt.NDArray[np.float32]:
-    """Read float32 values."""
-    return from_bytes(buffer, _FLOAT32, what)
+def own_int32_array(buffer: bytes, what: str) -> npt.NDArray[np.int32]:
+    """Read int32 values into memory of their own, which may be written into."""
+    return from_bytes(buffer, _INT32, what).copy()
+
+
+def own_float32_array(buffer: bytes, what: str) -> npt.NDArray[np.float32]:
+    """Read float32 values into memory of their own, which may be written into."""
+    return from_bytes(buffer, _FLOAT32, what).copy()
+
+
+def own_tensor(message: pb.Tensor, what: str) -> TensorData:
+    """Read a tensor as `decode_tensor` does, into memory that may be written into."""
+    tensor = decode_tensor(message, what)
+    if tensor.is_sparse:
+        return tensor  # what is made dense of it is fresh
+    return TensorData.of_checked(tensor.values.copy(), tensor.shape)

@@ -338,7 +338,8 @@ def _decode_column(name: str, message: pb.BatchedTensor, count: int) -> Iterator
     size = len(message.data) // values.size if values.size else 1
     if width == 0 or np.any(np.diff(offsets) % (size * width)):
         raise InputError(f"{name}: the offsets do not cut whole rows of shape {trailing}.")
-    values.flags.writeable = False  # the rows share it
+    if not values.flags.writeable:
+        values = values.copy()  # programs work on what they get in place; no two rows overlap
     for start, end in itertools.pairwise((offsets // size).tolist()):
         yield TensorData.of_checked(values[start:end], [(end - start) // width, *trailing])
 
@@ -417,14 +418,14 @@ def _decode_sample_response(message: pb.SampleResponse, names: Sequence[str]) ->
     }
     prompt_logprobs: npt.NDArray[np.float32] | None = None
     if present["prompt_logprobs"]:
-        prompt_logprobs = arrays.float32_array(message.prompt_logprobs, "prompt_logprobs")
+        prompt_logprobs = arrays.own_float32_array(message.prompt_logprobs, "prompt_logprobs")
     target = alternatives = None
     if present["target_prompt_logprobs"]:
-        target = arrays.decode_tensor(message.target_prompt_logprobs, "target_prompt_logprobs")
+        target = arrays.own_tensor(message.target_prompt_logprobs, "target_prompt_logprobs")
     if present["prompt_alt_tokens"]:
         alternatives = PromptAltTokens(
-            arrays.decode_tensor(message.prompt_alt_tokens.tokens, "prompt_alt_tokens.tokens"),
-            arrays.decode_tensor(message.prompt_alt_tokens.logprobs, "prompt_alt_tokens.logprobs"),
+            arrays.own_tensor(message.prompt_alt_tokens.tokens, "prompt_alt_tokens.tokens"),
+            arrays.own_tensor(message.prompt_alt_tokens.logprobs, "prompt_alt_tokens.logprobs"),
         )
     return SampleResponse(
         sequences=[_decode_sequence(sequence, name) for sequence, name in pairs],
@@ -444,18 +445,18 @@ def _decode_sequence(message: pb.SampledSequence, name: str) -> SampledSequence:
     reason: StopReason = "stop" if message.stop_reason == pb.STOP_REASON_STOP else "length"
     logprobs = topk = None
     if message.HasField("logprobs"):
-        logprobs = arrays.float32_array(message.logprobs, "logprobs")
+        logprobs = arrays.own_float32_array(message.logprobs, "logprobs")
     if message.HasField("topk_sampled_logprobs"):
         topk = _decode_topk(message.topk_sampled_logprobs)
-    tokens = arrays.int32_array(message.tokens, "tokens")
+    tokens = arrays.own_int32_array(message.tokens, "tokens")
     if logprobs is not None and len(logprobs) != len(tokens):
         raise InputError(f"{len(tokens)} tokens have {len(logprobs)} logprobs.")
     return SampledSequence(reason, name, tokens, logprobs, topk)
 
 
 def _decode_topk(message: pb.TopkLogprobs) -> TopkLogprobs:
-    ids = arrays.int32_array(message.token_ids, "topk token_ids")
-    logprobs = arrays.float32_array(message.logprobs, "topk logprobs")
+    ids = arrays.own_int32_array(message.token_ids, "topk token_ids")
+    logprobs = arrays.own_float32_array(message.logprobs, "topk logprobs")
     shape = (message.length, message.k)
     if ids.size != message.length * message.k or ids.size != logprobs.size:
         raise InputError(f"{ids.size} ids and {logprobs.size} logprobs do not fill {shape}.")

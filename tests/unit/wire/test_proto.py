@@ -135,6 +135,42 @@ def test_outputs_of_different_shapes_round_trip():
     assert again == output
 
 
+def test_results_may_be_written_into():
+    """As the official package's: programs subtract a baseline in place."""
+    rows = [{"logprobs": types.TensorData(np.full(2, -0.5, np.float32))} for _ in range(2)]
+    raw = proto.encode_forward_backward_output(types.ForwardBackwardOutput("ArrayRecord", rows, {}))
+    first, second = (
+        row["logprobs"] for row in proto.decode_forward_backward_output(raw).loss_fn_outputs
+    )
+    values = first.to_numpy()
+    values -= 1.0
+    assert second.data == [-0.5, -0.5]
+
+    topk = types.TopkLogprobs(np.ones((1, 2), np.int32), np.ones((1, 2), np.float32))
+    sequence = types.SampledSequence("stop", "", np.ones(1, np.int32), np.ones(1, np.float32), topk)
+    tensor = types.TensorData(np.ones((1, 1), np.float32))
+    whole = types.SampleResponse(
+        [sequence], np.ones(2, np.float32), topk, tensor, 0, types.PromptAltTokens(tensor, tensor)
+    )
+    found = proto.decode_sample_response(proto.encode_sample_response(whole))
+    [sequence] = found.sequences
+    assert found.target_prompt_logprobs is not None
+    assert found.prompt_alt_tokens is not None
+    for array in (
+        sequence.tokens_np,
+        sequence.logprobs_np,
+        sequence.topk_logprobs_np.logprobs,
+        sequence.topk_logprobs_np.token_ids,
+        found.prompt_logprobs_np,
+        found.topk_prompt_logprobs_np.logprobs,
+        found.target_prompt_logprobs.to_numpy(),
+        found.prompt_alt_tokens.tokens.to_numpy(),
+        found.prompt_alt_tokens.logprobs.to_numpy(),
+    ):
+        np.add(array, 1, out=array)
+        assert (array == 2).all()
+
+
 def test_stop_reason_of_a_later_version_reads_as_length():
     """A1.1"""
     message = pb.SampleResponse()
