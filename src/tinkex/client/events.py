@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tinkex.client")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class EventSource:
     """The client an event came from; two are the same only if they are one object."""
 
@@ -73,7 +74,7 @@ class EventHub:
     """The handlers of the clients that share it. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a source may be forgotten in the middle of anything
         self._handlers: tuple[Callable[[Event], None], ...] = ()
 
     @property
@@ -84,15 +85,20 @@ class EventHub:
     def attach(
         self, handler: Callable[[Event], None], *, source: object | None = None
     ) -> Callable[[], None]:
-        """Call `handler` for every event, or for those of one source; return what undoes it."""
+        """Call `handler` for every event, or for those of one source; return what undoes it.
 
-        def scoped(event: Event) -> None:
-            if source is None or _within(event.source, source):
-                handler(event)
+        A handler goes with its source: nothing can come from a client that is no more.
+        """
 
-        def detach() -> None:
+        def detach(_: object = None) -> None:
             with self._lock:
                 self._handlers = tuple(one for one in self._handlers if one is not scoped)
+
+        is_scoped, scope = source is not None, _weakly(source, detach)
+
+        def scoped(event: Event) -> None:
+            if not is_scoped or _within(event.source, scope()):
+                handler(event)
 
         with self._lock:
             self._handlers = (*self._handlers, scoped)
@@ -174,6 +180,14 @@ class Emitter:
             **{**attributes, **found},
             duration=self._clock.monotonic() - began,
         )
+
+
+def _weakly(source: object, forgotten: Callable[[object], None]) -> Callable[[], object]:
+    """Return what gives `source` while it is there; one that cannot be held weakly is kept."""
+    try:
+        return weakref.ref(source, forgotten)
+    except TypeError:
+        return lambda: source
 
 
 def _within(source: object | None, scope: object) -> bool:

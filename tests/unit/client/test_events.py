@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from scripted_tinker import (
 import tinkex as tinker
 from tinkex import regularizers
 from tinkex.client import events
-from tinkex.client.events import EventHub
+from tinkex.client.events import EventHub, EventSource
 from tinkex.client.runtime import Runtime
 from tinkex.testing import VirtualClock
 
@@ -44,6 +46,29 @@ def test_handler_can_be_scoped_to_one_client():
     hub.emit("a", mine)
     hub.emit("b", other)
     assert [event.name for event in heard] == ["a"]
+
+
+def test_handler_goes_with_the_client_that_it_is_scoped_to():
+    hub, heard = EventHub(), []
+    client = EventSource("ServiceClient", "")
+    sampler = EventSource("SamplingClient", "s", client)
+    handler = Handler()
+    gone = weakref.ref(handler)
+    hub.attach(handler, source=client)
+    hub.attach(heard.append)
+    del handler, client
+    gc.collect()
+    assert gone() is not None  # what the client made is there still
+    del sampler
+    gc.collect()
+    assert gone() is None
+    hub.emit("a", hub)
+    assert [event.name for event in heard] == ["a"]
+
+
+class Handler:
+    def __call__(self, event):
+        raise AssertionError(event)
 
 
 def test_handler_that_fails_reaches_neither_the_caller_nor_the_other_handlers(caplog):
