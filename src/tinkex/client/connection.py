@@ -105,8 +105,8 @@ class Connection:
 
     def cancel_on_server(self, request_id: str) -> None:
         """Tell the server that nobody waits for this result any more, where it wants to know."""
-        if self.dynamic.sample_cancel_enabled and not self.closed:
-            self.spawn(_cancel_future, self.sender, request_id)
+        if self.dynamic.sample_cancel_enabled and self._server is not None and not self.closed:
+            self.spawn(_cancel_future, self.sender, self._server.cancels, request_id)
 
     def spawn(self, operation: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Run background work on the client's loop."""
@@ -191,13 +191,13 @@ async def _dynamic_config(sender: Sender) -> ClientDynamicConfigResponse:
     )
 
 
-async def _cancel_future(sender: Sender, request_id: str) -> None:
+async def _cancel_future(sender: Sender, cancels: Budget, request_id: str) -> None:
     with contextlib.suppress(APIError):  # it spares the server work, nothing depends on it
         await sender.call(
             endpoints.CANCEL_FUTURE,
             CancelFutureRequest(request_id=request_id),
             timeout=30.0,
-            policy=sender.config.retry.never(),
+            permit=cancels.hold,
         )
 
 
@@ -236,6 +236,7 @@ class ServerWishes:
         self.samples = Budget(config.sample_max_concurrent_requests)
         self.sample_posts = Budget(_SAMPLE_POSTS)
         self.throttled_posts = Budget(_THROTTLED_POSTS)
+        self.cancels = Budget(_CANCELS)
         self.poller = Poller(
             send=sender.send,
             clock=sender.clock,
@@ -251,3 +252,6 @@ _SAMPLE_POSTS = 400
 """Sample requests that may be on their way to the server at once."""
 _THROTTLED_POSTS = 10
 """The same while the server said 429 in the last seconds."""
+_CANCELS = 64
+"""Words that nobody waits for a sample any more on their way at once: a thousand samples that are
+given up together must not take all connections, nor all files that a process may open."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from client_support import settle
 from scripted_tinker import API, JumpingClock, future, ok, sampled, scripted_peer, service
 
 import tinkex as tinker
@@ -13,6 +14,7 @@ from tinkex.errors import InputError
 from tinkex.testing.server import PeerResponse
 
 ASK, POLL = f"{API}/asample", f"{API}/retrieve_future"
+CANCEL = f"{API}/cancel_future"
 PROMPT = tinker.ModelInput.from_ints([1, 2, 3])
 PARAMS = tinker.SamplingParams(max_tokens=4)
 
@@ -114,6 +116,52 @@ def test_failure_that_is_the_users_is_not_repeated_whatever_its_status():
         peer.expect(ASK, ok({"detail": "NaN in the prompt", "category": "user"}, 500))
         with pytest.raises(tinker.APIStatusError, match="NaN"):
             sampler.sample(PROMPT, 1, PARAMS).result(10)
+
+
+def test_samples_that_are_given_up_together_are_told_of_some_at_a_time():
+    """Each word to the server takes a connection, and so one of the files a process may open."""
+    count, at_once, most = 100, 0, 0
+    lock, gate = threading.Lock(), threading.Event()
+
+    def hear(_):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        gate.wait(10)
+        with lock:
+            at_once -= 1
+        return ok({})
+
+    with scripted_peer() as peer, service(peer) as client:
+        peer.expect(f"{API}/client/dynamic_config", ok({"sample_cancel_enabled": True}))
+        sampler = sampler_of(client)
+        peer.always(ASK, lambda request: taken(request.json()["seq_id"]))
+        peer.always(POLL, PeerResponse(gate=threading.Event()))
+        peer.always(CANCEL, hear)
+        futures = [sampler.sample(PROMPT, 1, PARAMS) for _ in range(count)]
+        peer.wait_for(POLL, count)
+        for one in futures:
+            one.cancel()
+        peer.wait_for(CANCEL, 64)
+        client._connection.submit(settle).result(10)
+        gate.set()
+        told = {request.json()["request_id"] for request in peer.wait_for(CANCEL, count)}
+    assert told == {f"req-{number}" for number in range(count)}
+    assert most == 64
+
+
+def test_end_of_a_given_up_sample_that_the_server_was_too_busy_to_hear_is_told_again():
+    with scripted_peer() as peer, service(peer) as client:
+        peer.expect(f"{API}/client/dynamic_config", ok({"sample_cancel_enabled": True}))
+        sampler = sampler_of(client)
+        peer.expect(ASK, taken(0))
+        peer.expect(POLL, PeerResponse(gate=threading.Event()))
+        peer.expect(CANCEL, ok({"detail": "busy"}, 503), PeerResponse(drop=True), ok({}))
+        given_up = sampler.sample(PROMPT, 1, PARAMS)
+        peer.wait_for(POLL)
+        given_up.cancel()
+        peer.wait_for(CANCEL, 3)
 
 
 def test_cancelled_samples_give_their_places_back():
