@@ -86,10 +86,12 @@ class APIFuture(Future[T]):
         """
         self._check_thread()
         self._check_loss()
+        self._reader_came()
         try:
             return super().exception(timeout)
         finally:
             self.outcome_seen = self.outcome_seen or self.done()
+            self._reader_left()
 
     def cancel(self) -> bool:
         """End the operation; True unless it had already finished."""

@@ -152,6 +152,28 @@ async def test_one_of_two_awaiting_tasks_cancelled_leaves_the_other():
     assert first.cancelled()
 
 
+async def test_task_that_is_cancelled_leaves_the_operation_to_a_thread_that_waits_for_its_error():
+    came = threading.Event()
+
+    class Watched(APIFuture[int]):
+        def _reader_came(self) -> None:
+            super()._reader_came()
+            came.set()
+
+    future, found = Watched(), []
+    waiting = threading.Thread(target=lambda: found.append(future.exception(10)))
+    waiting.start()
+    assert await asyncio.to_thread(came.wait, 10)
+    task = asyncio.create_task(future.coroutine())
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    future.reject(LookupError("mine"))
+    waiting.join(10)
+    assert isinstance(found[0], LookupError)
+
+
 async def test_last_awaiting_task_cancelled_cancels_the_operation():
     future: APIFuture[int] = APIFuture()
     task = asyncio.create_task(future.coroutine())
