@@ -132,6 +132,8 @@ class APIFuture(Future[T]):
         except TimeoutError:
             if scope.expired():
                 self._cancel_if_last_reader()
+                if self.done() and not self.cancelled():  # it ended in the same moment
+                    return super().result()
                 raise self._late(timeout) from None
             raise
         except asyncio.CancelledError:

@@ -47,6 +47,20 @@ async def test_async_timeout_is_typed_and_cancels_the_operation():
     assert future.cancelled()
 
 
+@pytest.mark.parametrize("error", [None, LookupError("its own")])
+async def test_operation_that_ends_as_its_time_does_has_ended(error):
+    """A caller that was told otherwise would submit it again: a gradient would be added twice."""
+    future: APIFuture[int] = APIFuture()
+    waiting = asyncio.create_task(future.result_async(0))
+    ending = (future.resolve, 5) if error is None else (future.reject, error)
+    asyncio.get_running_loop().call_soon(*ending)
+    if error is None:
+        assert await waiting == 5
+    else:
+        with pytest.raises(LookupError, match="its own"):
+            await waiting
+
+
 async def test_asyncio_wait_is_refused_instead_of_waiting_for_ever():
     """It would have its waiter woken on another thread, which wakes nobody."""
     future: APIFuture[int] = APIFuture()
