@@ -267,11 +267,8 @@ class Troubles:
         self._failures = 0
         self._bad_answers = 0
         self._unpaid_since: float | None = None
-
-    @property
-    def first(self) -> bool:
-        """Whether there was one alone, of those that are counted."""
-        return self._failures + self._bad_answers == 1
+        self.first = False
+        """Whether there was one alone, or the account has only now been found blocked."""
 
     def delay(self, trouble: Trouble) -> float | None:
         """Count one; return the seconds to wait, or None when it is the end."""
@@ -280,6 +277,7 @@ class Troubles:
             return None
         if trouble.kind == "unpaid":
             now = self._clock.monotonic()
+            self.first = self._unpaid_since is None
             if self._unpaid_since is None:
                 self._unpaid_since = now
             return policy.billing_delay if now - self._unpaid_since < policy.billing_limit else None
@@ -289,6 +287,7 @@ class Troubles:
                 return None
         else:
             self._failures += 1
+        self.first = self._failures + self._bad_answers == 1
         if trouble.told_delay is not None:
             return max(trouble.told_delay, policy.floor)
         exponent = min(self._failures + self._bad_answers - 1, 32)

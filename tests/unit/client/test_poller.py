@@ -135,12 +135,14 @@ async def test_bad_request_is_asked_a_few_more_times():
     assert len(peer.bodies) == 4
 
 
-async def test_blocked_account_is_waited_for_and_then_reported():
+async def test_blocked_account_is_waited_for_and_then_reported(caplog):
     peer = Peer((402, {"detail": "pay"}))
     with pytest.raises(APIStatusError, match="pay"):
         await peer.fetch()
     assert set(peer.gaps) == {5.0}
     assert peer.asked_at[-1] == pytest.approx(3600, abs=5)
+    [told] = [record.getMessage() for record in caplog.records]  # it is no silent hour
+    assert told.startswith("Waiting for OptimStep: 402")
 
 
 async def test_answer_that_is_no_json_is_a_typed_error():
