@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self, TypedDict
+from types import TracebackType
+from typing import IO, Self, TypedDict
 
 from tinkex._clock import Clock, SystemClock
 from tinkex.errors import ServerStartError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
 _POLL_SECONDS = 0.02
 _LOG_TAIL_LINES = 20

@@ -5,19 +5,16 @@ Owns these calls of `RestClient`. A token is used as `weights_access_token`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from tinkex.client import operations
+from tinkex.client.connection import Connection
 from tinkex.client.deprecated import awaited_twin
+from tinkex.client.future import APIFuture
 from tinkex.types import ParsedCheckpointTinkerPath
-from tinkex.types.access_tokens import MakeAccessTokenRequest
+from tinkex.types.access_tokens import AccessTokensResponse, MakeAccessTokenRequest, NewAccessToken
 from tinkex.wire import endpoints
-
-if TYPE_CHECKING:
-    from tinkex.client.connection import Connection
-    from tinkex.client.future import APIFuture
-    from tinkex.types.access_tokens import AccessTokensResponse, NewAccessToken
-    from tinkex.wire.endpoints import Endpoint
+from tinkex.wire.endpoints import Endpoint
 
 R = TypeVar("R")
 

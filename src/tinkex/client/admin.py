@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from types import TracebackType
+from typing import Self, get_args
 
+from tinkex import types
 from tinkex.client.connection import Connection, connect
 from tinkex.client.deprecated import awaited_twin
+from tinkex.client.future import APIFuture
 from tinkex.client.rest import ask
+from tinkex.client.runtime import Runtime
+from tinkex.client.telemetry import Telemetry
 from tinkex.errors import InputError
-from tinkex.types.records import UsageGroup
+from tinkex.types.records import AuditEventType, UsageGroup
 from tinkex.wire import endpoints
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+__all__ = ["AdminClient", "AuditEventType"]
 
-    from tinkex import types
-    from tinkex.client.future import APIFuture
-    from tinkex.client.runtime import Runtime
-    from tinkex.client.telemetry import Telemetry
-
-AuditEventType = Literal["all", "checkpoints", "projects", "teams", "organizations"]
-
-_EVENT_TYPES = ("all", "checkpoints", "projects", "teams", "organizations")
+_EVENT_TYPES = get_args(AuditEventType)
 
 
 class AdminClient:

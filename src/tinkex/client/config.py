@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # in no stub
 
@@ -20,8 +20,6 @@ from tinkex.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from httpx import Timeout
 
     from tinkex._clock import Clock
     from tinkex.client.circuit_breaker import CircuitBreakerPolicy
@@ -34,6 +32,20 @@ DEFAULT_CONNECT_TIMEOUT = 5.0
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PORTABLE = ("timeout", "connect_timeout", "retry", "submit_retry", "circuit_breaker")
 _TRUE = frozenset({"1", "true", "yes", "on"})
+
+
+class Timeouts(Protocol):
+    """What is read of an `httpx.Timeout`, in seconds; httpx is slow to import."""
+
+    @property
+    def connect(self) -> float | None:
+        """Until one attempt to connect is given up; None takes the default."""
+        ...
+
+    @property
+    def read(self) -> float | None:
+        """Without a byte until a request is given up; None takes the default."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +108,7 @@ class ClientConfig:
         project_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, object] | None = None,
-        timeout: float | Timeout | None = None,
+        timeout: float | Timeouts | None = None,
         max_retries: int | None = None,
         circuit_breaker: CircuitBreakerPolicy | None = None,
         environment: Mapping[str, str] | None = None,
@@ -153,7 +165,7 @@ class ClientConfig:
         )
 
 
-def _timeouts(timeout: float | Timeout | None, problems: list[str]) -> tuple[float, float]:
+def _timeouts(timeout: float | Timeouts | None, problems: list[str]) -> tuple[float, float]:
     """Return the seconds of (reading, connecting); say what is wrong with them."""
     # not isinstance: httpx is slow to import, and whoever has a Timeout has imported it
     read: Any = getattr(timeout, "read", timeout)

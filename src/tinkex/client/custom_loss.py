@@ -8,21 +8,19 @@ chain rule. `torch` is imported on use.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from tinkex.errors import InputError, MissingPackageError
 from tinkex.types import Datum, ForwardBackwardOutput, TensorData
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import ModuleType
-
-    CustomLossFn = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]
-    """(data, log-probabilities per datum: float32 tensors shaped as `target_tokens`) -> (loss:
-    a scalar tensor, metrics)."""
+CustomLossFn = Callable[[list[Datum], list[Any]], tuple[Any, Mapping[str, float]]]
+"""(data, log-probabilities per datum: float32 tensors shaped as `target_tokens`) -> (loss:
+a scalar tensor, metrics)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,18 +31,15 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tinkex._clock import Clock
 from tinkex._redact import redact
 from tinkex.client import tracing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from tinkex._clock import Clock
 
 _LOG = logging.getLogger("tinkex.client")
 

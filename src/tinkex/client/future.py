@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures._base import CANCELLED
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from tinkex.errors import BlockingCallError, ResultTimeoutError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -11,25 +11,22 @@ import hashlib
 import inspect
 import math
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tinkex.client.custom_loss import require_torch
 from tinkex.errors import InputError
-from tinkex.types import CustomLossGraph, CustomLossInput, CustomLossNode
+from tinkex.types import CustomLossGraph, CustomLossInput, CustomLossNode, Datum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     import torch
     from torch import fx
 
-    from tinkex.types import CustomLossInputRank, Datum
+    from tinkex.types import CustomLossInputRank
 
     PerDatumLossFn = Callable[..., tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
 else:
-    from collections.abc import Callable
-
     PerDatumLossFn = Callable[..., tuple[Any, dict[str, Any]]]
     """(logprobs: float32, shaped as `target_tokens`; then each of the datum's inputs that the loss
     reads) -> (loss: a scalar tensor, metrics: scalar tensors named `custom/<name>:sum|mean`)."""

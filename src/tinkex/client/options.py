@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Mapping
+from typing import TypedDict
 
 from httpx import Timeout
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["ExperimentalWarning", "RequestOptions", "Timeout"]
 

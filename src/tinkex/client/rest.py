@@ -7,12 +7,21 @@ It needs no session and makes none.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from datetime import date, datetime
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from tinkex import types
+from tinkex._clock import Clock
 from tinkex.client import operations
 from tinkex.client.access_tokens import AccessTokenCalls
 from tinkex.client.connection import Connection, connect
 from tinkex.client.deprecated import awaited_twin
+from tinkex.client.future import APIFuture
+from tinkex.client.runtime import Runtime
+from tinkex.client.sender import Body
+from tinkex.client.telemetry import Telemetry
 from tinkex.client.tokens import jwt_claims
 from tinkex.errors import (
     APIResponseValidationError,
@@ -27,22 +36,13 @@ from tinkex.types import (
     WeightsInfoRequest,
     WhoamiResponse,
 )
+from tinkex.types.records import AuditEventType
 from tinkex.wire import endpoints
 from tinkex.wire import headers as names
+from tinkex.wire.endpoints import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import date, datetime
-    from types import TracebackType
-
-    from tinkex import types
-    from tinkex._clock import Clock
-    from tinkex.client.admin import AdminClient, AuditEventType
-    from tinkex.client.future import APIFuture
-    from tinkex.client.runtime import Runtime
-    from tinkex.client.sender import Body
-    from tinkex.client.telemetry import Telemetry
-    from tinkex.wire.endpoints import Endpoint
+    from tinkex.client.admin import AdminClient
 
 AccessScope = Literal["owned", "accessible"]
 

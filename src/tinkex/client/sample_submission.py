@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from tinkex._backoff import retry_after_seconds
 from tinkex.client import operations
 from tinkex.client.chunking import estimate_prompt_bytes
-from tinkex.client.poller import PendingResult
+from tinkex.client.connection import Connection, ServerWishes
+from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import RareLog
 from tinkex.client.retry import Failure, RetryPolicy
 from tinkex.client.sender import failure_of, read_answer
-from tinkex.client.transport import error_from_reply
+from tinkex.client.transport import Reply, error_from_reply
 from tinkex.errors import (
     APIConnectionError,
     APIResponseValidationError,
@@ -27,16 +28,9 @@ from tinkex.errors import (
     CircuitOpenError,
     TinkerError,
 )
+from tinkex.types import ClientConfigResponse, SampleRequest, SampleResponse
 from tinkex.wire import endpoints
 from tinkex.wire import headers as names
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from tinkex.client.connection import Connection, ServerWishes
-    from tinkex.client.poller import QueueWatch
-    from tinkex.client.transport import Reply
-    from tinkex.types import ClientConfigResponse, SampleRequest, SampleResponse
 
 _LARGE_PROMPT_BYTES = 128 * 2**10
 _THROTTLED_WEIGHT = 20

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinkex.client import operations, sample_rules
 from tinkex.client.client_future import ClientFuture
 from tinkex.client.config import ClientConfig
-from tinkex.client.connection import Connection
+from tinkex.client.connection import Connection, ServerWishes
 from tinkex.client.deprecated import awaited_twin, twin
-from tinkex.client.events import EventSource, acting_for
-from tinkex.client.poller import PendingResult, QueueWatch
+from tinkex.client.events import Event, EventSource, acting_for
+from tinkex.client.future import APIFuture
+from tinkex.client.poller import PendingResult, Poller, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.retry import Failure
 from tinkex.client.runtime import DEFAULT_RUNTIME
@@ -29,6 +30,7 @@ from tinkex.client.sampler_handle import SamplerState
 from tinkex.client.session import Session
 from tinkex.client.session_poller import SessionPoller
 from tinkex.client.shared_attempt import SharedAttempt
+from tinkex.client.telemetry import Telemetry
 from tinkex.client.tokenizer import resolve_tokenizer
 from tinkex.errors import (
     APIResponseValidationError,
@@ -41,27 +43,16 @@ from tinkex.types import (
     ClientDynamicConfigResponse,
     CreateSamplingSessionRequest,
     JoinSamplingSessionRequest,
+    ModelInput,
+    QueueState,
     SampleRequest,
     SampleResponse,
     SamplingParams,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsForSamplerResponseInternal,
+    TensorData,
 )
 from tinkex.wire import endpoints
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from tinkex.client.connection import ServerWishes
-    from tinkex.client.events import Event
-    from tinkex.client.future import APIFuture
-    from tinkex.client.poller import Poller
-    from tinkex.client.telemetry import Telemetry
-    from tinkex.types import (
-        ModelInput,
-        QueueState,
-        SaveWeightsForSamplerResponse,
-        SaveWeightsForSamplerResponseInternal,
-        TensorData,
-    )
 
 CLONE_NUMBERS = 1_000_000_000
 """Sequence ids of one clone: clone c counts from c times this."""

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import BaseModel
 
 from tinkex.client import loss_handle, operations
+from tinkex.client.circuit_breaker import CircuitBreakerPolicy
 from tinkex.client.client_future import ClientFuture
-from tinkex.client.config import ClientConfig
+from tinkex.client.config import ClientConfig, Timeouts
 from tinkex.client.connection import Connection
 from tinkex.client.deprecated import awaited_twin
+from tinkex.client.events import Event
 from tinkex.client.future import APIFuture
+from tinkex.client.loss_handle import LossHandle, PerDatumLossFn
 from tinkex.client.rest import RestClient
-from tinkex.client.runtime import DEFAULT_RUNTIME
-from tinkex.client.sampling import create_sampling_client
-from tinkex.client.session import Session
+from tinkex.client.runtime import DEFAULT_RUNTIME, Runtime
+from tinkex.client.sample_submission import RetryConfig
+from tinkex.client.sampling import SamplingClientFuture, create_sampling_client
+from tinkex.client.session import FinishStatus, Session
+from tinkex.client.telemetry import Telemetry
 from tinkex.client.training import TrainingClient
 from tinkex.client.training_rules import check_state_path
 from tinkex.errors import InputError, TinkerError, UnsupportedError
@@ -26,35 +35,17 @@ from tinkex.types import (
     CreateCustomLossResponse,
     CreateModelRequest,
     CreateModelResponse,
+    CustomLossInputRank,
     GetInfoRequest,
+    GetServerCapabilitiesResponse,
     LoadWeightsRequest,
     LoadWeightsResponse,
     LoraConfig,
+    OptimizerConfig,
     UntypedAPIFuture,
 )
 from tinkex.wire import endpoints
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from types import TracebackType
-
-    from httpx import Timeout
-    from pydantic import BaseModel
-
-    from tinkex.client.circuit_breaker import CircuitBreakerPolicy
-    from tinkex.client.events import Event
-    from tinkex.client.loss_handle import LossHandle, PerDatumLossFn
-    from tinkex.client.runtime import Runtime
-    from tinkex.client.sample_submission import RetryConfig
-    from tinkex.client.sampling import SamplingClientFuture
-    from tinkex.client.session import FinishStatus
-    from tinkex.client.telemetry import Telemetry
-    from tinkex.types import (
-        CustomLossInputRank,
-        GetServerCapabilitiesResponse,
-        OptimizerConfig,
-    )
-    from tinkex.wire.endpoints import Endpoint
+from tinkex.wire.endpoints import Endpoint
 
 _CLOSE_SECONDS = 10.0
 
@@ -111,7 +102,7 @@ class ServiceClient:
         default_headers_overrides: Mapping[str, str] | None = None,
         default_headers: Mapping[str, str] | None = None,
         default_query: Mapping[str, object] | None = None,
-        timeout: float | Timeout | None = None,
+        timeout: float | Timeouts | None = None,
         max_retries: int | None = None,
         circuit_breaker: CircuitBreakerPolicy | None = None,
         runtime: Runtime | None = None,

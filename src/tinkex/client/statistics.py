@@ -8,16 +8,11 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from tinkex._clock import SystemClock
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tinkex._clock import Clock
-    from tinkex.client.events import Event
+from tinkex._clock import Clock, SystemClock
+from tinkex.client.events import Event
 
 _KEPT = 10_000
 """Durations of one operation that are kept at most."""

@@ -6,18 +6,29 @@ Owns the order of its calls and what they send. How a request is repeated, polle
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
 
 from tinkex.client import custom_loss, operations
 from tinkex.client.batches import Batch, Batches
+from tinkex.client.connection import Connection
 from tinkex.client.deprecated import awaited_twin, twin
-from tinkex.client.events import EventSource, acting_for
+from tinkex.client.events import Event, EventSource, acting_for
 from tinkex.client.future import APIFuture
 from tinkex.client.loss_handle import LossHandle
 from tinkex.client.poller import PendingResult, QueueWatch
 from tinkex.client.queue_log import QueueStateLog
-from tinkex.client.sampling import create_sampling_client, ephemeral_sampling_client
+from tinkex.client.sample_submission import RetryConfig
+from tinkex.client.sampling import (
+    SamplingClientFuture,
+    create_sampling_client,
+    ephemeral_sampling_client,
+)
 from tinkex.client.sequencer import Sequencer, Turn
+from tinkex.client.session import Session
+from tinkex.client.telemetry import Telemetry
 from tinkex.client.tokenizer import resolve_tokenizer
 from tinkex.client.training_rules import (
     check_checkpoint,
@@ -32,10 +43,15 @@ from tinkex.types import (
     Datum,
     DimuonParams,
     ForwardBackwardOutput,
+    GetInfoResponse,
     LoadWeightsRequest,
     LoadWeightsResponse,
+    LossFnType,
+    ModelID,
+    OptimParams,
     OptimStepRequest,
     OptimStepResponse,
+    SamplingClientKind,
     SaveWeightsExternalRequest,
     SaveWeightsExternalResponse,
     SaveWeightsForSamplerRequest,
@@ -45,29 +61,10 @@ from tinkex.types import (
     SaveWeightsResponse,
     UnloadModelRequest,
     UnloadModelResponse,
+    UntypedAPIFuture,
 )
 from tinkex.wire import endpoints
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
-
-    from pydantic import BaseModel
-
-    from tinkex.client.connection import Connection
-    from tinkex.client.events import Event
-    from tinkex.client.sample_submission import RetryConfig
-    from tinkex.client.sampling import SamplingClientFuture
-    from tinkex.client.session import Session
-    from tinkex.client.telemetry import Telemetry
-    from tinkex.types import (
-        GetInfoResponse,
-        LossFnType,
-        ModelID,
-        OptimParams,
-        SamplingClientKind,
-        UntypedAPIFuture,
-    )
-    from tinkex.wire.endpoints import Endpoint
+from tinkex.wire.endpoints import Endpoint
 
 T = TypeVar("T")
 

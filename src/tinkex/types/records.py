@@ -7,6 +7,7 @@ from typing import Literal
 
 from tinkex.types._model import Int, WireResponse, absent
 
+AuditEventType = Literal["all", "checkpoints", "projects", "teams", "organizations"]
 UsageGroup = Literal["hour", "day", "account", "key", "session", "source", "base_model"]
 """By what usage is summed; `source` is the training run or the sampling session."""
 

@@ -72,3 +72,32 @@ with ScriptedServer() as peer:
     print('reads', *(name for name in reads if not name.startswith('OTEL_')))
 """
     assert run(code) == ["reads"]
+
+
+def test_annotations_of_what_is_public_can_be_evaluated():
+    """By what makes clients of configurations, tools of methods, models of types."""
+    code = """
+import inspect, sys, typing
+import tinkex
+
+def evaluate(what, name):
+    try:
+        typing.get_type_hints(what)
+    except NameError as error:
+        print(name, error.name, sep=":")
+
+for name in tinkex.__all__:
+    public = getattr(tinkex, name)
+    if not isinstance(public, type) or issubclass(public, Exception):
+        continue
+    evaluate(public, name)
+    for method, value in vars(public).items():
+        bound = isinstance(value, (classmethod, staticmethod))
+        function = value.__func__ if bound else value
+        if inspect.isfunction(function) and (method == "__init__" or method[0] != "_"):
+            evaluate(function, f"{name}.{method}")
+assert "torch" not in sys.modules
+"""
+    found = set(run(code))
+    # importing torch takes seconds, and a client works without it
+    assert {one for one in found if not one.endswith((":torch", ":fx"))} == set()
