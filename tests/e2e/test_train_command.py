@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from patience import PATIENCE_S
@@ -154,6 +155,26 @@ def test_run_goes_on_with_the_examples_that_it_began_with_wherever_they_lie(logi
             run(service, settings(moved, output), clock=clock, resume=True)
         mine.write_bytes(data.read_bytes())
         assert run(service, settings(mine, output), clock=clock, resume=True) == last
+
+
+def test_examples_that_come_through_a_pipe_are_told_apart_as_those_of_a_file(login, data, tmp_path):
+    """As `tinkex train <(zcat data.jsonl.gz)` gives them: they can be read once."""
+    pipe, output, lines = tmp_path / "pipe", tmp_path / "run", data.read_text().splitlines()
+    os.mkfifo(pipe)
+
+    def through_the_pipe(lines, **options):
+        writer = threading.Thread(target=pipe.write_text, args=["\n".join(lines)])
+        writer.start()
+        try:
+            return run(service, settings(pipe, output), clock=SystemClock(), **options)
+        finally:
+            writer.join()
+
+    with tinker.ServiceClient(**login) as service:
+        last = through_the_pipe(lines)
+        assert through_the_pipe(lines, resume=True) == last
+        with pytest.raises(InputError, match="with other contents"):
+            through_the_pipe(lines[::-1], resume=True)
 
 
 @pytest.mark.parametrize(

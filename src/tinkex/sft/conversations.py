@@ -46,11 +46,29 @@ def load(path: Path) -> list[Conversation]:
         InputError: it cannot be read, is empty, or a line is no conversation that teaches
             something. The message names the line.
     """
+    return parsed(read(path), path)
+
+
+def read(path: Path) -> bytes:
+    """Read a file whole; a pipe has nothing more to give afterwards.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
-        # not `splitlines`: U+2028 and others of its line ends may stand within a JSON string
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise InputError(f"The file {path} cannot be read: {error}") from error
+
+
+def parsed(content: bytes, path: Path) -> list[Conversation]:
+    """Read the content of a file of conversations; errors as of `load`."""
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"The file {path} cannot be read: {error}") from error
+    # not `splitlines`: U+2028 and others of its line ends may stand within a JSON string
+    lines = text.split("\n")
     found = [
         _conversation(line, f"{path.name}:{number}")
         for number, line in enumerate(lines, 1)

@@ -113,16 +113,17 @@ def run(
         ConfigurationError: a number is out of range.
     """
     _check(settings)
-    found = conversations.load(settings.data)
+    content = conversations.read(settings.data)
+    found = conversations.parsed(content, settings.data)
     train_part, held_part = conversations.split(found, settings.eval_split, settings.seed)
     model = _model(service, settings.base_model)
     numbers = _numbers(settings, model.hidden_size)
     folder = _Folder(settings.output)
     last: Checkpoint | None = None
     if resume:
-        last = folder.take_up(_remembered(settings))
+        last = folder.take_up(_remembered(settings, content))
     else:
-        folder.begin(_remembered(settings))
+        folder.begin(_remembered(settings, content))
     client = _client(service, settings, last)
     tokenizer = client.get_tokenizer()
     max_length = model.max_context_length if settings.max_length is None else settings.max_length
@@ -223,12 +224,12 @@ def _save(client: TrainingClient, name: str, step: int) -> Checkpoint:
     return Checkpoint(step, state.result().path, weights.result().path)
 
 
-def _remembered(settings: RunSettings) -> dict[str, Any]:
-    """Return what must be the same when a run is taken up again."""
+def _remembered(settings: RunSettings, content: bytes) -> dict[str, Any]:
+    """Return what must be the same when a run is taken up again: `content` is the data's."""
     remembered = asdict(settings)
     for name in ("output", "evaluate_every", "save_every", "name"):
         del remembered[name]
-    digest = hashlib.sha256(settings.data.read_bytes()).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     return {**remembered, "data": str(settings.data.resolve()), _DIGEST: digest}
 
 
