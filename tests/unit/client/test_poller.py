@@ -1,9 +1,11 @@
 """What each answer to retrieve_future means, and how long the next question waits (A3.1-A3.3)."""
 
+import asyncio
 import json
 from random import Random
 
 import pytest
+from client_support import settle
 
 from tinkex.client.budget import Budget
 from tinkex.client.poller import PendingResult, Poller, PollPolicy, QueueWatch
@@ -157,6 +159,26 @@ async def test_large_result_is_asked_for_once_there_is_room():
     peer = Peer((200, size), DONE)
     await peer.fetch()
     assert [body["allow_metadata_only"] for body in peer.bodies] == [True, False]
+
+
+@pytest.mark.parametrize("answer", [(200, {"type": "try_again"}), (503, {}), DONE])
+async def test_cancellation_that_comes_with_the_answer_is_not_lost(answer):
+    """The official client goes on polling, for nobody."""
+    peer = Peer(answer)
+    asked, coming = peer.send, asyncio.get_running_loop().create_future()
+
+    async def send(request):
+        await coming
+        return await asked(request)
+
+    peer.poller._send = send
+    polling = asyncio.create_task(peer.fetch())
+    await settle()
+    coming.set_result(None)
+    polling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await polling
+    assert len(peer.bodies) == 0
 
 
 async def test_size_announced_twice_is_an_error_not_a_loop():

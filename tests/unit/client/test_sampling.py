@@ -180,6 +180,30 @@ def test_sample_that_is_given_up_while_it_is_sent_is_ended_on_the_server(peer, a
         assert sampler.sample(PROMPT, 1, PARAMS).result(10).sequences
 
 
+def test_sample_that_is_given_up_as_an_answer_arrives_is_ended_on_the_server(peer):
+    """The official client loses such a cancellation, and polls on for nobody."""
+    peer.expect(f"{API}/client/dynamic_config", ok({"sample_cancel_enabled": True}))
+    peer.always(CANCEL, ok({}))
+    given_up = []
+
+    def give_up(event):
+        if event.name == "http.request.stop" and event.attributes["path"] == POLL:
+            given_up[0].cancel()
+
+    with service(peer) as client:
+        sampler = client.create_sampling_client(base_model="tinkex/sprout").result(10)
+        client.on_event(give_up)
+        gate = threading.Event()
+        peer.expect(ASK, taken(0))
+        peer.expect(POLL, replace(ok({"type": "try_again"}), gate=gate))
+        given_up.append(sampler.sample(PROMPT, 1, PARAMS))
+        gate.set()
+        [told] = peer.wait_for(CANCEL)
+        assert told.json()["request_id"] == "req-0"
+        assert given_up[0].cancelled()
+    assert len(peer.requests_to(POLL)) == 1
+
+
 def test_answer_that_promises_too_few_sequences_is_refused(peer, sampler):
     peer.expect(ASK, taken(0, 1))
     with pytest.raises(APIResponseValidationError, match="1 sequences instead of 3"):
