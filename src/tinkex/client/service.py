@@ -20,6 +20,8 @@ from tinkex.client.deprecated import awaited_twin
 from tinkex.client.events import Event
 from tinkex.client.future import APIFuture
 from tinkex.client.loss_handle import LossHandle, PerDatumLossFn
+from tinkex.client.poller import QueueWatch
+from tinkex.client.queue_log import QueueStateLog
 from tinkex.client.rest import RestClient
 from tinkex.client.runtime import DEFAULT_RUNTIME, Runtime
 from tinkex.client.sample_submission import RetryConfig
@@ -198,6 +200,7 @@ class ServiceClient:
                 CreateModelResponse,
                 "CreateModel",
                 "create_lora_training_client",
+                f"A new adapter of {base_model}",
             )
             return await self._training_client(created.model_id, "create_lora_training_client")
 
@@ -456,6 +459,7 @@ class ServiceClient:
             CreateCustomLossResponse,
             "CreateCustomLoss",
             "create_custom_loss",
+            f"The loss {handle.name}",
         )
         return handle.uploaded(created.loss_id)
 
@@ -466,7 +470,10 @@ class ServiceClient:
         result: Any,
         request_type: str,
         method: str,
+        what: str,
     ) -> Any:
+        """Send a request and wait for its result; why `what` has to wait is logged."""
+        log = QueueStateLog(what, self._connection.clock)
         pending = await operations.submit(
             self._connection,
             endpoint,
@@ -475,6 +482,7 @@ class ServiceClient:
             request_type=request_type,
             sdk_method=f"ServiceClient.{method}",
             policy=self._connection.config.retry,
+            watch=QueueWatch(log, self._connection.sender.emit),
         )
         return await operations.fetch(self._connection, pending)
 
@@ -522,6 +530,7 @@ class ServiceClient:
                 LoadWeightsResponse,
                 "LoadWeights",
                 method,
+                f"A new adapter with the weights of {path}",
             )
             model_id = loaded.model_id or f"{session_id}:train:{number}"
             return await self._training_client(model_id, method)

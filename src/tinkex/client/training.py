@@ -429,6 +429,7 @@ class TrainingClient:
                     operations.json_result(UnloadModelResponse),
                     request_type="UnloadModel",
                     sdk_method="TrainingClient.unload",
+                    watch=self._watch,
                 )
             return await operations.fetch(self._connection, pending)
 

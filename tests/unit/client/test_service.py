@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from patience import PATIENCE_S
-from scripted_tinker import API, KEY, ok, scripted_peer, service, training_client
+from scripted_tinker import API, KEY, MODEL, future, ok, scripted_peer, service, training_client
 
 import tinkex as tinker
 from tinkex.errors import ClientClosedError, InputError
@@ -160,6 +160,24 @@ def test_call_under_way_fails_when_the_client_is_closed(peer):
         peer.wait_for(f"{API}/optim_step")
     with pytest.raises(ClientClosedError):
         step.result(10)
+
+
+@pytest.mark.parametrize("call", ["create", "from_state"])
+def test_why_a_new_adapter_waits_is_logged(peer, caplog, call):
+    full = {"type": "try_again", "queue_state": "paused_capacity", "queue_state_reason": "no room"}
+    made = ok({"model_id": MODEL})
+    peer.always(f"{API}/load_weights", future("model"))
+    peer.expect(f"{API}/retrieve_future", ok(full), ok(full), made)
+    with service(peer) as client:
+        if call == "create":
+            making = client.create_lora_training_client("tinkex/sprout")
+        else:
+            making = client.create_training_client_from_state("tinker://run/weights/one")
+        making.result(10)
+    what = {"create": "tinkex/sprout", "from_state": "the weights of tinker://run/weights/one"}
+    [told] = [record.getMessage() for record in caplog.records if record.name == "tinkex.client"]
+    assert what[call] in told
+    assert told.endswith("waits: no room")
 
 
 def test_models_are_numbered_in_the_order_of_the_calls(peer):
