@@ -1,4 +1,4 @@
-"""A network's keys for tests: a root, an auth worker, and certified peers of any role."""
+"""A network's keys for tests: a root, an auth worker, certified peers of any role; a receipt."""
 
 from dataclasses import dataclass, field
 
@@ -13,8 +13,30 @@ from tinkex.mesh.trust.certificates import (
     make_certificate,
     make_grant,
 )
+from tinkex.mesh.trust.receipts import ReceiptBody
 
 CERTIFICATE_S = 86_400.0
+
+
+def receipt_body(gateway, client, **fields):
+    """Return what a gateway signs of a request; `fields` are those that matter to a test."""
+    others = {
+        "request_id": "r",
+        "account_id": "a",
+        "key_id": "k",
+        "model": "m",
+        "prompt_tokens": 4,
+        "completion_tokens": 3,
+        "cached_tokens": 0,
+        "output": bytes(32),
+        "reproducible": True,
+        "seed": 1,
+        "at": 10.0,
+        "epoch": bytes(16),
+        "sequence": 9,
+    }
+    peers = {"gateway": gateway.peer_id.raw, "client": client.peer_id.raw}
+    return ReceiptBody(**{**others, **peers, **fields})
 
 
 @dataclass(frozen=True)

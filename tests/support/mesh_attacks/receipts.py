@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import msgspec
 from mesh_attacks.registry import Suite, nothing, one_each
+from mesh_trust import receipt_body
 
 from tinkex._timers import Timers
 from tinkex.errors import TinkerError
@@ -43,24 +44,8 @@ def seen():
 
 
 def receipt(signer=GATEWAY, **changes):
-    body = ReceiptBody(
-        request_id="r",
-        gateway=GATEWAY.peer_id.raw,
-        client=CLIENT.peer_id.raw,
-        account_id="a",
-        key_id="k",
-        model="m",
-        prompt_tokens=4,
-        completion_tokens=3,
-        cached_tokens=0,
-        output=seen().digest(),
-        reproducible=True,
-        seed=1,
-        at=NOW,
-        epoch=b"e" * 16,
-        sequence=9,
-    )
-    encoded, signature = sign_receipt(signer, msgspec.structs.replace(body, **changes))
+    body = receipt_body(GATEWAY, CLIENT, **{"output": seen().digest(), "at": NOW, **changes})
+    encoded, signature = sign_receipt(signer, body)
     return Receipt(body=encoded, signature=signature)
 
 

@@ -12,7 +12,7 @@ import zlib
 import msgspec
 import pytest
 from mesh_feeds import key, member
-from mesh_trust import TestNetwork
+from mesh_trust import TestNetwork, receipt_body
 
 from tinkex.errors import AuthenticationError, InputError, MeshError, TrustError
 from tinkex.mesh.accounts.tokens import TokenReader
@@ -39,7 +39,7 @@ from tinkex.mesh.trust.certificates import (
 from tinkex.mesh.trust.invitations import PREFIX, invite, read_invitation
 from tinkex.mesh.trust.network import check_network, found_network, rotate_root
 from tinkex.mesh.trust.permits import BlobPermitCheck, PermitCheck, make_blob_permit, make_permit
-from tinkex.mesh.trust.receipts import RECEIPT, ReceiptBody, verify_receipt
+from tinkex.mesh.trust.receipts import RECEIPT, verify_receipt
 from tinkex.testing import VirtualClock
 
 NOW = 1_700_000_000.0
@@ -153,25 +153,7 @@ def of_sprout():
 
 
 def a_receipt():
-    return msgspec.msgpack.encode(
-        ReceiptBody(
-            request_id="r",
-            gateway=GATEWAY.peer_id.raw,
-            client=bytes(32),
-            account_id="a",
-            key_id="k",
-            model="m",
-            prompt_tokens=1,
-            completion_tokens=1,
-            cached_tokens=0,
-            output=bytes(32),
-            reproducible=True,
-            seed=1,
-            at=NOW,
-            epoch=bytes(16),
-            sequence=1,
-        )
-    )
+    return msgspec.msgpack.encode(receipt_body(GATEWAY, TRUST.auth, at=NOW))
 
 
 def a_record():

@@ -6,6 +6,7 @@ import math
 
 import msgspec
 import pytest
+from mesh_trust import receipt_body
 from typer.testing import CliRunner
 
 from tinkex.cli.app import app
@@ -14,27 +15,11 @@ from tinkex.cli.mesh.endpoint import Endpoint
 from tinkex.cli.mesh.receipts import check_receipts, oldest_of
 from tinkex.errors import TrustError
 from tinkex.mesh.identity import KeyPair
-from tinkex.mesh.trust.receipts import ReceiptBody, countersign, sign_receipt
+from tinkex.mesh.trust.receipts import countersign, sign_receipt
 from tinkex.mesh.workers.calling.receipt_book import SignedReceipt
 
 GATEWAY, CLIENT = (KeyPair(bytes([one]) * 32) for one in (1, 2))
-BODY = ReceiptBody(
-    request_id="r",
-    gateway=GATEWAY.peer_id.raw,
-    client=CLIENT.peer_id.raw,
-    account_id="acc-1",
-    key_id="key-1",
-    model="m",
-    prompt_tokens=3,
-    completion_tokens=4,
-    cached_tokens=0,
-    output=b"\0" * 32,
-    reproducible=True,
-    seed=0,
-    at=1.0,
-    epoch=b"e" * 16,
-    sequence=1,
-)
+BODY = receipt_body(GATEWAY, CLIENT, key_id="key-1", prompt_tokens=3, completion_tokens=4, at=1.0)
 ENTRY = {
     "request_id": "r",
     "gateway": str(GATEWAY.peer_id),

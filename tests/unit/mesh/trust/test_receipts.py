@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mesh_trust import receipt_body
 
 from tinkex.errors import TrustError
 from tinkex.mesh.identity import KeyPair
@@ -31,23 +32,7 @@ def seen() -> OutputDigest:
     return digest
 
 
-BODY = ReceiptBody(
-    request_id="r",
-    gateway=GATEWAY.peer_id.raw,
-    client=CLIENT.peer_id.raw,
-    account_id="a",
-    key_id="k",
-    model="m",
-    prompt_tokens=4,
-    completion_tokens=3,
-    cached_tokens=0,
-    output=seen().digest(),
-    reproducible=True,
-    seed=1,
-    at=10.0,
-    epoch=b"e",
-    sequence=9,
-)
+BODY = receipt_body(GATEWAY, CLIENT, output=seen().digest())
 
 
 def check(body: ReceiptBody, digest: OutputDigest) -> None:

@@ -4,31 +4,18 @@ import os
 import stat
 
 import pytest
+from mesh_trust import receipt_body
 
 from tinkex.mesh.identity import KeyPair
-from tinkex.mesh.trust.receipts import ReceiptBody, countersign, sign_receipt
+from tinkex.mesh.trust.receipts import countersign, sign_receipt
 from tinkex.mesh.workers.calling.receipt_book import ReceiptBook, SignedReceipt
 
 GATEWAY, CLIENT = (KeyPair(bytes([one]) * 32) for one in (1, 2))
 
 
 def receipt(number, account_id="acc-1"):
-    body = ReceiptBody(
-        request_id=f"request-{number}",
-        gateway=GATEWAY.peer_id.raw,
-        client=CLIENT.peer_id.raw,
-        account_id=account_id,
-        key_id="key-1",
-        model="m",
-        prompt_tokens=3,
-        completion_tokens=number,
-        cached_tokens=0,
-        output=b"\0" * 32,
-        reproducible=True,
-        seed=0,
-        at=float(number),
-        epoch=b"e" * 16,
-        sequence=number,
+    body = receipt_body(
+        GATEWAY, CLIENT, request_id=f"request-{number}", account_id=account_id, at=float(number)
     )
     encoded, signature = sign_receipt(GATEWAY, body)
     return SignedReceipt(GATEWAY.peer_id, encoded, signature, countersign(CLIENT, encoded))

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 from mesh_rpc import SkewedClock, settled
+from mesh_trust import receipt_body
 
 from tinkex.errors import APIStatusError, BillingError, RateLimitError, StorageError, status_error
 from tinkex.mesh.api.gateway import Countersign, Receipt
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.quota import LeaseGranted, QuotaLedger
 from tinkex.mesh.tasks import Tasks, let_others_run
-from tinkex.mesh.trust.receipts import ReceiptBody, countersign, sign_receipt
+from tinkex.mesh.trust.receipts import countersign, sign_receipt
 from tinkex.mesh.usage import (
     Countersigned,
     GatewayUsage,
@@ -239,30 +240,11 @@ async def test_lease_that_comes_after_its_caller_has_gone_is_for_the_keys_next_r
     assert auth.granted == 1
 
 
-def receipt_of(request_id, gateway, client):
-    return ReceiptBody(
-        request_id=request_id,
-        gateway=gateway.peer_id.raw,
-        client=client.peer_id.raw,
-        account_id="account",
-        key_id="key",
-        model="model",
-        prompt_tokens=7,
-        completion_tokens=0,
-        cached_tokens=0,
-        output=bytes(32),
-        reproducible=True,
-        seed=1,
-        at=0.0,
-        epoch=bytes(16),
-        sequence=1,
-    )
-
-
 async def test_agreement_that_the_disk_refused_is_written_once_there_is_room():
     client, gateway, books = KeyPair.generate(), KeyPair.generate(), Books()
     reservation = await books.begin("r7")
-    body, signature = sign_receipt(gateway, receipt_of("r7", gateway, client))
+    receipt = receipt_body(gateway, client, request_id="r7", prompt_tokens=7, completion_tokens=0)
+    body, signature = sign_receipt(gateway, receipt)
     await books.ledger.settle(
         reservation,
         prompt_tokens=7,
