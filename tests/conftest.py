@@ -31,6 +31,16 @@ def official_cli():
         yield cli
 
 
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory):
+    """A server's database with every table and no row; made once, for it takes its time."""
+    from tinkex.server.migrations import migrate
+
+    database = tmp_path_factory.mktemp("database") / "db.sqlite3"
+    migrate(database)
+    return database
+
+
 TESTS = Path(__file__).parent
 GROUPS = [
     (TESTS / "e2e",),

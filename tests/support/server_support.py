@@ -1,4 +1,4 @@
-"""What the server's tests share: a client without retries, request bodies, a loopback server."""
+"""What the server's tests share: a client without retries, bodies, a tiny engine, servers."""
 
 from __future__ import annotations
 
@@ -147,6 +147,39 @@ def sample_json(sampler_id, seq_id=0, tokens=(5, 6, 7), *, num_samples=1, **para
         "seq_id": seq_id,
         "type": "sample",
     }
+
+
+def tiny_model():
+    """A random Qwen3: the same weights each time, as an engine takes a model over."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.set_num_threads(1)
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Qwen3ForCausalLM(config).eval()
+
+
+def tiny_engine(**settings):
+    """An engine on it, small enough to be made for each test."""
+    from tinkex.engine.config import EngineConfig
+    from tinkex.engine.engine import Engine
+    from tinkex.engine.models.loader import wrap_model
+
+    base = wrap_model(tiny_model(), name=BASE_MODEL)
+    return Engine(base, EngineConfig(max_rank=64, **settings))
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from server_support import ALIAS, BASE_MODEL, CONTEXT, KEY, OTHER_KEY, VOCAB, LoopbackServer
+from server_support import ALIAS, BASE_MODEL, KEY, OTHER_KEY, LoopbackServer, tiny_engine
 
 from tinkex._clock import SystemClock
 from tinkex.client.runtime import Runtime
@@ -22,33 +22,6 @@ class HurriedClock(SystemClock):
 @pytest.fixture
 def runtime():
     return Runtime(clock=HurriedClock())
-
-
-def tiny_engine():
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from tinkex.engine.config import EngineConfig
-    from tinkex.engine.engine import Engine
-    from tinkex.engine.models.loader import wrap_model
-
-    torch.set_num_threads(1)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=CONTEXT,
-        eos_token_id=2,
-        bos_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Qwen3ForCausalLM(config).eval()
-    return Engine(wrap_model(model, name=BASE_MODEL), EngineConfig(max_rank=64))
 
 
 @pytest.fixture

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 
 import pytest
 from server_support import (
     ALIAS,
     BASE_MODEL,
-    CONTEXT,
     KEY,
     OTHER_KEY,
-    VOCAB,
     LoopbackServer,
     serving,
     settle,
+    tiny_engine,
+    tiny_model,
 )
 
 from tinkex._clock import SystemClock
 from tinkex.server.config import Limits, ServerConfig
+from tinkex.server.files.layout import DATABASE_NAME
 from tinkex.testing.clock import VirtualClock
-
-
-def tiny_model():
-    """The same weights each time; an engine takes a model over, so each gets its own."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.set_num_threads(1)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=CONTEXT,
-        eos_token_id=2,
-        bos_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Qwen3ForCausalLM(config).eval()
 
 
 @pytest.fixture
@@ -57,22 +36,18 @@ def tiny_for_module():
 
 @pytest.fixture
 def make_engine():
-    def make(**settings):
-        from tinkex.engine.config import EngineConfig
-        from tinkex.engine.engine import Engine
-        from tinkex.engine.models.loader import wrap_model
-
-        base = wrap_model(tiny_model(), name=BASE_MODEL)
-        return Engine(base, EngineConfig(max_rank=64, **settings))
-
-    return make
+    return tiny_engine
 
 
 @pytest.fixture
-def make_config(tmp_path):
+def make_config(tmp_path, migrated_database):
     def make(**settings):
         settings.setdefault("limits", Limits(max_rank=64))
-        settings.setdefault("data_dir", tmp_path / "data")
+        if "data_dir" not in settings:
+            settings["data_dir"] = folder = tmp_path / "data"
+            if not folder.exists():  # its tables are there: making them is most of a start
+                folder.mkdir(mode=0o700)
+                shutil.copy(migrated_database, folder / DATABASE_NAME)
         return ServerConfig(
             base_models=(BASE_MODEL,),
             aliases={ALIAS: BASE_MODEL},

@@ -1,6 +1,7 @@
 """`tinkex check`, `backup` and `restore` as commands: what they print and how they end."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -8,14 +9,13 @@ from typer.testing import CliRunner
 from tinkex.cli.app import app
 from tinkex.errors import InputError
 from tinkex.server.files.layout import DATABASE_NAME
-from tinkex.server.migrations import migrate
 
 
 @pytest.fixture
-def data_dir(tmp_path):
+def data_dir(tmp_path, migrated_database):
     folder = tmp_path / "data"
     folder.mkdir(mode=0o700)
-    migrate(folder / DATABASE_NAME)
+    shutil.copy(migrated_database, folder / DATABASE_NAME)
     return folder
 
 

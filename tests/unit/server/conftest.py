@@ -38,16 +38,6 @@ def advance(clock):
     return move
 
 
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory):
-    """A database with every table and no row; made once, for it takes its time."""
-    from tinkex.server.migrations import migrate
-
-    database = tmp_path_factory.mktemp("database") / "db.sqlite3"
-    migrate(database)
-    return database
-
-
 @pytest.fixture
 def empty_database(migrated_database, tmp_path):
     """A database of the test's own."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -19,10 +20,11 @@ RUN = "sess-1:train:0"
 class DataFolder:
     """Saves and deletes checkpoints as a server does."""
 
-    def __init__(self, path):
+    def __init__(self, path, migrated_database):
         self.path = path
         private_folder(path)
         private_file(path / DATABASE_NAME)
+        shutil.copyfile(migrated_database, path / DATABASE_NAME)
         self.store = Store(path / DATABASE_NAME)
         self.blobs = Blobs(path / CHECKPOINTS_NAME)
 
@@ -113,8 +115,8 @@ class DataFolder:
 
 
 @pytest.fixture
-async def data(tmp_path):
-    folder = DataFolder(tmp_path / "data")
+async def data(tmp_path, migrated_database):
+    folder = DataFolder(tmp_path / "data", migrated_database)
     await folder.begin()
     yield folder
     await folder.store.close()

@@ -38,8 +38,8 @@ async def tasks(faults):
 
 
 @pytest.fixture
-async def database(tmp_path):
-    store = Store(tmp_path / "db.sqlite3")
+async def database(empty_database):
+    store = Store(empty_database)
     await store.open()
     yield store
     await store.close()

@@ -21,8 +21,8 @@ ALICE, BOB = "key-alice", "key-bob"
 
 
 @pytest.fixture
-async def store(tmp_path):
-    store = Store(tmp_path / "db.sqlite3")
+async def store(empty_database):
+    store = Store(empty_database)
     await store.open()
     yield store
     await store.close()
