@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,10 +17,14 @@ from tinkex.cli.mesh.places import (
     DataDir,
     mesh_dir,
     read_ready,
+    with_place,
     worker_dir,
 )
 from tinkex.cli.mesh.secrets import NEW_PASSPHRASE_VARIABLE, PASSPHRASE_VARIABLE, ask_secret
 from tinkex.errors import ConfigurationError, InputError
+
+if TYPE_CHECKING:
+    from tinkex.mesh.transport.base import Contact
 
 ROOT_NAME = "root.key"
 ROLES = ("auth", "gateway", "processor", "client", "bootstrap")
@@ -47,7 +52,9 @@ def init(
         ("Network id", str(made.network_id)),
         ("Root key", str(folder / ROOT_NAME)),
         ("First auth worker", str(made.auth_peer)),
-        ("Next", "tinkex mesh auth, then tinkex mesh invite gateway"),
+        ("Next", with_place(context, "tinkex mesh auth --bind ADDRESS:PORT")),
+        ("", "ADDRESS is one that the other machines reach; without, it is for this one alone"),
+        ("Then", with_place(context, "tinkex mesh invite gateway")),
     ]
     value = {
         "name": name,
@@ -97,13 +104,21 @@ def invite(
         join_s=days * DAY_S,
         certificate_s=certificate_days * DAY_S,
     )
+    here = _are_here(contacts)
     if invocation(context).form == "json":
         output.show_json({"invitation": text, "role": role})
-        return
-    print(text)
-    output.remark(
-        f"for one {role}, within {days:g} days: tinkex mesh {role} --join - (and paste it)"
-    )
+    else:
+        print(text)
+        bind = "" if here else f" --bind ADDRESS:{0 if role == 'client' else 'PORT'}"
+        output.remark(
+            f"for one {role}, within {days:g} days: tinkex mesh {role}{bind} --join - (and paste "
+            "it)"
+        )
+    if here:
+        output.remark(
+            "The auth worker that it names listens on loopback: only workers of this machine can "
+            "join. For other machines start it with --bind ADDRESS:PORT, and invite them then."
+        )
 
 
 def rotate_root(
@@ -217,6 +232,18 @@ def identify(
     if role not in ROLES:
         raise InputError(f"{role!r} is no role: give one of {', '.join(ROLES)}")
     print(WorkerFolder(worker_dir(mesh_dir(data_dir), role, name)).key_pair.peer_id)
+
+
+def _are_here(contacts: Sequence[Contact]) -> bool:
+    """Whether there are contacts, and none that another machine could reach."""
+    from tinkex.mesh.config import TRANSPORTS, is_loopback
+    from tinkex.mesh.transport.addresses import split_address
+
+    places = [address.partition(":") for one in contacts for address in one.addresses]
+    return bool(places) and all(
+        scheme in TRANSPORTS and is_loopback(split_address(place)[0])  # else it is a relay
+        for scheme, _, place in places
+    )
 
 
 def _own_contact(folder: Path, role: str) -> list[str]:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -44,6 +45,15 @@ def mesh_dir(given: Path | None) -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("tinkex") / "mesh"
+
+
+def with_place(context: typer.Context, command: str) -> str:
+    """Write a command that is to be typed next: for the endpoint and folder given to this one."""
+    for name, flag in (("url", "--url"), ("data_dir", "--data-dir")):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":  # else it is found as it was now
+            command += f" {flag} {shlex.quote(str(context.params[name]))}"
+    return command
 
 
 def worker_dir(folder: Path, role: str, name: str | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -16,7 +17,7 @@ import typer
 from tinkex.cli import output
 from tinkex.cli.connect import Invocation, invocation
 from tinkex.cli.mesh.endpoint import Url, find_caller
-from tinkex.cli.mesh.places import DataDir
+from tinkex.cli.mesh.places import DataDir, with_place
 from tinkex.errors import InputError
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "tinkex.json")
@@ -58,7 +59,7 @@ def publish(
         ("Base model", base_model),
         ("Content", made["content"]),
         ("For", "everybody" if shared else "your account"),
-        ("Try it", f"tinkex mesh chat {made['name']}"),
+        ("Try it", with_place(context, f"tinkex mesh chat {shlex.quote(made['name'])}")),
     ]
     value = {**made, "base_model": base_model, "shared": shared}
     output.show_properties(invocation(context).form, value, f"Published: {source}", pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinkex.cli.extras import require_mesh_extra, require_server_extra
-from tinkex.cli.mesh.places import LOCAL_NAME, READY_NAME, DataDir, ReadyFiles, mesh_dir
+from tinkex.cli.mesh.places import (
+    LOCAL_NAME,
+    READY_NAME,
+    DataDir,
+    ReadyFiles,
+    mesh_dir,
+    with_place,
+)
 
 if TYPE_CHECKING:
     from tinkex.mesh.config import MeshConfig
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def up(
+    context: typer.Context,
     processors: Annotated[int, typer.Option(min=1, max=16, help="How many run models.")] = 1,
     port: Annotated[
         int | None, typer.Option(help="Port of the endpoint; 0 is a free one; default: 8100.")
@@ -83,11 +92,13 @@ def up(
     ready_path = mesh_dir(data_dir) / READY_NAME
     ready_files = ReadyFiles(ready_path, ready_file)
     ready_files.forget()
-    asyncio.run(_run(settings, processors, ready_path, ready_files))
+    model = settings.processor.model.model_name or settings.processor.model.base_model
+    chat = with_place(context, f"tinkex mesh chat {shlex.quote(model)}")
+    asyncio.run(_run(settings, processors, ready_path, ready_files, chat=chat))
 
 
 async def _run(
-    config: MeshConfig, processors: int, ready_path: Path, ready_files: ReadyFiles
+    config: MeshConfig, processors: int, ready_path: Path, ready_files: ReadyFiles, *, chat: str
 ) -> None:
     from tinkex._clock import SystemClock
     from tinkex._process import settle_down
@@ -101,7 +112,7 @@ async def _run(
 
     def on_ready() -> None:
         ready_files.write(_described(network))
-        print("\n".join(_banner(network, ready_path)), flush=True)
+        print("\n".join(_banner(network, ready_path, chat)), flush=True)
         settle_down()
 
     try:
@@ -129,7 +140,7 @@ def _described(network: LocalNetwork) -> dict[str, Any]:
     }
 
 
-def _banner(network: LocalNetwork, ready_path: Path) -> list[str]:
+def _banner(network: LocalNetwork, ready_path: Path, chat: str) -> list[str]:
     shown = sys.stdout.isatty()
     key = network.user.api_key if shown else f"in {ready_path} (shown on a terminal only)"
     workers = [
@@ -143,7 +154,7 @@ def _banner(network: LocalNetwork, ready_path: Path) -> list[str]:
         f"  data          {network.folder}",
         "",
         "Talk to it:",
-        "  tinkex mesh chat tinkex/sprout",
+        f"  {chat}",
         "Or with any program of OpenAI's API:",
         f"  export OPENAI_BASE_URL={network.url}/v1",
         f"  export OPENAI_API_KEY={network.user.api_key if shown else '...'}",

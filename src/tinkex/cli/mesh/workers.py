@@ -84,7 +84,11 @@ def worker_command(role: str, enter: Enter | None = None) -> Any:
         config = replace(config, data_dir=worker_dir(config.data_dir, role, name))
         log_to_stderr(config.log_level, config.log_format)
         _warn_if_shown(context, invitation)
-        asyncio.run(_serve(role, config, invitation, ready_file, enter))
+        ready_files = ReadyFiles(config.data_dir / READY_NAME, ready_file)
+        ready_files.forget()
+        # before there is an event loop, which would keep the first Ctrl-C to itself
+        invitation = _read(invitation)
+        asyncio.run(_serve(role, config, invitation, ready_files, enter))
 
     run.__name__ = role
     run.__doc__ = f"""{_DOES[role]}
@@ -107,7 +111,7 @@ async def _serve(
     role_name: str,
     config: MeshConfig,
     invitation: str | None,
-    ready_file: Path | None,
+    ready_files: ReadyFiles,
     enter: Enter | None,
 ) -> None:
     from tinkex._process import settle_down
@@ -118,9 +122,7 @@ async def _serve(
 
     wait_briefly()
     role = Role(role_name)
-    ready_files = ReadyFiles(config.data_dir / READY_NAME, ready_file)
-    ready_files.forget()
-    worker = await (enter or enter_network)(config, role, invitation=_read(invitation))
+    worker = await (enter or enter_network)(config, role, invitation=invitation)
 
     def on_ready() -> None:
         described = describe(worker)
@@ -198,7 +200,11 @@ def _read(invitation: str | None) -> str | None:
         return invitation
     import sys
 
-    text = sys.stdin.read().strip()
+    if sys.stdin.isatty():  # what somebody pastes ends with its line
+        print("Invitation: ", end="", file=sys.stderr, flush=True)
+        text = sys.stdin.readline().strip()
+    else:
+        text = sys.stdin.read().strip()
     if not text:
-        raise ConfigurationError("no invitation came through the pipe")
+        raise ConfigurationError("no invitation came: paste it, or pipe it to `--join -`")
     return text

@@ -8,12 +8,19 @@ from tinkex.cli.mesh import logs, up
 
 
 @pytest.fixture
-def settings(monkeypatch, tmp_path):
+def chats():
+    """The commands that it says to type."""
+    return []
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path, chats):
     """Give the settings that a command line comes to; nothing is run."""
     found = []
 
-    async def run(config, *_):
+    async def run(config, *_, chat):
         found.append(config)
+        chats.append(chat)
 
     monkeypatch.setattr(up, "_run", run)
     monkeypatch.setattr(logs, "log_to_stderr", lambda *_: None)
@@ -50,3 +57,15 @@ def test_network_lies_apart_from_others_in_the_folder_however_that_is_given(sett
     assert given().data_dir == tmp_path / "local"
     other = tmp_path / "other"
     assert given("--data-dir", str(other)).data_dir == other / "local"
+
+
+def test_what_it_says_to_type_finds_this_network_and_its_model(settings, chats, tmp_path):
+    _, given = settings
+    given()
+    given("--data-dir", str(tmp_path / "my net"))
+    given("--base-model", "models/my llama")
+    assert chats == [
+        "tinkex mesh chat tinkex/sprout",
+        f"tinkex mesh chat tinkex/sprout --data-dir '{tmp_path / 'my net'}'",
+        "tinkex mesh chat 'models/my llama'",
+    ]
