@@ -11,7 +11,7 @@ JOBS ?= 3
 # They start some hundred more, which keep their bytecode, also where the environment says to keep none.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo setup test coverage check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel sprout proto clean
+.PHONY: help demo setup test coverage check format lint types imports unit interop fuzz soak bench bench-engine bench-learning bench-client bench-server bench-mesh docs wheel clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -26,10 +26,13 @@ $(BIN)/pip:
 	@echo "==> setting up $(VENV) (once; about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 
-# torch goes first and pinned: a looser range lets pip fetch gigabytes of CUDA packages.
+# torch goes first and pinned: a looser range lets pip choose another build than the one that is tested.
+# On Linux, PyPI's brings gigabytes of CUDA packages; TORCH chooses another one (README.md has the words).
+TORCH ?= torch==2.13.0
+
 $(VENV)/.torch: | $(BIN)/pip
 	@$(BIN)/python -c '$(RECENT)' 'remove $(VENV), and run "make" with another one, as in "make demo PYTHON=python3.11"'
-	@$(PIP) install 'torch==2.13.0'
+	@$(PIP) install $(TORCH)
 	@touch $@
 
 $(VENV)/.server: $(VENV)/.torch pyproject.toml
@@ -127,4 +130,4 @@ wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove what these commands made
-	rm -rf $(VENV) .interop .demo dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf $(VENV) .interop .demo build dist .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

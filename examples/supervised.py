@@ -1,7 +1,9 @@
 """Teach the base model facts it does not know, then ask it.
 
-tinkex serve &                 # prints the two variables to export
-python examples/supervised.py
+    tinkex serve &                 # prints the two variables to export
+    python examples/supervised.py
+
+Questions are read and answers are learned: the tokens of a question have the weight 0.
 """
 
 import random

@@ -13,9 +13,9 @@ OLD = "import sys; sys.version = '3.9.6 (old)'; sys.version_info = (3, 9, 6); ex
 
 @pytest.fixture
 def make(tmp_path):
-    def run(target, **variables):
+    def run(target, *options, **variables):
         return subprocess.run(
-            ["make", target, f"VENV={tmp_path / 'venv'}"]
+            ["make", *options, target, f"VENV={tmp_path / 'venv'}"]
             + [f"{name}={value}" for name, value in variables.items()],
             cwd=ROOT,
             env={"PATH": os.environ["PATH"]},
@@ -44,6 +44,12 @@ def test_environment_without_pip_is_completed(make, tmp_path):
     done = make(pip, PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
     assert pip.exists()
+
+
+def test_the_build_of_torch_that_is_named_is_installed(make, tmp_path):
+    words = "torch==2.13.0 --index-url https://builds.example.org/cpu"
+    done = make(tmp_path / "venv" / ".torch", "--dry-run", TORCH=words)
+    assert f"install {words}\n" in done.stdout
 
 
 def test_old_python_is_refused_by_its_version(make, old_python, tmp_path):
