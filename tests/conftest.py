@@ -9,6 +9,7 @@ that passed when it was run once more is shown: it is a bug all the same.
 """
 
 import gc
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,16 @@ def pytest_collection_modifyitems(config, items):
 
 def group_of(item):
     """The number of the group whose servers a test uses; None for one that starts no program."""
-    found = [n for n, folders in enumerate(GROUPS) if {*folders} & {*item.path.parents}]
-    if not found and item.get_closest_marker("slow") is not None:
+    group = group_of_folder(item.path.parent)
+    if group is None and item.get_closest_marker("slow") is not None:
         return 1  # the shortest of the groups
+    return group
+
+
+@cache
+def group_of_folder(folder):
+    """The last group that has a folder or one above it."""
+    found = [n for n, folders in enumerate(GROUPS) if {*folders} & {folder, *folder.parents}]
     return max(found, default=None)
 
 

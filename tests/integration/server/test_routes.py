@@ -233,11 +233,14 @@ async def test_every_route_is_called_here(api):
 
 
 async def test_every_endpoint_answers_a_right_call_with_json(api):
-    for name in (await Stage.set(api)).cases():
+    stage = await Stage.set(api)
+    # those that change nothing share a stage, and go first
+    for name in sorted(stage.cases(), key=lambda case: case[0] != "GET"):
         if name[1].startswith(("/downloads/", "/sample_stream")) or name in ELSEWHERE:
             continue
-        stage = await Stage.set(api)
         method, path = name
+        if method != "GET":
+            stage = await Stage.set(api)
         parts, body, _, _ = stage.cases()[name]
         response = await api.request(method, place(path, parts), body)
         assert response.status_code == 200, (name, response.text)

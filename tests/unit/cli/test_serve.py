@@ -87,16 +87,14 @@ def test_banner_can_be_typed_where_the_folder_has_a_space(info, capsys, tmp_path
 
 
 BANNER = """
-from pathlib import Path
+from types import SimpleNamespace
 
 from tinkex.cli.serve import show_banner
-from tinkex.server.run import ServerInfo
 
-path = Path("data")
-show_banner(
-    ServerInfo("http://127.0.0.1:1", "tml-key", path / "api_key", 1, ("base",), "cpu", "f32", path),
-    aliases={},
-)
+# what `ServerInfo` has, without the server's modules: they bring PyTorch
+info = SimpleNamespace(url="http://127.0.0.1:1", api_key="tml-key", api_key_path="data/api_key")
+info.base_models, info.device, info.weight_dtype, info.data_dir = ["base"], "cpu", "f32", "data"
+show_banner(info, aliases={})
 """
 
 
