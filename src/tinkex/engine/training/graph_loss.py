@@ -37,6 +37,9 @@ MAX_DEPTH = 8
 """Nesting of lists in the arguments of a node."""
 MAX_ELEMENTS = 2**25
 """Numbers in all results of a graph together, for one datum: 128 MiB of float32."""
+MAX_SINGULAR_WORK = 2**27
+"""Numbers of a matrix times its smaller side, where a norm needs its singular values: a tenth of a
+second. Larger ones take minutes, in which nothing looks at the time."""
 LOGPROBS = "logprobs"
 
 _METRIC = re.compile(r"custom/[a-z0-9_./-]{1,64}:(sum|mean)")
@@ -239,7 +242,9 @@ class GraphLoss:
                 raise self._fault(f"the node name {node.name[:60]!r} is no name, or is used twice")
             self._check_target(node)
             args = tuple(self._argument(arg, known, 0) for arg in node.args)
-            if any(name in _REFUSED_KEYWORDS or not _NAME.fullmatch(name) for name in node.kwargs):
+            # None is what torch.norm itself fills in
+            refused = {name for name in _REFUSED_KEYWORDS if node.kwargs.get(name) is not None}
+            if refused or not all(_NAME.fullmatch(name) for name in node.kwargs):
                 raise self._fault(f"{node.target} takes an argument that cannot be used here")
             kwargs = {name: self._argument(arg, known, 0) for name, arg in node.kwargs.items()}
             if node.target == "to" and any(
@@ -400,6 +405,8 @@ class GraphLoss:
         if node.op == "call_method":
             if not args or not isinstance(args[0], Tensor):
                 raise self._fault(f"{node.target} is called on what is no tensor")
+            if node.target == "norm":
+                self._check_norm(torch.norm, args, kwargs)
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         function = _functions()[node.target]
         if function is getattr:
@@ -408,7 +415,23 @@ class GraphLoss:
             return getattr(args[0], args[1])
         if not any(True for _ in _tensors((args, kwargs))):
             return self._plain(node, function, args, kwargs)
+        self._check_norm(function, args, kwargs)
         return function(*args, **kwargs)
+
+    def _check_norm(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Refuse a norm that would take too long in one piece."""
+        of = args[0] if args else kwargs.get("A", kwargs.get("input"))
+        if not isinstance(of, Tensor) or of.ndim < 2:
+            return
+        order = args[1] if len(args) > 1 else kwargs.get("ord", kwargs.get("p"))
+        if not _needs_singular_values(function, order):
+            return
+        if of.numel() * sorted(of.shape)[-2] > MAX_SINGULAR_WORK:
+            raise self._fault(
+                f"the norm {order!r} of a tensor of shape {list(of.shape)} takes too long"
+            )
 
     def _plain(
         self, node: _Node, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
@@ -426,6 +449,13 @@ class GraphLoss:
 
     def _fault(self, what: str) -> InputError:
         return InputError(f"the loss {self.name!r}: {what}")
+
+
+def _needs_singular_values(function: Callable[..., Any], order: object) -> bool:
+    if function in {torch.norm, torch.linalg.norm, torch.linalg.matrix_norm} and order == "nuc":
+        return True
+    of_matrices = function in {torch.linalg.norm, torch.linalg.matrix_norm}
+    return of_matrices and order in {2, -2}
 
 
 def _resolve(value: Any, found: Mapping[str, Any]) -> Any:

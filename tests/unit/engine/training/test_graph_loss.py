@@ -73,6 +73,44 @@ def test_graph_equals_the_function_in_value_gradient_and_metrics(fn):
     assert torch.equal(logprobs.grad, again.grad)
 
 
+def nuclear(matrix):
+    return torch.norm(matrix, "nuc")
+
+
+def spectral(matrix):
+    return torch.linalg.matrix_norm(matrix, 2)
+
+
+def spectral_by_name(matrix):
+    return torch.linalg.norm(matrix, ord=-2)
+
+
+def of_the_tensor(matrix):
+    return matrix.norm(p="nuc")
+
+
+@pytest.mark.parametrize("norm", [nuclear, spectral, spectral_by_name, of_the_tensor])
+def test_norm_that_takes_minutes_in_one_piece_is_refused_before(norm):
+    """Between two operations the time is looked at, within one nothing can."""
+
+    def loss(logprobs):
+        return norm(torch.outer(logprobs, logprobs)), {}
+
+    graph = read(loss)
+    small = (-3 + torch.randn(40)).requires_grad_()
+    assert torch.isfinite(run(graph, small).loss)
+    with pytest.raises(InputError, match="takes too long"):
+        run(graph, torch.full((3000,), -1.0).requires_grad_())
+
+
+def test_norm_of_a_large_vector_is_taken():
+    def loss(logprobs):
+        return torch.linalg.norm(logprobs, 2) + logprobs.norm() + torch.norm(logprobs, 2), {}
+
+    long = torch.full((100_000,), -1.0).requires_grad_()
+    assert float(run(read(loss), long).loss.detach()) == pytest.approx(3 * 100_000**0.5)
+
+
 def test_mask_picks_by_value_and_what_follows_is_measured_then():
     def greedy(logprobs, weights):
         return logprobs[weights > 0].repeat(1000, 1000).sum(), {}
