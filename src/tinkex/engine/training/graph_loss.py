@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.fx.node import _get_qualified_name
 from torch.nn import functional as F
 
+from tinkex.engine.training.graph_memory import inner_numbers
 from tinkex.errors import InputError
 
 if TYPE_CHECKING:
@@ -341,13 +342,13 @@ class GraphLoss:
         except _PicksByValueError:
             self._picks_by_value = True
 
-    def _counter(self) -> Callable[[Any], None]:
+    def _counter(self) -> Callable[..., None]:
         """Give what adds up the numbers that results hold, and refuses too many."""
         taken = 0
 
-        def count(result: Any) -> None:
+        def count(result: Any, inner: int = 0) -> None:
             nonlocal taken
-            taken += sum(one.numel() for one in _tensors(result))
+            taken += inner + sum(one.numel() for one in _tensors(result))
             if taken > self._max_elements:
                 raise self._fault(
                     f"its results hold more than {self._max_elements} numbers for one datum"
@@ -359,7 +360,7 @@ class GraphLoss:
         self,
         values: Sequence[Tensor],
         check_time: Callable[[], None] | None,
-        count: Callable[[Any], None] | None = None,
+        count: Callable[..., None] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         found: dict[str, Any] = {}
         given = iter(values)
@@ -389,9 +390,9 @@ class GraphLoss:
         node: _Node,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        count: Callable[[Any], None],
+        count: Callable[..., None],
     ) -> None:
-        """Measure one node's result on shapes alone."""
+        """Measure one node's result on shapes alone, and what it holds on the way there."""
         if node.target in {"operator.getitem", "__getitem__"} and _has_mask(args[1:]):
             if args[0].is_meta:
                 raise _PicksByValueError
@@ -399,7 +400,7 @@ class GraphLoss:
             return
         shadows = (_shadowed(args), _shadowed(kwargs))
         with torch.no_grad():
-            count(self._call(node, *shadows))
+            count(self._call(node, *shadows), inner_numbers(_function_of(node), *shadows))
 
     def _call(self, node: _Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.op == "call_method":
@@ -449,6 +450,13 @@ class GraphLoss:
 
     def _fault(self, what: str) -> InputError:
         return InputError(f"the loss {self.name!r}: {what}")
+
+
+def _function_of(node: _Node) -> object:
+    """Give the function that a node calls, or the one of torch that its method is."""
+    if node.op == "call_function":
+        return _functions()[node.target]
+    return getattr(torch, node.target, None)
 
 
 def _needs_singular_values(function: Callable[..., Any], order: object) -> bool:

@@ -73,6 +73,55 @@ def test_graph_equals_the_function_in_value_gradient_and_metrics(fn):
     assert torch.equal(logprobs.grad, again.grad)
 
 
+def three_operands(column, row):
+    return torch.einsum("i,j,i->j", column[:, 0], row[0], column[:, 0])
+
+
+def with_an_ellipsis(column, row):
+    return torch.einsum("...,j,...->j", column[:, 0], row[0], column[:, 0])
+
+
+def mean_of_all_pairs(column, row):
+    return F.mse_loss(column, row)
+
+
+def cosine_of_all_pairs(column, row):
+    return F.cosine_similarity(column[:, :, None], row[:, :, None], dim=1)
+
+
+def stacks_of_matrices(column, row):
+    first = column[:2000, :, None, None].expand(-1, 1, 1, 8)
+    return torch.matmul(first, row[:, :2000, None, None].expand(1, -1, 8, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    "function",
+    [three_operands, with_an_ellipsis, mean_of_all_pairs, cosine_of_all_pairs, stacks_of_matrices],
+)
+def test_memory_that_an_operation_takes_on_its_way_is_bounded_too(function):
+    """Arguments and result are small; what is between are all pairs."""
+
+    def loss(logprobs):
+        return function(logprobs[:, None], logprobs[None, :]).sum(), {}
+
+    graph = read(loss)
+    small = (-3 + torch.randn(40)).requires_grad_()
+    assert torch.isfinite(run(graph, small).loss)
+    with pytest.raises(InputError, match="hold more than"):
+        run(graph, torch.full((20_000,), -1.0).requires_grad_())
+
+
+def test_products_of_large_matrices_are_not_counted_as_pairs():
+    def loss(logprobs):
+        matrix = logprobs.view(1000, 100)
+        both = torch.einsum("ij,kj->ik", matrix, matrix) + matrix @ matrix.T
+        return both.sum(), {}
+
+    long = torch.full((100_000,), -0.1).requires_grad_()
+    assert torch.isfinite(run(read(loss), long).loss)
+
+
 def nuclear(matrix):
     return torch.norm(matrix, "nuc")
 
