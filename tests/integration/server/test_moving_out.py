@@ -105,3 +105,17 @@ async def test_sessions_that_end_leave_no_file(make_config, small_engine, serve,
             assert (await api.post(f"/sessions/{session}/finish", body)).status_code == 200
         await api.quiet()
         assert list((tmp_path / "spill").glob("*.safetensors")) == []
+
+
+async def test_sampler_that_finds_no_room_says_so(make_config, make_engine, serve):
+    """Not as a failure that nobody foresaw."""
+    async with serve(make_config()) as api:
+        body = {"model_id": await api.model(rank=64), "seq_id": 1, "path": "one"}
+        path = (await api.result(await api.ok("/save_weights_for_sampler", body)))["path"]
+    small = make_engine(host_adapter_bytes=20_000)
+    async with serve(make_config(), engine=small) as api:
+        session = {"session_id": await api.session(), "sampling_session_seq_id": 0}
+        refused = await api.post("/create_sampling_session", {**session, "model_path": path})
+        assert refused.status_code == 500
+        assert "choose a lower rank" in refused.json()["detail"]
+        assert api.services.metrics.faults._value.get() == 0

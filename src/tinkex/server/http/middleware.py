@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tinkex.errors import DamagedDataError, InputError, StorageError
+from tinkex.errors import DamagedDataError, EngineError, InputError, StorageError
 from tinkex.server.accounts.scopes import is_offered, is_open
 from tinkex.server.completer.routes import in_its_form
 from tinkex.server.http.bodies import ClientDisconnected, read_body
@@ -114,6 +114,9 @@ class ErrorReplies:
         if isinstance(error, StorageError | DamagedDataError):
             self._logger.error("disk", exc_info=error)
             return _disk_reply(error)
+        if isinstance(error, EngineError):  # no room for weights, for one: it says what to do
+            self._logger.error("engine", reason=error.message)
+            return error_reply(500, error.message)
         if isinstance(error, HTTPException):
             return error_reply(error.status_code, _explain(scope, error), error.headers)
         request_id = scope["state"].get("request_id")
