@@ -23,7 +23,7 @@ from tinkex.errors import (
 )
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.completion import PieceMessage, completion_message
-from tinkex.mesh.api.gateway import GatewayApi, Receipt
+from tinkex.mesh.api.gateway import CountPrompt, GatewayApi, Receipt
 from tinkex.mesh.processing.backend import KEEP_ALIVE_S
 from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt, verify_receipt
 from tinkex.mesh.usage import Countersigned
@@ -213,6 +213,35 @@ async def test_the_shares_that_gateways_have_of_a_limit_can_all_be_used(world):
     assert isinstance(error, RateLimitError)
     assert error.retry_after_ms > 1000
     assert client._gateways._avoided == {}, "nothing is wrong with them"
+
+
+async def test_a_used_up_share_is_told_though_the_next_gateway_is_gone(world):
+    world.settings = GatewayConfig(admission=AdmissionConfig(requests_per_minute=2))
+    client, first, second = await two_gateways(world)
+    for gateway in (first, second):
+        await world.look_again(gateway)
+    await read(await client.completer.complete("right", request()))
+    await world.crash(second)
+    for _ in range(2):  # whichever of them is asked first
+        error = await caught(client.completer.complete("right", request()))
+        assert isinstance(error, RateLimitError)
+        assert error.retry_after_ms > 1000
+    query = CountPrompt(credential="right", request=completion_message(request()))
+    error = await caught(client._gateways.ask(GatewayApi.rpc_count_tokens, query))
+    assert isinstance(error, RateLimitError)
+
+
+async def test_of_two_used_up_shares_the_one_that_comes_back_first_is_told(world):
+    world.settings = GatewayConfig(admission=AdmissionConfig(requests_per_minute=2))
+    client, first, second = await two_gateways(world)
+    for gateway in (first, second):
+        await world.look_again(gateway)
+    await read(await client.completer.complete("right", request()))
+    await world.pass_time(20)
+    await read(await client.completer.complete("right", request()))
+    error = await caught(client.completer.complete("right", request()))
+    assert isinstance(error, RateLimitError)
+    assert 30_000 < error.retry_after_ms < 42_000
 
 
 async def test_a_gateway_that_is_lost_later_ends_the_completion_with_an_error(world):

@@ -38,7 +38,7 @@ from tinkex.mesh.rpc.replies import Replies
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.trust.receipts import OutputDigest, ReceiptBody
-from tinkex.mesh.workers.calling.gateways import Gateways, nobody
+from tinkex.mesh.workers.calling.gateways import Gateways, nobody, telling
 from tinkex.mesh.workers.request_log import log_ended
 from tinkex.openai_api.completer import Piece
 
@@ -104,6 +104,8 @@ class MeshCompletion:
         """Gateways that were not asked yet."""
         self._contact: Contact | None = None
         """Who was asked last."""
+        self._problem: TinkerError | None = None
+        """What is told where no gateway is left."""
         self._replies: Replies[CompletionEvent] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._used = False
@@ -120,7 +122,7 @@ class MeshCompletion:
         """
         try:
             self._contacts = iter(await self._gateways.tried())
-            self._ask_next(None)
+            self._ask_next()
             await self._begun
         except BaseException:
             self.cancel()
@@ -197,8 +199,8 @@ class MeshCompletion:
         self._came.append(found)
         self._news.set()
 
-    def _ask_next(self, problem: TinkerError | None) -> None:
-        """Ask a gateway that was not asked yet, because of what the one before said."""
+    def _ask_next(self) -> None:
+        """Ask a gateway that was not asked yet."""
         for contact in self._contacts:
             self._contact = contact
             try:
@@ -207,7 +209,7 @@ class MeshCompletion:
                 if not self._gateways.elsewhere(contact, error):
                     self._end(error)
                     return
-                problem = error
+                self._problem = telling(self._problem, error)
                 continue
             self._replies = replies
             if replies.sent:
@@ -217,7 +219,7 @@ class MeshCompletion:
                 self._opening = self._tasks.spawn(self._open(replies), name=name)
                 self._opening.add_done_callback(self._opened)
             return
-        self._end(nobody(problem))
+        self._end(nobody(self._problem))
 
     async def _open(self, replies: Replies[CompletionEvent]) -> None:
         try:
@@ -261,7 +263,8 @@ class MeshCompletion:
             return
         if self._replies is not None:
             self._replies.close()
-        self._ask_next(error)
+        self._problem = telling(self._problem, error)
+        self._ask_next()
 
     def _end(self, error: BaseException | None) -> None:
         if self._over.done():

@@ -158,7 +158,7 @@ class Gateways:
                         "The gateway's answer was lost: it may have been done. Look before you try "
                         "again.",
                     ) from error
-                problem = error
+                problem = telling(problem, error)
         raise nobody(problem) from problem
 
     async def tried(self) -> list[Contact]:
@@ -223,6 +223,21 @@ class Gateways:
 def _code_of(error: TinkerError) -> str | None:
     body = getattr(error, "body", None)
     return body.get("code") if isinstance(body, Mapping) else None
+
+
+def telling(before: TinkerError | None, error: TinkerError) -> TinkerError:
+    """Return which of two gateways' failures to tell: the shorter wait, then what one answered.
+
+    That another one cannot be reached, too, does not help whoever has used up their share.
+    """
+    if isinstance(before, RateLimitError) and (
+        not isinstance(error, RateLimitError)
+        or (before.retry_after_ms or 0.0) <= (error.retry_after_ms or 0.0)
+    ):
+        return before
+    if isinstance(before, APIStatusError) and not isinstance(error, APIStatusError):
+        return before
+    return error
 
 
 def nobody(problem: TinkerError | None) -> APIStatusError:
