@@ -25,6 +25,7 @@ from tinkex.types import (
 from tinkex.types.sampling import tensor_to_wire
 from tinkex.wire.envelope import ForwardBackwardEnvelope
 
+_MAX_SEQ_ID = 2**63 - 1
 _OUTER = {"model_id", "seq_id", "type"}
 _TYPES = {None, "forward_backward", "forward"}
 _BODIES = {"forward_backward_input": False, "forward_input": True}
@@ -67,8 +68,10 @@ def decode_forward_backward_json_envelope(body: bytes) -> ForwardBackwardEnvelop
     model_id, seq_id = message.get("model_id"), message.get("seq_id")
     if not isinstance(model_id, str):
         raise WireDecodeError("model_id must be a string.")
-    if seq_id is not None and (not isinstance(seq_id, int) or isinstance(seq_id, bool)):
-        raise WireDecodeError("seq_id must be a whole number.")
+    if seq_id is not None and (
+        not isinstance(seq_id, int) or isinstance(seq_id, bool) or abs(seq_id) > _MAX_SEQ_ID
+    ):
+        raise WireDecodeError("seq_id must be a whole number of 64 bits.")
     kind = message.get("type")
     if not isinstance(kind, str | None) or kind not in _TYPES:
         raise WireDecodeError("type must be forward_backward, or forward.")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 RESULT_BYTES_PER_TOKEN = 8
 MODEL_ID_FIELD = 1
 SEQ_ID_FIELD = 2
+_SIGN_BIT = 2**63
+"""A varint above it is a negative number."""
 JSON_PARTS = 2
 """Brackets of one part."""
 
@@ -166,7 +168,7 @@ def _refused_call(prefix: bytes, is_proto: bool, message: str) -> ForwardBackwar
         raise too_large(message)
     return ForwardBackwardCall(
         model_id=model_id.decode("utf-8", "replace"),
-        seq_id=seq_id,
+        seq_id=seq_id if seq_id < _SIGN_BIT else seq_id - 2 * _SIGN_BIT,
         data=(),
         loss_fn="",
         loss_fn_config=None,

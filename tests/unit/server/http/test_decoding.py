@@ -219,3 +219,13 @@ async def test_setting_given_twice_or_not_at_all_is_refused(one, other, words):
     else:
         assert "beta" in str(call.problem)
         assert words in str(call.problem)
+
+
+async def test_seq_id_beyond_64_bits_is_refused_and_a_negative_one_is_read():
+    body = json.dumps(batch_json("run", 2**63)).encode()
+    with pytest.raises(APIStatusError, match="64 bits") as refused:
+        await read_call(body, content_type=JSON, max_datums=100)
+    assert refused.value.status_code == 400
+    message = pb.ForwardBackwardRequest(model_id="run", seq_id=-2).SerializeToString()
+    call = read_oversize_call(message, content_type=PROTOBUF, limit=5)
+    assert (call.model_id, call.seq_id) == ("run", -2)
