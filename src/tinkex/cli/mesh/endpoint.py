@@ -265,5 +265,6 @@ def answer_of(reply: httpx.Response) -> Any:
     if reply.is_success and content is not None:
         return content
     told = content.get("error") if isinstance(content, dict) else None
-    message = told.get("message") if isinstance(told, dict) else None
-    raise status_error(reply.status_code, message or reply.text[:500] or "no reason was given")
+    told = told if isinstance(told, dict) else {}
+    message = told.get("message") or reply.text[:500] or "no reason was given"
+    raise status_error(reply.status_code, message, body=told)

@@ -13,10 +13,13 @@ import typer
 from tinkex.cli.mesh.endpoint import Endpoint, Url, answer_of, find_caller
 from tinkex.cli.mesh.places import DataDir
 from tinkex.cli.sampling import typed_line
-from tinkex.errors import APIConnectionError, TinkerError, status_error
+from tinkex.errors import APIConnectionError, APIStatusError, TinkerError, status_error
 
 if TYPE_CHECKING:
     import httpx
+
+MAX_TOKENS = 512
+"""Of a reply, unless somebody says how many."""
 
 
 def chat(
@@ -25,7 +28,14 @@ def chat(
         str | None, typer.Option("--message", "-m", help="Say this, print the reply, and end.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of a reply.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help=f"Tokens of a reply; default: {MAX_TOKENS}, or fewer where the context has no "
+            "more left.",
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
     seed: Annotated[int | None, typer.Option(help="For the same reply again.")] = None,
     url: Url = None,
@@ -83,16 +93,29 @@ class _Talk:
             if not goes_on:
                 raise
             print("\n" if reply else "", end="", flush=True)
-            print(f"Error: {error} Try again, or /exit.", file=sys.stderr)
+            print(f"Error: {error} Try again, or /reset or /exit.", file=sys.stderr)
             return
         print()
         self._messages = [*asked, {"role": "assistant", "content": reply}]
 
     def _replied(self, messages: list[dict[str, str]]) -> Iterator[str]:
-        import httpx
-
         options = {name: value for name, value in self._options.items() if value is not None}
         body = {"model": self._model, "messages": messages, "stream": True, **options}
+        if self._options["max_tokens"] is not None:
+            yield from self._answered(body)
+            return
+        try:
+            yield from self._answered(body | {"max_tokens": MAX_TOKENS})
+        except APIStatusError as error:
+            from tinkex.openai_api.refusal import is_context_length_exceeded
+
+            if not is_context_length_exceeded(error):
+                raise
+            yield from self._answered(body)  # with what the context has left
+
+    def _answered(self, body: dict[str, Any]) -> Iterator[str]:
+        import httpx
+
         endpoint, credential = self._endpoint, self._endpoint.credential()
         try:
             with endpoint.http() as client:
