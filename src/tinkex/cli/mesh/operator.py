@@ -32,7 +32,8 @@ Account = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its id, or its 
 def accounts(context: typer.Context, data_dir: DataDir = None) -> None:
     """List the network's accounts: what each has used, and what it may use."""
     found = _ask(data_dir, "GET", "/operator/accounts")
-    title = f"{len(found)} accounts" if found else "Nobody has registered yet"
+    count = f"{len(found)} account{'' if len(found) == 1 else 's'}"
+    title = count if found else "Nobody has registered yet"
     output.show(invocation(context).form, found, _table(found, title))
 
 

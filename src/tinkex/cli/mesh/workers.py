@@ -181,7 +181,8 @@ def _banner(role: Role, worker: WholeWorker, described: dict[str, Any]) -> list[
         f"  data      {member.config.data_dir}",
     ]
     if "url" in described:
-        lines.insert(2, f"  endpoint  {described['url']}/v1 (OpenAI's API; needs a key)")
+        lines.insert(2, f"  endpoint  {described['url']}/v1 (OpenAI's API)")
+        lines.insert(3, "  key       tinkex mesh register, then tinkex mesh key create")
     return [*lines, "Stop with Ctrl-C."]
 
 

@@ -1,6 +1,5 @@
 """The official `anthropic` package, unmodified, against a real server."""
 
-import anthropic
 import httpx
 import pytest
 from server_support import ALIAS, KEY, OTHER_KEY
@@ -12,16 +11,23 @@ ASK = [{"role": "user", "content": "What is 3 plus 4?"}]
 MORE = {"model": SPROUT, "messages": ASK, "max_tokens": 30, "extra_body": {"temperature": 0}}
 
 
+def package():
+    """Import it where it is used: it takes a second, which each test process need not spend."""
+    import anthropic
+
+    return anthropic
+
+
 @pytest.fixture(params=["", "/anthropic/api", "/services/tinker-prod/anthropic/api"])
 def anywhere(server, request):
     base = server.url + request.param
-    with anthropic.Anthropic(base_url=base, api_key=KEY, max_retries=0) as made:
+    with package().Anthropic(base_url=base, api_key=KEY, max_retries=0) as made:
         yield made
 
 
 @pytest.fixture
 def claude(server):
-    with anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0) as made:
+    with package().Anthropic(base_url=server.url, api_key=KEY, max_retries=0) as made:
         yield made
 
 
@@ -105,7 +111,7 @@ def test_length_is_told_by_whose_limit_it_was(claude):
 
 
 def test_models_are_listed_in_its_form(server, checkpoint):
-    with anthropic.Anthropic(base_url=f"{server.url}/anthropic/api", api_key=KEY) as claude:
+    with package().Anthropic(base_url=f"{server.url}/anthropic/api", api_key=KEY) as claude:
         names = [card.id for card in claude.models.list()]
         assert set(names) == {SPROUT, ALIAS, checkpoint}
         assert claude.models.retrieve(checkpoint).max_input_tokens == 2048
@@ -130,7 +136,7 @@ def test_models_are_listed_in_its_form(server, checkpoint):
 def test_what_there_is_not_is_refused_by_name(claude, fields, named):
     for stream in (False, True):
         error = refused(
-            anthropic.BadRequestError, claude.messages.create, **{**MORE, **fields}, stream=stream
+            package().BadRequestError, claude.messages.create, **{**MORE, **fields}, stream=stream
         )
         assert error["type"] == "invalid_request_error"
         assert named in error["message"]
@@ -138,14 +144,14 @@ def test_what_there_is_not_is_refused_by_name(claude, fields, named):
 
 def test_errors_have_its_types(claude, server, checkpoint):
     unknown = {**MORE, "model": "nobody/nothing"}
-    assert refused(anthropic.NotFoundError, claude.messages.create, **unknown)["type"] == (
+    assert refused(package().NotFoundError, claude.messages.create, **unknown)["type"] == (
         "not_found_error"
     )
     other = claude.with_options(api_key=OTHER_KEY)
     hidden = {**MORE, "model": checkpoint}
-    assert refused(anthropic.NotFoundError, other.messages.create, **hidden)
+    assert refused(package().NotFoundError, other.messages.create, **hidden)
     wrong = claude.with_options(api_key="tml-nobody-has-this-key")
-    assert refused(anthropic.AuthenticationError, wrong.messages.create, **MORE)["type"] == (
+    assert refused(package().AuthenticationError, wrong.messages.create, **MORE)["type"] == (
         "authentication_error"
     )
     missing = httpx.post(f"{server.url}/anthropic/api/v1/other", headers={"x-api-key": KEY})
