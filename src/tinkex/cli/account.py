@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinkex.cli import output
+from tinkex.cli.asking import hidden
 from tinkex.cli.connect import invocation
 from tinkex.cli.operator import DataDir, day, opened_directory
 from tinkex.cli.output import Table
@@ -124,8 +125,7 @@ def _set_disabled(data_dir: Path | None, account_id: str, *, disabled: bool) -> 
 
 def _password() -> str:
     if sys.stdin.isatty():
-        typed: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-        return typed
+        return hidden("Password", twice=True)
     return sys.stdin.readline().rstrip("\r\n")
 
 

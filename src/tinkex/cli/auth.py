@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tinkex.cli import output
+from tinkex.cli.asking import hidden
 from tinkex.cli.connect import COMMAND_RETRIES, Invocation, invocation
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def login(context: typer.Context) -> None:
         raise CredentialError(
             f"The key {present.name!r} is stored already. `tinkex auth logout` forgets it."
         )
-    typed = typer.prompt("API key", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
-    key = check_key(str(typed))
+    key = check_key(hidden("API key") if sys.stdin.isatty() else sys.stdin.readline())
     stored = _tried(key, invocation(context))
     store.put(stored)
     print(f"Stored the key {stored.name!r} as the default one.")

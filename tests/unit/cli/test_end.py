@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,32 @@ def test_ctrl_c_while_the_commands_are_imported_ends_without_a_traceback():
         timeout=240,
     )
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_ctrl_c_where_a_secret_is_asked_for_is_told_by_the_exit_code(tmp_path):
+    terminal, inner = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinkex", "auth", "login"],
+        stdin=inner,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "HOME": str(tmp_path)},
+        start_new_session=True,  # with no terminal but this one
+    )
+    try:
+        asked = b""
+        while not asked.endswith(b"API key: "):
+            piece = process.stderr.read(1)
+            assert piece, asked
+            asked += piece
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+        os.close(inner)
+        os.close(terminal)
+    assert (process.returncode, out) == (130, b"")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
-
+from tinkex.cli.asking import hidden
 from tinkex.errors import CredentialError
 
 PASSWORD_VARIABLE = "TINKEX_MESH_PASSWORD"  # noqa: S105 - a name
@@ -27,7 +26,7 @@ def ask_secret(what: str, variable: str, *, twice: bool = False) -> str:
     given = os.environ.get(variable)
     if not given:
         if sys.stdin.isatty():
-            given = typer.prompt(what, hide_input=True, confirmation_prompt=twice)
+            given = hidden(what, twice=twice)
         else:
             given = sys.stdin.readline().rstrip("\r\n")
     if not given:
