@@ -13,7 +13,7 @@ from tinkex.cli import output
 from tinkex.cli.connect import invocation
 from tinkex.cli.mesh.endpoint import Endpoint
 from tinkex.cli.mesh.places import DAY_S, DataDir, find_ready, mesh_dir
-from tinkex.errors import ConfigurationError, InputError
+from tinkex.errors import ConfigurationError, InputError, TinkerError
 
 WORKERS = ("client", "gateway", "auth", "processor", "bootstrap")
 """Whose page is asked, if several run here."""
@@ -73,17 +73,27 @@ def top(
     data_dir: DataDir = None,
 ) -> None:
     """Show the network live, until Ctrl-C."""
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     from tinkex._clock import SystemClock
 
     if not SHORTEST_PAUSE_S <= every <= DAY_S:  # nan is neither
         raise InputError(f"--every is {SHORTEST_PAUSE_S} to {DAY_S:.0f} seconds, not {every:g}")
     clock = SystemClock()
+    seen: list[dict[str, Any]] | None = None
     with Live(console=Console(), screen=False, auto_refresh=False) as live:
         while True:
-            live.update(output.drawn(_table(_survey(admin_url, data_dir), _width())), refresh=True)
+            trouble = ""
+            try:
+                seen = _survey(admin_url, data_dir)
+            except TinkerError as error:  # as while the worker that is asked starts anew
+                if seen is None:
+                    raise
+                trouble = f"This is the last that was seen: {error}"
+            table = output.drawn(_table(seen, _width()))
+            live.update(Group(table, Text(trouble)) if trouble else table, refresh=True)
             clock.sleep_sync(every)
 
 

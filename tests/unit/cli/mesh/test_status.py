@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from tinkex.cli import output
 from tinkex.cli.app import app
+from tinkex.cli.mesh import status
 from tinkex.cli.mesh.status import COLUMNS, _table
-from tinkex.errors import ConfigurationError, InputError
+from tinkex.errors import APIConnectionError, ConfigurationError, InputError
 
 PROCESSOR = {
     "role": "processor",
@@ -71,3 +72,20 @@ def test_pause_that_is_no_sensible_number_of_seconds_is_refused_by_name(tmp_path
 @pytest.mark.parametrize("every", ["0.1", "86400"])
 def test_pause_of_a_tenth_of_a_second_to_a_day_is_taken(tmp_path, every):
     assert isinstance(top(tmp_path, every), ConfigurationError), "no worker runs there"
+
+
+def test_top_goes_on_while_the_worker_that_it_asks_starts_anew(tmp_path, monkeypatch, capsys):
+    away = APIConnectionError("nobody listens [Errno 111]")
+    looks = iter([[PROCESSOR], away, [SILENT], KeyboardInterrupt()])
+
+    def look(*_):
+        found = next(looks)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    monkeypatch.setattr(status, "_survey", look)
+    with pytest.raises(KeyboardInterrupt):
+        status.top(every=0.1, data_dir=tmp_path)
+    assert next(looks, None) is None
+    assert "no answer" in capsys.readouterr().out, "what was seen after it"
