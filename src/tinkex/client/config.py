@@ -154,7 +154,7 @@ class ClientConfig:
             project_id=project_id or _variable(variables, "PROJECT_ID"),
             tags=_tags(_variable(variables, "TAGS")),
             headers=MappingProxyType(_access_headers(variables) | dict(headers or {})),
-            query=MappingProxyType({name: str(value) for name, value in (query or {}).items()}),
+            query=MappingProxyType(_parameters(query or {})),
             timeout=seconds,
             connect_timeout=connect_seconds,
             proxy=_proxy(url, variables),
@@ -163,6 +163,19 @@ class ClientConfig:
             telemetry=(_variable(variables, "TELEMETRY") or "1").lower() in _TRUE,
             circuit_breaker=circuit_breaker,
         )
+
+
+def _parameters(given: Mapping[str, object]) -> dict[str, str]:
+    """Write parameters as text, as the official client does: None is left out."""
+    return {name: _text(value) for name, value in given.items() if value is not None}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(_text(one) for one in value)
+    return str(value)
 
 
 def _timeouts(timeout: float | Timeouts | None, problems: list[str]) -> tuple[float, float]:

@@ -15,6 +15,12 @@ def resolve(environment=None, **arguments):
     return ClientConfig.resolve(environment=environment or {}, clock=VirtualClock(), **arguments)
 
 
+def test_parameters_are_written_as_the_official_client_writes_them():
+    given = {"none": None, "yes": True, "several": [1, False], "number": 1.5, "word": "x"}
+    written = {"yes": "true", "several": "1,false", "number": "1.5", "word": "x"}
+    assert resolve(query=given).query == written
+
+
 @pytest.mark.parametrize(
     ("given", "normal"),
     [
