@@ -200,7 +200,7 @@ def test_mistake_is_a_sentence_and_exit_code_one(tinkex, data, tmp_path, argumen
 
 def test_interrupted_run_saves_what_it_has_done_and_goes_on_from_there(tinkex, data, tmp_path):
     output = tmp_path / "run"
-    asked = ["train", data, "--output", output, "--epochs", 40, "--rank", 4, "--json"]
+    asked = ["train", data, "--output", output, "--epochs", 16, "--rank", 4, "--json"]
     with tinkex(*asked, start=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
@@ -213,11 +213,11 @@ def test_interrupted_run_saves_what_it_has_done_and_goes_on_from_there(tinkex, d
     assert "Traceback" not in told
     assert rest[-1]["event"] == "stopped"
     done = rest[-1]["step"]
-    assert 2 <= done < 40 * 3
+    assert 2 <= done < 16 * 3
     again = tinkex(*asked, "--resume")
     assert again.returncode == 0, again.stderr
     kept = (output / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in kept] == list(range(1, 40 * 3 + 1))
+    assert [json.loads(line)["step"] for line in kept] == list(range(1, 16 * 3 + 1))
 
 
 def test_run_whose_last_lines_a_full_disk_cut_is_resumed(login, data, tmp_path):

@@ -71,9 +71,10 @@ def merge(
     require_server_extra("tinkex checkpoint merge")
     if dtype not in {"float32", "bfloat16", "float16"}:
         raise typer.BadParameter("float32, bfloat16 or float16", param_hint="--dtype")
-    from tinkex.engine.files.merge import merge_adapter
-
     with _adapter(context, source) as folder:
+        # brings PyTorch: not before there is something to merge
+        from tinkex.engine.files.merge import merge_adapter
+
         merged = merge_adapter(
             folder,
             destination,
