@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from tinkex.server.futures import Future
+    from tinkex.server.sampling.completions import Completed
     from tinkex.server.services import Services
 
 BULK_ENCODERS: Mapping[Operation, tuple[Callable[[Any], bytes], Callable[[Any], Any]]] = {
@@ -119,7 +120,7 @@ class FutureRoutes:
             with log.waiter(self._s.timers, seconds) as waiter:
                 await _until(waiter, request)
         done = log.since(message.prev_cursor)
-        completions = [_completion(future) for future in done]
+        completions = [_completion(one) for one in done]
         return message_reply(FuturesRetrieveResponse(completions=completions, cursor=log.cursor))
 
     async def cancel(self, request: Request) -> Response:
@@ -169,11 +170,11 @@ def _disk_refuses(future: Future) -> TryAgainResponse:
     )
 
 
-def _completion(future: Future) -> FutureFinished | FutureFailed:
-    if future.error is not None:
-        return FutureFailed(request_id=future.request_id)
+def _completion(one: Completed) -> FutureFinished | FutureFailed:
+    if one.failed:
+        return FutureFailed(request_id=one.request_id)
     return FutureFinished(
-        request_id=future.request_id, response_payload_uncompressed_size=future.result_bytes
+        request_id=one.request_id, response_payload_uncompressed_size=one.result_bytes
     )
 
 

@@ -134,6 +134,28 @@ async def test_results_that_nobody_fetches_are_bounded(limited):
         assert response.status_code == 410
 
 
+async def test_client_hears_of_samples_whose_results_were_dropped_before_it_asked(limited):
+    """It would wait for ever: nothing else tells it that they are done."""
+    async with limited(max_result_bytes=100) as api:
+        sampler = await api.sampler()
+        sent = [
+            (await api.ok("/asample", sample_json(sampler, seq_id)))["request_id"]
+            for seq_id in range(4)
+        ]
+        assert await api.services.futures.drain(60.0)
+        question = {
+            "target": {"type": "sampling_session", "sampling_session_id": sampler},
+            "prev_cursor": 0,
+            "retrieved_request_ids": [],
+        }
+        answer = await api.ok("/retrieve_futures", question)
+        assert sorted(one["request_id"] for one in answer["completions"]) == sorted(sent)
+        codes = [
+            (await api.post("/retrieve_future", {"request_id": one})).status_code for one in sent
+        ]
+        assert 410 in codes
+
+
 async def test_recorded_sequences_are_bounded(limited):
     async with limited(max_recorded_bytes=4000) as api:
         sampler = await api.sampler()
