@@ -69,6 +69,7 @@ def check_database(database: Path) -> None:
     if not database.is_file() or not database.stat().st_size:
         return
     try:
+        _roll_back(database)
         with reading(database) as connection:
             problems = _damage(connection)
     except sqlite3.Error as error:
@@ -81,6 +82,16 @@ def check_database(database: Path) -> None:
             "it. Move its folder away and restore a backup there with `tinkex restore BACKUP "
             "--data-dir FOLDER`; `tinkex check` lists what is damaged"
         )
+
+
+def _roll_back(database: Path) -> None:
+    """Let SQLite take back what a process killed in its first start, or a migration, had begun.
+
+    Until then a database with such a journal beside it cannot be read by who may not write.
+    """
+    if database.with_name(f"{database.name}-journal").exists():
+        with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def seal_database(database: Path) -> None:

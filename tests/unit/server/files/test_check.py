@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -223,3 +224,26 @@ def flip_page(database, name):
             content[at] ^= 0xA5
         file.seek((page - 1) * size)
         file.write(content)
+
+
+def test_database_whose_making_was_cut_off_is_rolled_back_and_served(tmp_path):
+    """Killed in its first start or in a migration, it has a journal beside it."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    with closing(sqlite3.connect(before / DATABASE_NAME, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # so that what is begun comes to the disk
+        connection.execute("CREATE TABLE kept (value)")
+        connection.execute("BEGIN")
+        connection.execute("CREATE TABLE begun (value)")
+        row = ("x" * 4000,)
+        connection.executemany("INSERT INTO begun VALUES (?)", [row] * 50)
+        for file in before.iterdir():  # as a kill at this moment leaves it
+            shutil.copyfile(file, after / file.name)
+        connection.execute("ROLLBACK")
+    database = after / DATABASE_NAME
+    assert database.with_name(f"{DATABASE_NAME}-journal").stat().st_size
+    check_database(database)
+    with closing(sqlite3.connect(database)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+    assert tables == [("kept",)]
