@@ -64,7 +64,7 @@ def _upgrade(database: Path, found: str | None) -> None:
     from alembic.config import Config  # noqa: PLC0415
     from alembic.runtime.environment import EnvironmentContext  # noqa: PLC0415
     from alembic.script import ScriptDirectory  # noqa: PLC0415
-    from sqlalchemy import URL, create_engine  # noqa: PLC0415
+    from sqlalchemy import URL, create_engine, event  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", "tinkex.server:migrations")
@@ -76,6 +76,9 @@ def _upgrade(database: Path, found: str | None) -> None:
             [f"{database} was written by a newer tinkex (revision {found}): update this one"]
         )
     engine = create_engine(URL.create("sqlite", database=str(database)))
+    # Python's sqlite3 begins no transaction by itself before a table is made: all or nothing.
+    event.listen(engine, "connect", lambda raw, _record: setattr(raw, "isolation_level", None))
+    event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
     environment = EnvironmentContext(
         config,
         scripts,

@@ -1,10 +1,12 @@
 """The database: its tables are the migrations', and what it returned from is there."""
 
 import sqlite3
+from contextlib import closing
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
+from alembic.ddl.impl import DefaultImpl
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
@@ -12,7 +14,7 @@ from sqlalchemy import create_engine
 from tinkex.errors import ConfigurationError
 from tinkex.server.accounts.tables import ACCOUNTS
 from tinkex.server.files.tables import ACCESS_TOKENS
-from tinkex.server.migrations import HEAD, migrate
+from tinkex.server.migrations import HEAD, is_current, migrate
 from tinkex.server.storage.blobs import CheckpointKey
 from tinkex.server.storage.store import CheckpointRow, RunRow, SamplerRow, SessionRow, Store
 from tinkex.server.storage.tables import METADATA
@@ -213,3 +215,23 @@ async def test_samplers_belong_to_their_session(store):
     assert await store.sampler(ALICE, "a") == row
     assert await store.sampler(BOB, "a") is None
     assert await store.session_contents("s") == ([], ["a"])
+
+
+def test_migration_that_is_cut_off_leaves_nothing_and_is_made_again(tmp_path, monkeypatch):
+    database, made = tmp_path / "db", []
+    create = DefaultImpl.create_table
+
+    def cut_off(impl, table, **kwargs):
+        made.append(table.name)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        create(impl, table, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DefaultImpl, "create_table", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            migrate(database)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+    migrate(database)
+    assert is_current(database)
