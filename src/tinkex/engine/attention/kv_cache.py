@@ -55,9 +55,19 @@ class Slab:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next row needs more storage."""
+        return len(self.rows) == self._allocated
+
+    @property
+    def allocated_tokens(self) -> int:
+        """Tokens that its storage has room for."""
+        return self._allocated * self.capacity
+
     def add(self) -> KVRow:
         """Open a row, doubling the storage when it is full; or, when that fails, none."""
-        if len(self.rows) == self._allocated:
+        if self.is_full:
             self._grow(max(1, 2 * self._allocated))
         row = KVRow(self, len(self.rows))
         self.rows.append(row)
@@ -89,9 +99,15 @@ class Slab:
             last.index = row.index
             self.rows[last.index] = last
 
-    def release(self) -> None:
-        """Give the storage back; only when no row is open."""
-        self._keys, self._values, self._allocated = {}, {}, 0
+    def shrink(self) -> None:
+        """Give storage back that less than a quarter of is used; all of it when no row is open."""
+        if not self.rows:
+            self._keys, self._values, self._allocated = {}, {}, 0
+        elif 4 * len(self.rows) < self._allocated:
+            self._allocated = 2 * len(self.rows)  # first: what has more then harms nobody
+            for store in (self._keys, self._values):
+                for layer, old in store.items():
+                    store[layer] = old[: self._allocated].clone()
 
     def layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Give one layer's storage, made on first use to fit [N, kv_heads, dim] keys and values."""
@@ -138,8 +154,10 @@ class KVCache:
         capacity = row_capacity(tokens)
         slab = self._slabs.get(capacity)
         if slab is None:
-            self._release_empty()
             slab = self._slabs[capacity] = Slab(capacity)
+        if slab.is_full:  # others may have been busy before, and need not keep it all
+            for one in self._slabs.values():
+                one.shrink()
         return slab.add()
 
     def fork(self, row: KVRow) -> KVRow:
@@ -185,10 +203,10 @@ class KVCache:
         """Rows in use."""
         return sum(len(slab.rows) for slab in self._slabs.values())
 
-    def _release_empty(self) -> None:
-        for slab in self._slabs.values():
-            if not slab.rows:
-                slab.release()
+    @property
+    def allocated_tokens(self) -> int:
+        """Tokens that there is storage for."""
+        return sum(slab.allocated_tokens for slab in self._slabs.values())
 
 
 class DecodeAttention:

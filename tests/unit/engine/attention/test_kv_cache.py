@@ -141,3 +141,30 @@ def test_emptied_cache_is_used_again():
     out = decode(rows, query, key, value)
     want = expected(past[0], query[0], key[0], value[0])
     torch.testing.assert_close(out[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_storage_of_a_size_that_was_busy_is_given_back_when_another_is():
+    cache = KVCache()
+    budget = 2048
+    for _ in range(2):  # the second time each size has been seen
+        for size in (64, 128, 256, 512):
+            rows, _ = prefill(cache, (size,) * (budget // size))
+            assert cache.allocated_tokens <= 2 * budget
+            for row in rows:
+                cache.free(row)
+
+
+def test_storage_of_which_little_is_used_shrinks_and_keeps_what_is_in_it():
+    cache = KVCache()
+    rows, past = prefill(cache, (9,) * 32)
+    for row in rows:
+        if row is not rows[20]:
+            cache.free(row)
+    prefill(cache, (100, 100, 100), seed=1)
+    assert cache.allocated_tokens == 2 * 64 + 4 * 128
+    prefill(cache, (9,) * 5, seed=2)
+    query, key, value = packed(1, seed=3)
+    out = decode([rows[20]], query, key, value)
+    torch.testing.assert_close(
+        out[0], expected(past[20], query[0], key[0], value[0]), rtol=1e-5, atol=1e-5
+    )
