@@ -125,7 +125,7 @@ def add_lora(
         extra = -rows.shape[0] % row_multiple
         rows = F.pad(rows, (0, 0, 0, extra)) if extra else rows
         for name in names:
-            pair = weights.pairs[name]
+            pair = weights.pairs[name].wide
             inner = products.steady(rows, pair.a).mul_(weights.scale)
             delta = products.steady(inner, pair.b)[: at.stop - at.start]
             out[at, group.columns[name]] += delta.to(out.dtype)

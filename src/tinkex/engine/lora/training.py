@@ -123,17 +123,19 @@ class _Run:
         self._columns = [group.columns[name] for name in self._names]
         self._products = products
         self._at = slice(segment.start, segment.end)
-        factors = [segment.weights.pairs[name].a for name in self._names]
-        self._a = factors[0].detach() if len(factors) == 1 else torch.cat(factors)
+        pairs = [segment.weights.pairs[name].wide for name in self._names]
+        self._rank = pairs[0].a.shape[0]
+        self._a = pairs[0].a if len(pairs) == 1 else torch.cat([pair.a for pair in pairs])
         """[m * r, in]: A of the m layers, one below the other."""
+        self._b = [pair.b for pair in pairs]
         self._inner: Tensor
 
     def forward(self, x: Tensor, out: Tensor) -> None:
         """Add scale * x A^T B^T to the run's rows of `out` [N, out]."""
         weights = self._segment.weights
         self._inner = self._products.rows(x[self._at].to(self._a.dtype), self._a)
-        for place, (name, columns) in enumerate(zip(self._names, self._columns, strict=True)):
-            into, b = out[self._at, columns], weights.pairs[name].b
+        for place, columns in enumerate(self._columns):
+            into, b = out[self._at, columns], self._b[place]
             if into.dtype == b.dtype:
                 into.addmm_(self._part(self._inner, place), b.t(), alpha=weights.scale)
             else:  # the factors stay float32 whatever the base model's dtype
@@ -147,25 +149,24 @@ class _Run:
         d_inner = torch.empty_like(self._inner)
         for place, (name, columns) in enumerate(zip(self._names, self._columns, strict=True)):
             slope = g[self._at, columns].to(d_inner.dtype)
-            self._part(d_inner, place).copy_(products.rows(slope, weights.pairs[name].b.t()))
+            self._part(d_inner, place).copy_(products.rows(slope, self._b[place].t()))
             if gradient is not None:
                 # The short side first, at the price of a copy: twice as fast.
                 inner = self._part(self._inner, place).t().contiguous()
                 d_b = products.rows(inner, slope.t())
-                gradient.pairs[name].b.add_(d_b.t(), alpha=weights.scale)
+                gradient.pairs[name].b.add_(d_b[: weights.rank].t(), alpha=weights.scale)
         d_inner.mul_(weights.scale)
         if gradient is not None:
             d_a = products.rows(d_inner.t(), x[self._at].to(d_inner.dtype).t())
             for place, name in enumerate(self._names):
-                rank = weights.rank
-                gradient.pairs[name].a.add_(d_a[place * rank : (place + 1) * rank])
+                start = place * self._rank
+                gradient.pairs[name].a.add_(d_a[start : start + weights.rank])
         if dx is not None:
             dx[self._at] += products.rows(d_inner, self._a.t()).to(dx.dtype)
 
     def _part(self, inner: Tensor, place: int) -> Tensor:
         """Give one layer's columns of [n, m * r]."""
-        rank = self._segment.weights.rank
-        return inner[:, place * rank : (place + 1) * rank]
+        return inner[:, place * self._rank : (place + 1) * self._rank]
 
 
 class _Batch:
@@ -174,14 +175,16 @@ class _Batch:
     def __init__(self, segments: Sequence[LoraSegment], group: LoraGroup) -> None:
         self._segments = segments
         weights = [one.weights for one in segments]
-        self._rank, self._scale = weights[0].rank, weights[0].scale
+        self._scale = weights[0].scale
         self._names = group.names_of(weights[0])
         self._columns = [group.columns[name] for name in self._names]
         self._at = slice(segments[0].start, segments[-1].end)
-        a = torch.cat([one.pairs[name].a for one in weights for name in self._names])
+        pairs = [[one.pairs[name].wide for name in self._names] for one in weights]
+        self._rank = pairs[0][0].a.shape[0]
+        a = torch.cat([pair.a for own in pairs for pair in own])
         self._a = a.view(len(segments), -1, a.shape[1])
         """[runs, m * r, in]: A of the m layers, one below the other."""
-        self._b = [torch.stack([one.pairs[name].b for one in weights]) for name in self._names]
+        self._b = [torch.stack([pair.b for pair in of]) for of in zip(*pairs, strict=True)]
         """Of each layer [runs, out, r]."""
         self._inner: Tensor
 
@@ -207,13 +210,14 @@ class _Batch:
             d_b = torch.bmm(slope.transpose(1, 2), self._part(self._inner, place))
             for one, found in zip(self._segments, d_b, strict=True):
                 if one.gradient is not None:
-                    one.gradient.pairs[self._names[place]].b.add_(found, alpha=self._scale)
+                    own = found[:, : one.weights.rank]
+                    one.gradient.pairs[self._names[place]].b.add_(own, alpha=self._scale)
         d_inner.mul_(self._scale)
         d_a = torch.bmm(d_inner.transpose(1, 2), self._by_run(x).to(d_inner.dtype))
         for one, found in zip(self._segments, d_a, strict=True):
             if one.gradient is not None:
                 for name, part in zip(self._names, found.split(self._rank), strict=True):
-                    one.gradient.pairs[name].a.add_(part)
+                    one.gradient.pairs[name].a.add_(part[: one.weights.rank])
         if dx is not None:
             self._by_run(dx).add_(torch.bmm(d_inner, self._a).to(dx.dtype))
 

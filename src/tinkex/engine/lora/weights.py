@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,6 +76,18 @@ class LoraPair:
 
     a: Tensor
     b: Tensor
+
+    @property
+    def wide(self) -> LoraPair:
+        """The factors detached and, of rank 1, with a second one of zeros: for products.
+
+        A product with a single row or column is another kernel, whose bits tell where its rows lie
+        and how many products are batched.
+        """
+        a, b = self.a.detach(), self.b.detach()
+        if a.shape[0] == 1:
+            a, b = F.pad(a, (0, 0, 0, 1)), F.pad(b, (0, 1))
+        return LoraPair(a, b)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)

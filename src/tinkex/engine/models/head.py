@@ -197,7 +197,8 @@ class Head:
             self._chunk_backward(hidden, chunk, slopes)
         for part in parts:
             if part.d_b is not None and part.gradient is not None:
-                part.gradient.pairs[UNEMBED].b.add_(part.d_b.t(), alpha=part.weights.scale)
+                d_b = part.d_b[: part.weights.rank].t()
+                part.gradient.pairs[UNEMBED].b.add_(d_b, alpha=part.weights.scale)
         return slopes
 
     def _slices(self, count: int) -> list[slice]:
@@ -285,24 +286,24 @@ class Head:
     ) -> None:
         """Add the unembedding's LoRA to dL/dhidden [m, C], and its gradients to the run's."""
         weights, gradient = one.part.weights, one.part.gradient
-        pair = weights.pairs.get(UNEMBED)
-        if pair is None:
+        if UNEMBED not in weights.pairs:
             return
+        pair = weights.pairs[UNEMBED].wide
         x = (x if index is None else x[index]).float()
         d_inner = self._products.rows(d_logits, pair.b.t()).mul_(weights.scale)
         d_hidden.add_(self._products.rows(d_inner, pair.a.t()))
         if gradient is None:
             return
-        gradient.pairs[UNEMBED].a.add_(torch.mm(d_inner.t(), x))
+        gradient.pairs[UNEMBED].a.add_(torch.mm(d_inner.t(), x)[: weights.rank])
         inner = self._products.rows(x, pair.a)
         d_b = self._products.rows(inner.t().contiguous(), d_logits.t())
         one.part.d_b = d_b if one.part.d_b is None else one.part.d_b.add_(d_b)
 
     def _add_lora(self, z: Tensor, x: Tensor, weights: LoraWeights) -> None:
         """Add the LoRA of one adapter to logits [n, V] of hidden states [n, C]."""
-        pair = weights.pairs.get(UNEMBED)
-        if pair is None:
+        if UNEMBED not in weights.pairs:
             return
+        pair = weights.pairs[UNEMBED].wide
         inner = self._products.rows(x.float(), pair.a).mul_(weights.scale)
         if x.shape[0] < _FEW_ROWS:
             z.addmm_(inner, pair.b.t())

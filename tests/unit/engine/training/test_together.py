@@ -56,6 +56,28 @@ def test_results_and_gradients_have_the_bits_of_a_run_alone(family, microbatch_t
         assert torch.equal(gradient(together, name), gradient(alone, name))
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("length", [1, 7, 20, 61])
+def test_runs_of_one_shape_have_the_bits_of_a_run_alone(rank, length):
+    """Their products are batched."""
+
+    def make():
+        engine = tiny_engine()
+        for number, name in enumerate(NAMES):
+            engine.create_adapter(name, LoraConfig(rank=rank, seed=number))
+            shake(engine, name, seed=number)
+        return engine
+
+    alone, together = make(), make()
+    data = {name: [datum(length, seed=number)] for number, name in enumerate(NAMES)}
+    tasks = begin(together, data)
+    together.run_together(tasks)
+    for task, name in zip(tasks, NAMES, strict=True):
+        expected = alone.forward_backward(name, data[name], "cross_entropy")
+        assert task.result().loss_fn_outputs == expected.loss_fn_outputs
+        assert torch.equal(gradient(together, name), gradient(alone, name))
+
+
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss"])
 def test_run_that_overflows_fails_alone(family):
     alone, together = engine_of(family), engine_of(family)
