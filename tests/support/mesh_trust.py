@@ -18,7 +18,7 @@ from tinkex.mesh.trust.receipts import ReceiptBody
 CERTIFICATE_S = 86_400.0
 
 
-def receipt_body(gateway, client, **fields):
+def receipt_body(gateway, client, /, **fields):
     """Return what a gateway signs of a request; `fields` are those that matter to a test."""
     others = {
         "request_id": "r",
