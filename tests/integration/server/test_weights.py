@@ -7,6 +7,7 @@ import pytest
 from patience import PATIENCE_S
 from server_support import ALIAS, BASE_MODEL, batch_json, settle
 
+from tinkex.engine.engine import Engine
 from tinkex.engine.files import checkpoint
 
 
@@ -152,6 +153,38 @@ async def test_others_are_served_while_the_disk_takes_its_time(api, monkeypatch,
         go.set()
     assert "error" not in await api.result(save)
     assert "metrics" in await api.result(later)
+
+
+async def test_copies_that_wait_for_a_slow_disk_are_bounded(api, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    write, copy, copied = checkpoint.save_tensors, Engine.copy_adapter, []
+
+    def wait(path, tensors):
+        begun.set()
+        go.wait(PATIENCE_S)
+        return write(path, tensors)
+
+    def noted(engine, adapter_id, *, optimizer):
+        copied.append(adapter_id)
+        return copy(engine, adapter_id, optimizer=optimizer)
+
+    models = [await api.model() for _ in range(3)]
+    monkeypatch.setattr(checkpoint, "save_tensors", wait)
+    monkeypatch.setattr(Engine, "copy_adapter", noted)
+    monkeypatch.setattr(api.services.saving, "_copies", asyncio.Semaphore(1))
+    saves = [
+        await api.ok("/save_weights", {"model_id": model, "seq_id": 1, "path": "one"})
+        for model in models
+    ]
+    await asyncio.to_thread(begun.wait, PATIENCE_S)
+    try:
+        await step(api, await api.model(), 1)  # what the engine was asked for before is done
+        assert len(copied) == 1
+    finally:
+        go.set()
+    for save in saves:
+        assert "error" not in await api.result(save)
+    assert sorted(copied) == sorted(models)
 
 
 async def test_existing_name_is_kept_unless_told_otherwise(api):

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 
 _ONE_CHECKPOINT = Usage(checkpoints=1)
+_COPIES_AT_ONCE = 8
+"""Adapters that are copied for the disk at once: behind a slow one they must not fill memory."""
 _WRITES_AT_ONCE = 2
 """The threads that write also decode requests, and there are few: a slow disk must not take all."""
 
@@ -65,6 +67,7 @@ class Saving:
 
     def __init__(self, services: Services) -> None:
         self._s = services
+        self._copies = asyncio.Semaphore(_COPIES_AT_ONCE)
         self._disk = asyncio.Semaphore(_WRITES_AT_ONCE)
 
     def save(self, owner: str, request: SaveWeightsRequest, digest: bytes) -> Future:
@@ -187,10 +190,11 @@ class Saving:
             draft = self._s.blobs.draft(key, overwrite=overwrite)
             folder = draft.folder
             try:
-                copy = await run.call(
-                    lambda engine: engine.copy_adapter(run.model_id, optimizer=optimizer)
+                await self._write(
+                    run,
+                    lambda engine: engine.copy_adapter(run.model_id, optimizer=optimizer),
+                    folder,
                 )
-                await self._write(copy, folder)
                 files = await asyncio.to_thread(_seal, folder, recipients)
                 async with self._s.checkpoints.changing:
                     await asyncio.to_thread(draft.place)
@@ -214,10 +218,14 @@ class Saving:
         )
         return key.path
 
-    async def _write(self, copy: CheckpointCopy, folder: Path) -> None:
-        """Write what the engine copied. Not in its thread: others need not wait for the disk."""
-        async with self._disk:
-            await asyncio.to_thread(copy.write, folder)
+    async def _write(
+        self, run: TrainingRun, copy: Callable[[Engine], CheckpointCopy], folder: Path
+    ) -> None:
+        """Write what the engine copies. Not in its thread: others need not wait for the disk."""
+        async with self._copies:
+            copied = await run.call(copy)
+            async with self._disk:
+                await asyncio.to_thread(copied.write, folder)
 
     async def _publish_sampler(
         self, run: TrainingRun, request: SaveWeightsForSamplerRequest, request_id: str
@@ -257,21 +265,25 @@ class Saving:
     async def _keep_sampler(self, run: TrainingRun, sampler_id: str, lora: LoraConfig) -> None:
         """Copy the weights in memory, and to the disk for after a restart; both or neither."""
         folder = self._s.snapshots.sampler_folder(sampler_id)
+        is_kept = False
 
         def keep(engine: Engine) -> CheckpointCopy:
+            nonlocal is_kept
             engine.snapshot_sampler(sampler_id, run.model_id)
             try:
-                return engine.copy_sampler(sampler_id, lora)
+                copied = engine.copy_sampler(sampler_id, lora)
             except BaseException:
                 engine.remove_sampler(sampler_id)
                 raise
+            is_kept = True
+            return copied
 
-        copy = await run.call(keep)
         try:
             with storing(f"the weights of sampling session {sampler_id}"):
-                await self._write(copy, folder)
+                await self._write(run, keep, folder)
         except Exception:
-            Snapshot(run.base, sampler_id, owner=run.owner).release()
+            if is_kept:
+                Snapshot(run.base, sampler_id, owner=run.owner).release()
             raise
 
     async def _open_sampler(
