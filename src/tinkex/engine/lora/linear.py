@@ -65,7 +65,7 @@ class LoraRouting:
     def product(
         self, x: Tensor, matrix: FrozenMatrix, group: LoraGroup, to: Tensor | None = None
     ) -> Tensor:
-        """Map the batch's rows x [N, in] by the layers of `group`: [N, out], added `to` some."""
+        """Map the batch's rows x [N, in] by the layers of `group`: [N, out], on top of `to`."""
         rows = self.rows
         if self.anchor is not None and rows and not isinstance(rows, StackedRows):
             found = training_product(x, self.anchor, matrix, group, rows, self.products)

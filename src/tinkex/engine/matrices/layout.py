@@ -42,11 +42,6 @@ class WeightLayout(Enum):
         return self.quantized or self is WeightLayout.HALF
 
     @property
-    def steady_from_one(self) -> bool:
-        """Whether the bits of a row never tell how many go with it (`FrozenMatrix.steady_from`)."""
-        return self in {WeightLayout.HALF, WeightLayout.INT8}
-
-    @property
     def quantized(self) -> bool:
         """Whether weights are rounded to int8."""
         return self in {WeightLayout.INT8, WeightLayout.INT8_BLOCKS}

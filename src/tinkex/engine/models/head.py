@@ -88,21 +88,13 @@ class Head:
     """The unembedding of one base model."""
 
     def __init__(
-        self,
-        matrix: FrozenMatrix,
-        products: Products,
-        *,
-        chunk_elements: int,
-        row_multiple: int,
-        plain_multiple: int,
+        self, matrix: FrozenMatrix, products: Products, *, chunk_elements: int, row_multiple: int
     ) -> None:
         self.matrix = matrix
         self._products = products
         rows_out, rows_in = matrix.shape
         self._group = LoraGroup.of(LoraShape(UNEMBED, rows_in, rows_out))
         self._row_multiple = row_multiple
-        self._plain_multiple = plain_multiple
-        """The same where no row has an adapter."""
         self._chunk = max(MIN_CHUNK_ROWS, chunk_elements // rows_out)
 
     @property
@@ -132,7 +124,7 @@ class Head:
         return z[:count]
 
     def _padded(self, x: Tensor, *, plain: bool = False) -> Tensor:
-        extra = -x.shape[0] % (self._plain_multiple if plain else self._row_multiple)
+        extra = 0 if plain and self.matrix.steady_from == 1 else -x.shape[0] % self._row_multiple
         return F.pad(x, (0, 0, 0, extra)) if extra else x
 
     @staticmethod

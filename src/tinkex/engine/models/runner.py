@@ -56,14 +56,12 @@ class ModelRunner:
         self._stack = AdapterStack(self.device, products, share=slots_are_neutral())
         if not linear_modules(model):
             raise EngineError("an engine already drives this model; load it again")
-        self._row_multiple = self._plain_multiple = config.row_multiple
+        self._row_multiple = config.row_multiple
         self._unknown = unknown_experts(model)
         self._dense: DenseDecoder | None = None
         if config.dense_path and fits(model):
             self._dense = DenseDecoder(model, self.layout, self._routing)
             self._linears = self._dense.shapes
-            if self.layout.steady_from_one:
-                self._plain_multiple = 1  # all else there computes row by row
         else:
             self._linears = self._take_modules(model)
         unembed = model.get_output_embeddings()
@@ -74,7 +72,6 @@ class ModelRunner:
             products,
             chunk_elements=config.head_chunk_elements,
             row_multiple=config.row_multiple,
-            plain_multiple=self._plain_multiple,
         )
         settle(model, self.layout)
 
@@ -125,7 +122,9 @@ class ModelRunner:
             count: Rows that count.
             weights: Adapters that they use; None is the base model.
         """
-        plain = self._plain_multiple == 1 and all(one is None for one in weights)
+        # All but the matrices computes row by row there.
+        steady = self._dense is not None and self.head.matrix.steady_from == 1
+        plain = steady and all(one is None for one in weights)
         return 0 if plain else -count % self._row_multiple
 
     def hidden(

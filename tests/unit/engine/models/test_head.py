@@ -30,7 +30,6 @@ def head(chunk_elements=1, bias=False, **options):
         Products(onednn=False),
         chunk_elements=chunk_elements,
         row_multiple=options.get("row_multiple", 4),
-        plain_multiple=options.get("row_multiple", 4),
     )
 
 
