@@ -39,7 +39,7 @@ from tinkex.mesh.rpc.surroundings import Surroundings
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact, Transport
 
-__all__ = ["Credentials", "LinkState", "Peers"]
+__all__ = ["Credentials", "LinkState", "Peers", "RequestTooLongError"]
 
 _LOG = logging.getLogger("tinkex.mesh.rpc")
 _INSTANCE_BYTES = 8
@@ -47,6 +47,10 @@ _MAX_TIMEOUT_S = MAX_TIMEOUT_MS / 1000
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R")
+
+
+class RequestTooLongError(InputError):
+    """A request has more bytes than one message may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +245,8 @@ class Peers:
                 offer the method: then nothing was sent.
             TrustError: one is no member in the other's eyes.
             PermissionDeniedError: this peer's role may not call the method.
-            InputError: the request is too long, or has what no message can hold.
+            RequestTooLongError: it is.
+            InputError: the request has what no message can hold.
             TinkerError: whatever the handler raised.
         """
         called = self._lookup(method, streamed=False)
@@ -426,7 +431,7 @@ class Peers:
                 "that is no Unicode"
             ) from error
         if len(body) > MAX_BODY_BYTES:
-            raise InputError(
+            raise RequestTooLongError(
                 f"a request of `{called.path}` has {len(body)} bytes, of which "
                 f"{MAX_BODY_BYTES} are allowed"
             )

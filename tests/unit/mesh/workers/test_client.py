@@ -24,8 +24,9 @@ from tinkex.errors import (
 )
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.completion import PieceMessage, completion_message
-from tinkex.mesh.api.gateway import CountPrompt, GatewayApi, Receipt
+from tinkex.mesh.api.gateway import Complete, CountPrompt, GatewayApi, Receipt
 from tinkex.mesh.processing.backend import KEEP_ALIVE_S
+from tinkex.mesh.rpc.messages import MAX_BODY_BYTES as MAX_MESSAGE_BYTES
 from tinkex.mesh.trust.receipts import ReceiptBody, sign_receipt, verify_receipt
 from tinkex.mesh.usage import Countersigned
 from tinkex.mesh.workers.calling.http_app import MAX_BODY_BYTES, http_app
@@ -33,6 +34,7 @@ from tinkex.mesh.workers.client import ClientConfig
 from tinkex.mesh.workers.gateway import GatewayConfig
 from tinkex.mesh.workers.serving.admission import AdmissionConfig
 from tinkex.openai_api.completer import ChatPrompt, CompletionRequest, TextPrompt
+from tinkex.openai_api.refusal import is_context_length_exceeded
 
 
 def request(**changes) -> CompletionRequest:
@@ -136,6 +138,33 @@ async def test_errors_of_a_gateway_reach_the_program(world):
         await client.completer.complete("wrong", request())
     with pytest.raises(NotFoundError):
         await client.completer.complete("right", request(model="nobodys"))
+
+
+@pytest.mark.parametrize("count", [True, False], ids=["counted", "completed"])
+async def test_prompt_that_no_message_holds_is_refused_as_too_long(world, count):
+    await world.add_processor()
+    await world.add_gateway()
+    client = await world.add_client()
+    prompt = TextPrompt("x" * (MAX_MESSAGE_BYTES + 1))
+    asked = (
+        client.completer.count_tokens("right", MODEL, prompt)
+        if count
+        else client.completer.complete("right", request(prompt=prompt))
+    )
+    with pytest.raises(APIStatusError, match=str(MAX_MESSAGE_BYTES)) as refused:
+        await asked
+    assert is_context_length_exceeded(refused.value)
+
+
+async def test_prompt_that_is_too_long_with_its_permit_alone_is_refused_as_too_long(world):
+    """What a gateway sends on has more beside the prompt than what it got."""
+    await world.add_processor()
+    await world.add_gateway()
+    client = await world.add_client()
+    bare = Complete(credential="right", request=completion_message(request(prompt=TextPrompt(""))))
+    room = MAX_MESSAGE_BYTES - len(msgspec.msgpack.encode(bare)) - 4  # its length has more bytes
+    error = await caught(client.completer.complete("right", request(prompt=TextPrompt("x" * room))))
+    assert is_context_length_exceeded(error)
 
 
 async def test_without_a_gateway_a_program_is_told_so(world):

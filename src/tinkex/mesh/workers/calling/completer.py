@@ -33,6 +33,7 @@ from tinkex.mesh.trust.receipts import ReceiptBody, check_receipt, countersign, 
 from tinkex.mesh.workers.calling.completion import MeshCompletion
 from tinkex.mesh.workers.calling.gateways import Gateways
 from tinkex.mesh.workers.calling.receipt_book import ReceiptBook, SignedReceipt
+from tinkex.mesh.workers.too_long import told_as_too_long
 from tinkex.openai_api.completer import CompletionRequest, ModelCard, Prompt
 from tinkex.openai_api.refusal import model_not_found
 
@@ -112,14 +113,16 @@ class MeshCompleter:
         completion = MeshCompletion(
             message, self._gateways, self._judge, self._tasks, self._timers, clock=self._clock
         )
-        await completion.begin()
+        with told_as_too_long():
+            await completion.begin()
         return completion
 
     async def count_tokens(self, caller: str, model: str, prompt: Prompt) -> int:
         """Say how many tokens a prompt has for a model."""
         request = CompletionMessage(model=model, prompt=prompt_message(prompt))
         query = CountPrompt(credential=caller, request=request)
-        return (await self._gateways.ask(GatewayApi.rpc_count_tokens, query)).tokens
+        with told_as_too_long():
+            return (await self._gateways.ask(GatewayApi.rpc_count_tokens, query)).tokens
 
     def _judge(
         self, contact: Contact, receipt: Receipt, completion: MeshCompletion

@@ -49,6 +49,7 @@ from tinkex.mesh.workers.serving.bounds import check_request
 from tinkex.mesh.workers.serving.completion import CompletionService
 from tinkex.mesh.workers.serving.directory import Directory
 from tinkex.mesh.workers.serving.ledger import Feed, Ledger
+from tinkex.mesh.workers.too_long import told_as_too_long
 from tinkex.openai_api.refusal import is_context_length_exceeded, model_not_found
 
 COUNT_ATTEMPTS = 3
@@ -176,12 +177,13 @@ class Gateway(GatewayApi):
             if contact is None or left <= 0:
                 continue
             try:
-                return await self._peers.call(
-                    contact,
-                    ProcessorApi.rpc_count_tokens,
-                    message,
-                    timeout_s=min(left, COUNT_TIMEOUT_S),
-                )
+                with told_as_too_long():
+                    return await self._peers.call(
+                        contact,
+                        ProcessorApi.rpc_count_tokens,
+                        message,
+                        timeout_s=min(left, COUNT_TIMEOUT_S),
+                    )
             except TinkerError as error:
                 if is_context_length_exceeded(error):
                     wanted = wanted.beyond(offer)

@@ -45,6 +45,7 @@ from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.transport.base import Contact
 from tinkex.mesh.workers.request_log import trace_of
 from tinkex.mesh.workers.serving.relay import Relay
+from tinkex.mesh.workers.too_long import told_as_too_long
 from tinkex.openai_api.refusal import is_context_length_exceeded, model_not_found
 
 ENDING_S = 1.0
@@ -386,14 +387,15 @@ class Dispatch:
         contact = self._contact_of(offer.peer)
         if contact is None:
             raise PeerUnreachableError(f"processor {offer.peer.short} has left")
-        return self._peers.ask(
-            contact,
-            ProcessorApi.rpc_complete,
-            job.work(offer),
-            timeout_s=max(0.001, job.deadline - self._clock.monotonic()),
-            idle_timeout_s=self._config.idle_timeout_s,
-            trace=trace_of(job.request_id),
-        )
+        with told_as_too_long():
+            return self._peers.ask(
+                contact,
+                ProcessorApi.rpc_complete,
+                job.work(offer),
+                timeout_s=max(0.001, job.deadline - self._clock.monotonic()),
+                idle_timeout_s=self._config.idle_timeout_s,
+                trace=trace_of(job.request_id),
+            )
 
     def _begun(self, job: Job, attempt: _Attempt) -> Begun | None:
         """Look whether a processor has begun; one that failed is closed, and has its error.
