@@ -78,11 +78,15 @@ class CompletionRequest:
     """Most tokens of each completion; None goes to the end of the context. 0 gives none."""
     as_context_allows: bool = False
     """Whether `max_tokens` is lowered to what the context leaves, instead of refused."""
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    """None: nobody asked for one; 1 where tinkex samples, and a foreign server's own default."""
+    top_p: float | None = None
+    """As above."""
     top_k: int = -1
     """-1: all tokens."""
     seed: int | None = None
+    seed_drawn: bool = False
+    """Whether nobody asked for the seed: it was drawn, so that others can go on with the same."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion, beside the model's own end; they are not part of the text."""
     top_logprobs: int = 0

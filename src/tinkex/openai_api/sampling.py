@@ -51,7 +51,7 @@ def sampling_fields(request: CompletionRequest) -> dict[str, Any]:
         "max_tokens": None if request.max_tokens is None else max(1, request.max_tokens),
         "seed": request.seed,
         "stop": list(request.stop) or None,
-        "temperature": request.temperature,
+        "temperature": 1.0 if request.temperature is None else request.temperature,
         "top_k": -1 if request.top_k == 0 else request.top_k,
-        "top_p": request.top_p,
+        "top_p": 1.0 if request.top_p is None else request.top_p,
     }

@@ -168,6 +168,23 @@ async def test_each_completion_is_asked_for_by_itself(foreign, backend):
     assert {path for path, _ in foreign.bodies} == {"/v1/completions"}
 
 
+async def test_what_nobody_asked_for_is_left_to_the_servers_own_defaults(foreign, backend):
+    await ask(backend, seed=5, seed_drawn=True)
+    assert not {"temperature", "top_p", "seed"} & foreign.bodies[0][1].keys()
+
+
+async def test_what_is_asked_for_is_told_though_it_is_the_usual(foreign, backend):
+    await ask(backend, temperature=1.0, top_p=1.0, seed=0)
+    _, body = foreign.bodies[0]
+    assert (body["temperature"], body["top_p"], body["seed"]) == (1.0, 1.0, 0)
+
+
+async def test_several_completions_have_seeds_though_nobody_gave_one(foreign, backend):
+    """A server may have one seed for all that name none: they would be one and the same."""
+    await ask(backend, n=3, seed=5, seed_drawn=True)
+    assert sorted(body["seed"] for _, body in foreign.bodies) == [5, 6, 7]
+
+
 async def test_calls_of_tools_come_with_the_end(foreign, backend):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     first = {"index": 0, "id": "c", "function": {"name": "add", "arguments": '{"a"'}}

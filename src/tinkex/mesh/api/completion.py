@@ -69,10 +69,11 @@ class CompletionMessage(Confidential, frozen=True, forbid_unknown_fields=True, k
     n: int = 1
     max_tokens: int | None = None
     as_context_allows: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     top_k: int = -1
     seed: int | None = None
+    seed_drawn: bool = False
     stop: tuple[str, ...] = ()
     top_logprobs: int = 0
     echo: bool = False

@@ -142,18 +142,21 @@ def body_of(request: CompletionRequest, model: str, index: int) -> tuple[str, di
         model: what the server calls its model.
         index: which of the `n`; each is asked for by itself, as not all servers know `n`.
 
-    `max_tokens` is left to the server where it is to be `as_context_allows`.
+    `max_tokens` is left to the server where it is to be `as_context_allows`, and so is what nobody
+    asked for: a server knows how its model is to be sampled from.
     """
     body: dict[str, Any] = {
         "model": model,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "temperature": request.temperature,
-        "top_p": request.top_p,
     }
+    asked = {"temperature": request.temperature, "top_p": request.top_p}
+    body |= {name: value for name, value in asked.items() if value is not None}
     if not request.as_context_allows:
         body["max_tokens"] = request.max_tokens
-    if request.seed is not None:
+    # Nothing is gone on with at such a server. But one that samples all that name no seed with the
+    # same would make several completions alike.
+    if request.seed is not None and (request.n > 1 or not request.seed_drawn):
         body["seed"] = (request.seed + index) % 2**31
     if request.stop:
         body["stop"] = list(request.stop)

@@ -46,6 +46,7 @@ class ReceiptBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     reproducible: bool
     """Whether the same seed would give the same tokens again."""
     seed: int
+    """Given, or drawn. A foreign server may have drawn another: `reproducible` is false there."""
     at: float
     """Unix seconds."""
     epoch: bytes

@@ -150,7 +150,8 @@ async def test_a_processor_gets_a_permit_for_the_very_request(world):
     processor = await world.add_processor()
     gateway = await world.add_gateway()
     await world.answer(gateway, seed=None)
-    (work,) = processor.works
+    await world.answer(gateway, seed=5)
+    work, given = processor.works
     permit = msgspec.msgpack.decode(msgspec.msgpack.decode(work.permit)[0], type=Permit)
     assert permit.processor == processor.peers.peer_id.raw
     assert permit.gateway == gateway.peer_id.raw
@@ -159,6 +160,8 @@ async def test_a_processor_gets_a_permit_for_the_very_request(world):
     assert work.fetch == b"", "there is no adapter whose files it may have"
     message = msgspec.msgpack.decode(work.request, type=CompletionMessage)
     assert message.seed is not None, "drawn, so that another processor can go on"
+    assert message.seed_drawn
+    assert not msgspec.msgpack.decode(given.request, type=CompletionMessage).seed_drawn
 
 
 @pytest.mark.parametrize(

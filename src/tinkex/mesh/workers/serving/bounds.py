@@ -72,9 +72,10 @@ def check_request(request: CompletionMessage) -> None:
         raise refused("max_tokens 0 needs echo.", param="max_tokens")
     if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
         raise refused(f"top_logprobs is 0 to {MAX_TOP_LOGPROBS}.", param="top_logprobs")
-    if not (math.isfinite(request.temperature) and request.temperature >= 0):
+    temperature, top_p = request.temperature, request.top_p
+    if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
         raise refused("temperature must not be negative.", param="temperature")
-    if not 0 < request.top_p <= 1:
+    if top_p is not None and not 0 < top_p <= 1:
         raise refused("top_p is above 0 and at most 1.", param="top_p")
     if not -1 <= request.top_k <= MAX_TOP_K:
         raise refused(f"top_k is -1 (all tokens) to {MAX_TOP_K}.", param="top_k")

@@ -216,13 +216,16 @@ class CompletionService:
         taken = self._admission.take_tokens(caller, cost.tokens)
         request_id = self._random(REQUEST_ID_BYTES).hex()
         tried: set[PeerId] = set()
-        seed = self._rng.getrandbits(SEED_BITS) if message.seed is None else message.seed
+        drawn = message.seed is None
+        seed = self._rng.getrandbits(SEED_BITS) if drawn else message.seed
         try:
             reservation = await self._ledger.reserve(request_id, caller, message.model, cost.tokens)
         except BaseException:
             taken.settle(0)
             raise
-        given = msgspec.structs.replace(message, model=named.base_model, seed=seed)
+        given = msgspec.structs.replace(
+            message, model=named.base_model, seed=seed, seed_drawn=drawn
+        )
         relay = Relay(given, cost, context)
         job = Job(
             request_id=request_id,
