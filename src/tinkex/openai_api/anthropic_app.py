@@ -27,7 +27,7 @@ from tinkex.openai_api.endpoint import Operation, answering, json_reply, read
 from tinkex.openai_api.events import stream, unless_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -42,9 +42,17 @@ class AnthropicRoutes:
     Args:
         completer: has the models.
         caller_of: says who sent a request; the completer gets it as it is.
+        authenticate: see `endpoint.read`.
     """
 
-    def __init__(self, completer: Completer, caller_of: Callable[[Request], Any]) -> None:
+    def __init__(
+        self,
+        completer: Completer,
+        caller_of: Callable[[Request], Any],
+        *,
+        authenticate: Callable[[Request], Awaitable[None]] | None = None,
+    ) -> None:
+        self._authenticate = authenticate
         self._completer = completer
         self._caller_of = caller_of
         self._messages = Messages(completer)
@@ -87,7 +95,7 @@ class AnthropicRoutes:
     @answering(anthropic_error_body)
     async def messages(self, request: Request) -> Response:
         """Answer a conversation."""
-        message = await read(request, MessagesRequest)
+        message = await read(request, MessagesRequest, self._authenticate)
         caller = self._caller_of(request)
         if message.stream:
             events = self._messages.events(caller, message)
@@ -97,7 +105,7 @@ class AnthropicRoutes:
     @answering(anthropic_error_body)
     async def count_tokens(self, request: Request) -> Response:
         """Count the tokens of a conversation."""
-        message = await read(request, CountTokensRequest)
+        message = await read(request, CountTokensRequest, self._authenticate)
         return json_reply(await self._messages.count(self._caller_of(request), message))
 
     @answering(anthropic_error_body)

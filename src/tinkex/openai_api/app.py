@@ -20,7 +20,7 @@ from tinkex.openai_api.refusal import ErrorReply, error_body
 from tinkex.openai_api.types import ModelListReply, ModelReply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -38,11 +38,18 @@ class OpenAIRoutes:
         completer: has the models.
         caller_of: says who sent a request; the completer gets it as it is.
         clock: tells the time of replies.
+        authenticate: see `endpoint.read`.
     """
 
     def __init__(
-        self, completer: Completer, caller_of: Callable[[Request], Any], clock: Clock
+        self,
+        completer: Completer,
+        caller_of: Callable[[Request], Any],
+        clock: Clock,
+        *,
+        authenticate: Callable[[Request], Awaitable[None]] | None = None,
     ) -> None:
+        self._authenticate = authenticate
         self._completer = completer
         self._caller_of = caller_of
         self._chat = Chat(completer, clock)
@@ -92,7 +99,7 @@ class OpenAIRoutes:
     @answering(error_body)
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        message = await read(request, ChatRequest)
+        message = await read(request, ChatRequest, self._authenticate)
         caller = self._caller_of(request)
         if message.stream:
             return await stream(request, self._chat.events(caller, message), error_event)
@@ -101,7 +108,7 @@ class OpenAIRoutes:
     @answering(error_body)
     async def completions(self, request: Request) -> Response:
         """Go on with prompts."""
-        message = await read(request, CompletionsRequest)
+        message = await read(request, CompletionsRequest, self._authenticate)
         caller = self._caller_of(request)
         if message.stream:
             return await stream(request, self._completions.events(caller, message), error_event)

@@ -92,16 +92,31 @@ def answering(
     return make
 
 
-async def read(request: Request, message: type[M]) -> M:
+async def read(
+    request: Request,
+    message: type[M],
+    authenticate: Callable[[Request], Awaitable[None]] | None = None,
+) -> M:
     """Read a body as a message.
+
+    Args:
+        request: has it.
+        message: the type.
+        authenticate: refuses who has no valid key; called where the body is none, so that a wrong
+            key is told first. None: somebody has done so before.
 
     Raises:
         APIStatusError: it is none.
     """
     body = await request.body()
-    if len(body) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(_parse, body, message)
-    return _parse(body, message)
+    try:
+        if len(body) > OFF_LOOP_BYTES:
+            return await asyncio.to_thread(_parse, body, message)
+        return _parse(body, message)
+    except APIStatusError:
+        if authenticate is not None:
+            await authenticate(request)
+        raise
 
 
 def json_reply(message: BaseModel) -> Response:

@@ -8,7 +8,7 @@ import gzip
 import httpx
 import msgspec
 import pytest
-from mesh_gateway import CONTEXT, MODEL, ScriptedProcessor, until
+from mesh_gateway import CONTEXT, MODEL, ScriptedProcessor, caller_of, until
 from mesh_rpc import caught
 from mesh_scripted import completion, text_of
 
@@ -22,6 +22,7 @@ from tinkex.errors import (
     RateLimitError,
     StorageError,
 )
+from tinkex.mesh.accounts.scopes import INFER
 from tinkex.mesh.api import auth
 from tinkex.mesh.api.completion import PieceMessage, completion_message
 from tinkex.mesh.api.gateway import Complete, CountPrompt, GatewayApi, Receipt
@@ -460,6 +461,18 @@ async def test_refusals_have_openais_form(http, headers, path, status, code):
     reply = await http.get(path, headers=headers)
     assert reply.status_code == status
     assert reply.json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions", "messages"])
+async def test_a_wrong_key_is_told_before_what_is_wrong_with_the_body(world, http, path):
+    world.accounts.known["may-not-list"] = caller_of(scopes=frozenset({INFER}))
+    wrong = {"authorization": "Bearer wrong"}
+    refused = [
+        await http.post(f"/v1/{path}", content=content, headers=headers)
+        for headers in (wrong, {"authorization": "Bearer may-not-list"}, {})
+        for content in (b"{", msgspec.json.encode({"model": MODEL, "messages": []}))
+    ]
+    assert [reply.status_code for reply in refused] == [401, 401, 400, 400, 400, 400]
 
 
 async def test_a_model_that_nobody_runs_is_not_found(http):

@@ -66,8 +66,12 @@ def http_app(
     more = [] if shelf is None else [_files_route(shelf, ask)]
     if book is not None:
         more.append(_receipts_route(book, ask, clock))
-    openai = OpenAIRoutes(completer, _caller, clock)
-    anthropic = AnthropicRoutes(completer, _caller)
+
+    async def authenticate(request: Request) -> None:
+        await _authenticate(completer, _caller(request))
+
+    openai = OpenAIRoutes(completer, _caller, clock, authenticate=authenticate)
+    anthropic = AnthropicRoutes(completer, _caller, authenticate=authenticate)
     app = Starlette(
         routes=[
             Mount(API_PREFIX, routes=[one.route() for one in shared_operations(openai, anthropic)]),
@@ -110,6 +114,20 @@ def _receipts_route(book: ReceiptBook, ask: Ask, clock: Clock) -> Route:
 def _caller(request: Request) -> str:
     """Return the key or token that a request carries; the guard has seen that there is one."""
     return credential_of(request.scope)
+
+
+async def _authenticate(completer: Completer, caller: str) -> None:
+    """Ask a gateway whether a credential is anybody's: it alone knows.
+
+    Raises:
+        AuthenticationError: it is not.
+    """
+    try:
+        await completer.models(caller)
+    except AuthenticationError:
+        raise
+    except TinkerError:
+        return  # it may not list models, or nobody can say
 
 
 class _Guard:
