@@ -326,6 +326,49 @@ async def test_characters_that_are_cut_in_two_are_joined(foreign, backend, parts
     assert told(await ask(backend))[0] == words
 
 
+@asynccontextmanager
+async def hanging_up(replies):
+    """A server that says its models and replies, then hangs up at each request but new ones'."""
+    heads = []
+
+    async def answer(reader, writer):
+        for _ in range(replies):
+            head = await reader.readuntil(b"\r\n\r\n")
+            heads.append(head.split(b" ", 1)[0])
+            size = next((x for x in head.lower().split(b"\r\n") if b"content-length" in x), b":0")
+            await reader.readexactly(int(size.split(b":")[1]))
+            said = b'{"data": [{"id": "llama"}]}'
+            if heads[-1] == b"POST":
+                said = b"".join(b"data: " + one + b"\n\n" for one in Foreign().say)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(said) + said)
+        await reader.readuntil(b"\r\n\r\n")
+        heads.append(b"unread")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield heads, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+
+
+async def test_request_on_a_connection_that_is_closed_just_then_is_sent_anew():
+    """Servers close kept connections after some seconds: vLLM, llama.cpp, after five."""
+    async with hanging_up(replies=1) as (heads, url):
+        config = OpenAIBackendConfig(url=url, model="llama")
+        backend = OpenAIBackend(config, clock=SystemClock(), on_fault=pytest.fail)
+        await backend.start()
+        assert told(await ask(backend))[0] == "Goodbye"
+        assert heads == [b"GET", b"unread", b"POST"]
+        await backend.stop()
+
+
+async def test_server_that_hangs_up_at_a_new_connection_is_asked_once(foreign, backend):
+    async with hanging_up(replies=0) as (heads, url):
+        backend._http.base_url = url
+        with pytest.raises(EngineError, match="lost"):
+            await ask(backend)
+        assert heads == [b"unread"]
+
+
 async def test_busy_server_says_when_to_come_back(foreign, backend):
     foreign.status, foreign.headers = 429, {"retry-after": "7"}
     with pytest.raises(EngineBusyError) as caught:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -338,7 +339,7 @@ class OpenAIBackend:
         path, body = body_of(request, self._config.model, completion.index)
         lines = EventLines()
         try:
-            async with http.stream("POST", path, json=body) as reply:
+            async with aclosing(await _sent(http, path, body)) as reply:
                 if reply.status_code != HTTPStatus.OK:
                     raise await _refusal(reply)
                 async for data in reply.aiter_bytes():
@@ -354,6 +355,30 @@ class OpenAIBackend:
                 f"The server behind this processor is lost ({type(error).__name__})."
             ) from None
         yield completion.end()
+
+
+async def _sent(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Response:
+    """Send a request; return its reply, to be read and closed.
+
+    Servers close a connection that waits, many after five seconds, as httpx itself would: one that
+    goes just as a request comes says nothing of the server, and others may have gone with it.
+
+    Raises:
+        httpx.HTTPError: the server was lost on a connection that was made for this.
+    """
+    is_new = False
+
+    async def trace(event: str, _: Mapping[str, Any]) -> None:
+        nonlocal is_new
+        is_new = is_new or event.startswith("connection.")
+
+    while True:
+        request = http.build_request("POST", path, json=body, extensions={"trace": trace})
+        try:
+            return await http.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if is_new:
+                raise
 
 
 async def _refusal(reply: httpx.Response) -> TinkerError:
