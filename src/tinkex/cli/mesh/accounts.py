@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from tinkex.cli.mesh.endpoint import Endpoint, Url, find_caller, find_endpoint
 from tinkex.cli.mesh.places import DAY_S, DataDir
 from tinkex.cli.mesh.secrets import NEW_PASSWORD_VARIABLE, PASSWORD_VARIABLE, ask_secret
 from tinkex.cli.mesh.sessions import read_session
-from tinkex.errors import AuthenticationError
+from tinkex.errors import AuthenticationError, RateLimitError
 
 Email = Annotated[str, typer.Option("--email", prompt=True, help="Address of the account.")]
 
@@ -211,19 +212,30 @@ def usage(
     )
 
 
-def whole_report(endpoint: Endpoint, credential: str, *, since: float) -> dict[str, Any]:
+def whole_report(
+    endpoint: Endpoint,
+    credential: str,
+    *,
+    since: float,
+    wait: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
     """Ask for the usage report, and for as many of the pages before it as are needed.
 
     Args:
         endpoint: answers.
         credential: a token or a key.
         since: unix seconds from which on every request is to be listed, if it still is anywhere.
+        wait: waits so many seconds, where there are more pages than may be asked for in a minute;
+            None: by the system's clock.
+
+    Raises:
+        TinkerError: the report is refused, or nobody answers.
     """
-    report: dict[str, Any] = endpoint.ask("GET", "/mesh/usage", credential=credential)
+    report = _page(endpoint, "/mesh/usage", credential, wait)
     known = {one["request_id"] for one in report["entries"]}
     while report["listed_since"] > since:
         path = f"/mesh/usage?before={report['listed_since']!r}"
-        page = endpoint.ask("GET", path, credential=credential)
+        page = _page(endpoint, path, credential, wait)
         older = [one for one in page["entries"] if one["request_id"] not in known]
         if not older:
             break
@@ -231,3 +243,23 @@ def whole_report(endpoint: Endpoint, credential: str, *, since: float) -> dict[s
         report["entries"] = older + report["entries"]
         report["listed_since"] = page["listed_since"]
     return report
+
+
+def _page(
+    endpoint: Endpoint, path: str, credential: str, wait: Callable[[float], None] | None
+) -> dict[str, Any]:
+    from tinkex._clock import SystemClock
+
+    while True:
+        try:
+            page: dict[str, Any] = endpoint.ask("GET", path, credential=credential)
+        except RateLimitError as error:
+            if error.retry_after_ms is None:
+                raise
+            seconds = error.retry_after_ms / 1000
+            output.remark(
+                f"so many pages may not be asked for in a minute: waiting {seconds:.0f} s"
+            )
+            (wait or SystemClock().sleep_sync)(seconds)
+        else:
+            return page

@@ -267,4 +267,10 @@ def answer_of(reply: httpx.Response) -> Any:
     told = content.get("error") if isinstance(content, dict) else None
     told = told if isinstance(told, dict) else {}
     message = told.get("message") or reply.text[:500] or "no reason was given"
-    raise status_error(reply.status_code, message, body=told)
+    after = reply.headers.get("retry-after-ms", "")
+    raise status_error(
+        reply.status_code,
+        message,
+        body=told,
+        retry_after_ms=float(after) if after.isdecimal() else None,
+    )

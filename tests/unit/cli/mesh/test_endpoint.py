@@ -10,14 +10,21 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from tinkex.cli.app import app
-from tinkex.cli.mesh.endpoint import Endpoint, find_caller, find_endpoint
+from tinkex.cli.mesh.endpoint import Endpoint, answer_of, find_caller, find_endpoint
 from tinkex.cli.mesh.places import ReadyFiles, read_private, write_private
 from tinkex.cli.mesh.talk import chat
-from tinkex.errors import AuthenticationError, ConfigurationError, CredentialError, InputError
+from tinkex.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    CredentialError,
+    InputError,
+    RateLimitError,
+)
 
 NOBODY = "http://127.0.0.1:1"
 OTHER = "http://127.0.0.1:2"
@@ -277,3 +284,12 @@ def test_key_that_was_copied_with_an_ellipsis_is_a_typed_error(folder, monkeypat
 def test_url_that_is_none_is_a_typed_error(tmp_path):
     with pytest.raises(ConfigurationError, match="is no URL"):
         Endpoint("http://127.0.0.1:port", None, tmp_path).ask("GET", "/mesh/usage")
+
+
+@pytest.mark.parametrize(("told", "after_ms"), [("1500", 1500.0), ("soon", None), (None, None)])
+def test_refusal_says_when_to_come_back(told, after_ms):
+    headers = {} if told is None else {"retry-after-ms": told}
+    reply = httpx.Response(429, headers=headers, json={"error": {"message": "later"}})
+    with pytest.raises(RateLimitError, match="later") as refused:
+        answer_of(reply)
+    assert refused.value.retry_after_ms == after_ms

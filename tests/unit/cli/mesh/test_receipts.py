@@ -13,7 +13,7 @@ from tinkex.cli.app import app
 from tinkex.cli.mesh.accounts import whole_report
 from tinkex.cli.mesh.endpoint import Endpoint
 from tinkex.cli.mesh.receipts import check_receipts, oldest_of
-from tinkex.errors import TrustError
+from tinkex.errors import RateLimitError, TrustError
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.trust.receipts import countersign, sign_receipt
 from tinkex.mesh.workers.calling.receipt_book import SignedReceipt
@@ -78,6 +78,33 @@ def test_pages_of_the_report_are_asked_for_as_far_back_as_is_needed():
     assert endpoint.asked == [("GET", "/mesh/usage", "key")]
     same = Pages(2.0, 2.0, 2.0)
     assert len(whole_report(same, "key", since=0.0)["entries"]) == 2, "it ends"
+
+
+def test_pages_beyond_a_minutes_limit_are_waited_for():
+    """A gateway takes 60 questions about accounts a minute; 60,000 requests have more pages."""
+
+    class Limited(Pages):
+        refused = 0
+
+        def ask(self, verb, path, *, credential):
+            if len(self.asked) == 2 and self.refused < 2:
+                self.refused += 1
+                raise RateLimitError("Too many in a minute.", retry_after_ms=1500 * self.refused)
+            return super().ask(verb, path, credential=credential)
+
+    waits = []
+    report = whole_report(Limited(1.0, 2.0, 3.0, 4.0, 5.0), "key", since=0.0, wait=waits.append)
+    assert [one["at"] for one in report["entries"]] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert waits == [1.5, 3.0]
+
+
+def test_report_that_is_refused_for_good_is_not_waited_for():
+    class Refusing:
+        def ask(self, *_, **__):
+            raise RateLimitError("More than a minute's limit.")
+
+    with pytest.raises(RateLimitError, match="limit"):
+        whole_report(Refusing(), "key", since=0.0, wait=pytest.fail)
 
 
 def test_receipt_that_the_report_repeats_agrees():
