@@ -55,7 +55,7 @@ VOCAB = 32_000
 RANK = 16
 
 
-def model(size: str, vocab: int = VOCAB, kind: type = Qwen3Config) -> Any:
+def model(size: str, vocab: int = VOCAB, kind: type = Qwen3Config, *, context: int = 4096) -> Any:
     shape = SIZES[size]
     config = kind(
         **shape,
@@ -64,7 +64,7 @@ def model(size: str, vocab: int = VOCAB, kind: type = Qwen3Config) -> Any:
         num_key_value_heads=max(1, shape["hidden_size"] // 128),
         head_dim=64,
         tie_word_embeddings=True,
-        max_position_embeddings=4096,
+        max_position_embeddings=context,
     )
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -77,9 +77,11 @@ def engine(
     vocab: int = VOCAB,
     *,
     unembed: bool = True,
+    context: int = 4096,
     **settings: Any,
 ) -> Engine:
-    made = Engine(wrap_model(model(size, vocab), name=size), EngineConfig(threads=1, **settings))
+    base = wrap_model(model(size, vocab, context=context), name=size)
+    made = Engine(base, EngineConfig(threads=1, **settings))
     for number in range(adapters):
         made.create_adapter(f"a{number}", LoraConfig(rank=RANK, seed=number, train_unembed=unembed))
         flat = made._pool.adapter(f"a{number}").weights.flat
@@ -384,6 +386,37 @@ def few(report: Report) -> None:
             )
 
 
+def unlimited(report: Report) -> None:
+    """Sample without `max_tokens` from a long context; and where that takes all memory there is."""
+    vocab = 3200
+    stop = list(range(0, vocab, 100))  # so a sample has a hundred tokens in the mean
+
+    def ends_early(most: int | None) -> list[SampleJob]:
+        params = SamplingParams(max_tokens=most, temperature=1.0, seed=3, stop=stop)
+        return [
+            SampleJob(**{**_fields(job), "owner": job.job_id, "sampling_params": params})
+            for job in jobs(8, 1, [None], vocab=vocab)
+        ]
+
+    made = engine(vocab=vocab, context=40_960)
+    found = least({str(most): drain(made, ends_early(most)) for most in (None, 2048)})
+    report.row(
+        "8 samples without max_tokens, context 40,960 / with max_tokens 2,048",
+        found["None"] / found["2048"],
+        "<= 1.1",
+    )
+    scarce = {"context": 1024, "kv_cache_tokens": 2048}
+    ahead, whole = (engine(**scarce, kv_ahead_tokens=tokens) for tokens in (128, 1024))
+    long = jobs(6, 960, [None])
+    found = least({"ahead": drain(ahead, long), "whole": drain(whole, long)}, rounds=1)
+    report.row(
+        "6 samples that fill their context, room for 2: memory as it comes / reserved",
+        found["ahead"] / found["whole"],
+        "<= 1.2",
+        f"{ahead.preemptions // 2} preemptions",
+    )
+
+
 def agree(report: Report) -> None:
     """The sampler's log-probabilities against the trainer's; tokens alone and in company."""
     made = engine(adapters=4)
@@ -438,6 +471,7 @@ PARTS: dict[str, Callable[[Report], None]] = {
     "decode": decode,
     "bandwidth": bandwidth,
     "few": few,
+    "unlimited": unlimited,
     "norm": norm,
     "agree": agree,
 }

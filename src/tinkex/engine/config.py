@@ -66,8 +66,11 @@ class EngineConfig:
     max_sample_bytes: int = 2**30
     """What the result of one sampling request may take, were each sample as long as it may be."""
     kv_cache_tokens: int = 65_536
-    """Tokens that the KV cache may reserve for admitted sequences; an eighth more for users who
-    have nothing running, and one request always runs."""
+    """Tokens of the KV cache that may be reserved for sequences that run; an eighth more for users
+    who have nothing running, and one sequence may always go to its end."""
+    kv_ahead_tokens: int = 1024
+    """Tokens of the KV cache reserved for a sequence beyond those that it has, where it may come so
+    far: one that ends within them is never preempted."""
     prefix_cache_tokens: int = 32_768
     """Tokens of ended requests' prompts that are kept for others with the same beginning: at most
     these, and no more than `kv_cache_tokens` leaves. 0 keeps none, and shares none."""
@@ -152,6 +155,7 @@ _LOWEST = {
     "max_num_samples": 1,
     "max_sample_bytes": 1,
     "kv_cache_tokens": 1,
+    "kv_ahead_tokens": 1,
     "prefix_cache_tokens": 0,
     "head_chunk_elements": 1,
     "row_multiple": 1,

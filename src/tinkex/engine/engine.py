@@ -502,6 +502,11 @@ class Engine:
         return self._generator.prefilled_tokens
 
     @property
+    def preemptions(self) -> int:
+        """How often a sample gave its memory to an older one, since the engine was made."""
+        return self._generator.preemptions
+
+    @property
     def cached_tokens(self) -> int:
         """Prompt tokens taken from the prefix cache instead of computing them."""
         return self._generator.reused_tokens

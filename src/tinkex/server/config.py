@@ -75,11 +75,12 @@ class Limits:
 
     max_context_length: int | None = None
     """Tokens of one sequence, prompt and reply together, where a base model takes more. A sample
-    that names no `max_tokens` may go on so far, and holds that much of `kv_cache_tokens`."""
+    that names no `max_tokens` may go on so far."""
 
     kv_cache_tokens: int = 65_536
-    """Tokens, over all samples of one base model that run at once, for their prompts and the most
-    that they may sample; others wait. Keys and values take memory as they come."""
+    """Tokens of the keys and values of all samples of one base model that run at once; others wait.
+    Each begins with room for its prompt and up to 1,024 tokens more, and the youngest give theirs
+    back, to go on later, where older ones need it. Memory is taken as they come."""
 
     max_sample_bytes: int = 2**30
     """Largest result of one sampling request, were each sample as long as `max_tokens` or the

@@ -62,11 +62,15 @@ class Generator:
         self._prefill_tokens = config.prefill_tokens
         self._jobs: dict[str, JobState] = {}
         self._scheduler = Scheduler(
-            max_running=config.max_running, cache_tokens=config.kv_cache_tokens
+            max_running=config.max_running,
+            cache_tokens=config.kv_cache_tokens,
+            ahead_tokens=config.kv_ahead_tokens,
         )
         self._decode_is_due = False
         self.served: dict[str, int] = {}
         """By job: tokens that the last step computed for it."""
+        self.preemptions = 0
+        """How often a sample gave its memory to an older one and was to be computed again."""
 
     @property
     def has_work(self) -> bool:
@@ -121,7 +125,7 @@ class Generator:
         finished = self._admit_and_start()
         waiting = self._scheduler.prefill_order()
         behind = [s for s in self._scheduler.running if s.behind]
-        running = [s for s in self._scheduler.running if not s.behind and not s.state.held]
+        running = [s for s in self._scheduler.running if _is_due(s)]
         if (waiting or behind) and not (self._decode_is_due and running):
             self._decode_is_due = True
             if waiting:
@@ -129,8 +133,9 @@ class Generator:
             finished += self._catch_up(behind)
             return finished + self._admit_and_start()
         self._decode_is_due = False
+        running = self._with_room(running)
         if running:
-            self._scheduler.charge_decode()
+            self._scheduler.charge_decode(running)
             self.served = Counter(s.state.job.job_id for s in running)
             finished += self._spared(_jobs_of(running), self._decode)
         return finished
@@ -265,17 +270,17 @@ class Generator:
             if sequence.row is not None:
                 continue
             assert state.prompt_row is not None
-            if sequence.index + 1 < state.job.num_samples:
+            if state.to_start or any(_lacks_row(s) for s in state.sequences if s is not sequence):
                 sequence.row = self._cache.fork(state.prompt_row)
             else:  # the last takes the prompt's own row over
                 sequence.row, state.prompt_row = state.prompt_row, None
         finished: list[SampleFinished] = []
-        fresh = [s for s in started if not _is_under_way(s)]
+        fresh = [s for s in started if not s.is_under_way]
         if fresh:
             logits = torch.stack([s.state.first_logits for s in fresh])
             finished += self._append_tokens(fresh, logits)
         for sequence in started:
-            if _is_under_way(sequence) and self._alive(sequence.state):
+            if sequence.is_under_way and self._alive(sequence.state):
                 self._check_given(sequence)
                 if sequence.stop_reason is not None:
                     finished += self._finish(sequence)
@@ -301,13 +306,22 @@ class Generator:
     def _feed(self, sequence: RunningSequence, count: int, _: Sequence[JobState]) -> None:
         self._replay.run(sequence, count)
 
+    def _with_room(self, running: Sequence[RunningSequence]) -> list[RunningSequence]:
+        """Reserve what sequences outgrow; gives those that have room for their next token."""
+        for sequence in self._scheduler.grow(running):
+            state = sequence.state
+            sequence.resumed = True
+            state.sequences.remove(sequence)
+            self._free(sequence)
+            self._close_prompt(state)
+            self.preemptions += 1
+        self._prefill.prefix.shrink(self._scheduler.free_tokens)
+        return [s for s in running if s.row is not None and not s.is_full]
+
     def _decode(self, states: Sequence[JobState]) -> list[SampleFinished]:
         """Feed each running sequence of some jobs its newest token and choose the next."""
-        running = [
-            s
-            for s in _sequences_of(self._scheduler.running, states)
-            if not s.behind and not s.state.held
-        ]
+        running = _sequences_of(self._scheduler.running, states)
+        running = [s for s in running if _is_due(s) and not s.is_full]
         lengths = [0 if s.row is None else s.row.length for s in running]
         try:
             return self._decode_step(running)
@@ -409,6 +423,8 @@ class Generator:
         self._scheduler.finish(sequence)
         self._free(sequence)
         state = sequence.state
+        if not state.admitted:
+            self._close_prompt(state)
         done = [s for s in state.sequences if s.stop_reason is not None]
         if len(done) < state.job.num_samples:
             return []
@@ -426,10 +442,15 @@ class Generator:
         del self._jobs[state.job.job_id]
         for sequence in self._scheduler.drop(state):
             self._free(sequence, scrub=scrub)
-        if state.prompt_row is not None:
-            self._prefill.close(state.prompt_row, self._scheduler.free_tokens, scrub=scrub)
-            state.prompt_row = None
+        self._close_prompt(state, scrub=scrub)
         state.sequences.clear()
+
+    def _close_prompt(self, state: JobState, *, scrub: bool = False) -> None:
+        """Free a prompt's row, if there is one: what is still to start computes it again."""
+        if state.prompt_row is not None:
+            row, state.prompt_row = state.prompt_row, None
+            self._prefill.close(row, self._scheduler.free_tokens, scrub=scrub)
+        state.computed, state.last_hidden, state.first_logits = 0, None, None
 
     def _free(self, sequence: RunningSequence, *, scrub: bool = False) -> None:
         if sequence.row is not None:
@@ -437,11 +458,20 @@ class Generator:
             sequence.row = None
 
 
-def _is_under_way(sequence: RunningSequence) -> bool:
-    return sequence.given > 0 or sequence.index in sequence.state.job.ended
+def _is_due(sequence: RunningSequence) -> bool:
+    """Whether a sequence is to get its next token, if there is room."""
+    return not sequence.behind and not sequence.state.held
+
+
+def _lacks_row(sequence: RunningSequence) -> bool:
+    """Whether a sample is still to start from its prompt's row."""
+    return sequence.row is None and sequence.stop_reason is None
 
 
 def _sequence_of(state: JobState, index: int) -> RunningSequence:
+    preempted = state.preempted.pop(index, None)
+    if preempted is not None:
+        return preempted
     given = list(state.job.resume[index]) if state.job.resume else []
     uniforms = UniformStream(state.rule.seed, index, len(given))
     return RunningSequence(state, index, uniforms, tokens=given, given=len(given))
@@ -468,7 +498,9 @@ def _response(state: JobState) -> SampleResponse:
     assert scores is not None
     names = job.sequence_ids or [f"{job.job_id}:{i}" for i in range(job.num_samples)]
     return SampleResponse(
-        sequences=[_sampled(s, names[s.index]) for s in state.sequences],
+        sequences=[
+            _sampled(s, names[s.index]) for s in sorted(state.sequences, key=lambda s: s.index)
+        ],
         prompt_logprobs_np=scores.logprobs,
         topk_prompt_logprobs_np=scores.topk,
         target_prompt_logprobs=scores.targets,

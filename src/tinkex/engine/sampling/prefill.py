@@ -65,7 +65,8 @@ class Prefill:
         """Give a job a row for its prompt, with what the prefix cache has of it."""
         if state.prompt_row is None:  # it is there when this is done again
             state.prompt_row = self._cache.allocate(len(state.prompt))
-        state.wanted_from = first_wanted(state.job, len(state.prompt))
+        length = len(state.prompt)
+        state.wanted_from = length if state.scores is not None else first_wanted(state.job, length)
         if self.prefix.enabled:
             state.scope = self.prefix.scope(state.job.owner, state.weights)
             state.block_keys = block_keys(state.prompt, self._block)
@@ -175,7 +176,8 @@ class Prefill:
         for block in blocks:  # not before all is there: the copying may fail
             self.prefix.hold(block, row)
         row.length = state.computed = end
-        state.reused += end - blocks[0].start
+        if state.scores is None:  # else it is computed again, for a sample that was preempted
+            state.reused += end - blocks[0].start
         self.reused_tokens += end - blocks[0].start
         if end == len(state.prompt):
             state.last_hidden = blocks[-1].end_state

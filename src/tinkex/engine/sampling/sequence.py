@@ -113,13 +113,21 @@ class JobState:
     max_tokens: int
     rule: SamplingRule
     sequences: list[RunningSequence] = field(default_factory=list)
-    started: int = 0
-    unfinished: int = 0
-    """Samples started and not ended."""
+    """Samples that run or have ended."""
+    to_start: list[int] = field(init=False)
+    """Samples that neither run nor have ended, by index, in order."""
+    preempted: dict[int, RunningSequence] = field(default_factory=dict)
+    """Of those, the ones that ran and gave their memory to others."""
+    reserved: dict[int, int] = field(default_factory=dict)
+    """Of each sample that runs, the tokens of the cache that are reserved for it."""
     arrival: int = 0
     admitted: bool = False
-    promised: bool = False
-    """Memory is reserved for a sample that has not started."""
+    slot_held: bool = False
+    """Whether a slot waits for the sample that starts next."""
+    promised: int = 0
+    """Tokens of the cache reserved for the sample that starts next."""
+    prompt_reserved: int = 0
+    """Tokens of the cache reserved for the prompt, beside what its samples have."""
     overtaken: int = 0
     """Tokens reserved by others who were let by while this one found no room."""
     prompt_row: KVRow | None = None
@@ -144,6 +152,9 @@ class JobState:
     scores: PromptScores | None = None
     """What was asked about the prompt, once that is computed."""
 
+    def __post_init__(self) -> None:
+        self.to_start = list(range(self.job.num_samples))
+
     @property
     def party(self) -> Party:
         """With whom it takes turns."""
@@ -159,6 +170,12 @@ class JobState:
         """Tokens of one sequence in the cache at most; the last token is never fed back."""
         return len(self.prompt) + self.max_tokens - 1
 
+    def known_length(self, index: int) -> int:
+        """Tokens of the prompt, and of a sample that is to start what it has already."""
+        if index in self.preempted:
+            return len(self.prompt) + len(self.preempted[index].tokens)
+        return len(self.prompt) + (len(self.job.resume[index]) if self.job.resume else 0)
+
 
 @dataclass(slots=True, eq=False)
 class RunningSequence:
@@ -173,6 +190,8 @@ class RunningSequence:
     tokens: list[int] = field(default_factory=list)
     given: int = 0
     """How many of `tokens` came with the job."""
+    resumed: bool = False
+    """Whether it was preempted: it then starts after the tokens that it has."""
     logprobs: list[float] = field(default_factory=list)
     topk: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = field(default_factory=list)
     """Of each token [k] ids and log-probabilities: arrays, as Python's numbers take ten times as
@@ -180,11 +199,26 @@ class RunningSequence:
     stop_reason: StopReason | None = None
 
     @property
+    def age(self) -> tuple[int, int]:
+        """Its place among all samples: the oldest is the lowest."""
+        return self.state.arrival, self.index
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it starts after tokens that it has, or has come to its end."""
+        return self.given > 0 or self.resumed or self.index in self.state.job.ended
+
+    @property
     def behind(self) -> int:
-        """Tokens that came with the job and are not in the cache yet; the newest one is not due."""
-        if not self.given or self.row is None:
+        """Tokens that it started with and are not in the cache yet; the newest one is not due."""
+        if not (self.given or self.resumed) or self.row is None:
             return 0
         return len(self.state.prompt) + len(self.tokens) - 1 - self.row.length
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its newest token has no place in what is reserved for it."""
+        return len(self.state.prompt) + len(self.tokens) > self.state.reserved[self.index]
 
 
 def check_job(job: SampleJob, max_num_samples: int, vocab_size: int) -> None:

@@ -55,11 +55,12 @@ class ModelConfig:
 
     max_context_length: int | None = None
     """Tokens of one sequence, prompt and reply together, where the model takes more. A completion
-    that names no `max_tokens` may go on so far, and holds that much of `kv_cache_tokens`."""
+    that names no `max_tokens` may go on so far."""
 
     kv_cache_tokens: int = 65_536
-    """Tokens, over all completions that run at once, for their prompts and the most that they may
-    sample; others wait. Keys and values take memory as they come."""
+    """Tokens of the keys and values of all completions that run at once; others wait. Each begins
+    with room for its prompt and up to 1,024 tokens more, and the youngest give theirs back, to go
+    on later, where older ones need it. Memory is taken as they come."""
 
     backend_url: str | None = None
     """A server that speaks OpenAI's API (Ollama, vLLM, llama.cpp), up to and with `/v1`: it runs

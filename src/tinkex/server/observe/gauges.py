@@ -68,6 +68,11 @@ class ServerGauges(Collector):
             "Tokens trained on, computed of prompts, taken from the prefix cache, and sampled.",
             labels=("base_model", "kind"),
         )
+        preemptions = CounterMetricFamily(
+            "tinkex_preemptions",
+            "Samples that gave their memory to older ones, and were computed again.",
+            labels=("base_model",),
+        )
         queues = GaugeMetricFamily(
             "tinkex_queue_length",
             "Training runs with work and sample requests, and those of them without memory.",
@@ -87,12 +92,13 @@ class ServerGauges(Collector):
                 seconds.add_metric((base.name, work), value)
             for kind in ("trained", "prefilled", "cached", "sampled"):
                 tokens.add_metric((base.name, kind), getattr(now, f"{kind}_tokens"))
+            preemptions.add_metric((base.name,), now.preemptions)
             for queue in ("lanes", "lanes_without_memory", "samples", "samples_without_memory"):
                 queues.add_metric((base.name, queue), getattr(now, queue))
             for (kind, place), (count, size_bytes) in now.places.items():
                 held.add_metric((base.name, kind, place), count)
                 held_bytes.add_metric((base.name, kind, place), size_bytes)
-        yield from (seconds, tokens, queues, held, held_bytes)
+        yield from (seconds, tokens, preemptions, queues, held, held_bytes)
 
 
 def size(path: Path) -> int:

@@ -33,6 +33,8 @@ class EngineStatistics:
     """Prompt tokens taken from the prefix cache instead."""
     sampled_tokens: int = 0
     """Tokens of the samples that were finished."""
+    preemptions: int = 0
+    """How often a sample gave its memory to an older one, and was computed again."""
     lanes: int = 0
     """Training runs that have work."""
     lanes_without_memory: int = 0
@@ -91,6 +93,7 @@ class EngineCounter:
             prefilled_tokens=self._engine.prefilled_tokens,
             cached_tokens=self._engine.cached_tokens,
             sampled_tokens=self._sampled_tokens,
+            preemptions=self._engine.preemptions,
             lanes=lanes,
             lanes_without_memory=lanes_without_memory,
             samples=samples,

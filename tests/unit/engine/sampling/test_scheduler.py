@@ -22,7 +22,7 @@ def state(name, *, prompt=10, max_tokens=10, num_samples=1, weights=None, owner=
 
 
 def scheduler(**changes):
-    return Scheduler(**{"max_running": 4, "cache_tokens": 10_000, **changes})
+    return Scheduler(**{"max_running": 4, "cache_tokens": 10_000, "ahead_tokens": 4096, **changes})
 
 
 def names(states):
@@ -46,7 +46,7 @@ def turn(s):
 def end(s, sequence, tokens=None):
     """Decode a sequence to its end."""
     for _ in range(sequence.state.max_tokens if tokens is None else tokens):
-        s.charge_decode()
+        s.charge_decode(s.running)
     s.finish(sequence)
 
 
@@ -85,6 +85,104 @@ def test_memory_is_reserved_for_the_longest_possible_end():
     assert s.free_tokens == 400 - 256
     s.finish(running)
     assert turn(s)[0] == ["b"]
+
+
+def long(name, **changes):
+    """A job that may fill a row of 1,024."""
+    return state(name, max_tokens=1000, **changes)
+
+
+def fill(sequence, tokens):
+    """Let a sequence have so many tokens more, prompt included."""
+    sequence.tokens += [0] * (tokens - len(sequence.state.prompt) - len(sequence.tokens))
+
+
+def test_of_a_long_sample_no_more_is_reserved_than_is_ahead():
+    s = scheduler(cache_tokens=512, ahead_tokens=100)
+    for name in "abcde":
+        s.add(long(name))
+    admitted, started = turn(s)
+    assert admitted == ["a", "b", "c", "d"]
+    assert s.free_tokens == 0
+    fill(started[0], 128)
+    assert not started[0].is_full
+
+
+def test_older_sample_takes_from_the_youngest_which_goes_on_later():
+    s = scheduler(cache_tokens=512, ahead_tokens=100)
+    for name in "abcde":
+        s.add(long(name))
+    _, started = turn(s)
+    for sequence in started:
+        fill(sequence, 129)
+    assert s.grow(started) == [started[3], started[2]]
+    assert s.running == started[:2]
+    assert [x.is_full for x in s.running] == [False, False]
+    assert turn(s) == ([], [])
+    s.finish(started[0])
+    admitted, (again,) = turn(s)
+    assert admitted == ["c"]
+    assert again.index == 0
+    s.finish(started[1])
+    assert turn(s)[0] == ["d"]
+    while s.running:
+        s.finish(s.running[0])
+        turn(s)
+    assert (s.free_tokens, s._slots) == (512, 0)
+
+
+def test_sample_waits_in_its_place_where_younger_ones_could_not_give_enough():
+    s = scheduler(cache_tokens=512, ahead_tokens=100)
+    for name in "abcd":
+        s.add(long(name))
+    _, started = turn(s)
+    fill(started[3], 129)
+    assert s.grow(started) == []
+    assert started[3].is_full
+    assert s.running == started
+    s.finish(started[0])
+    assert s.grow(started[1:]) == []
+    assert not started[3].is_full
+
+
+def test_sample_whose_end_is_reserved_is_never_preempted():
+    s = scheduler(cache_tokens=512, ahead_tokens=100)
+    s.add(long("long"))
+    for name in "abc":
+        s.add(state(name, max_tokens=110))
+    _, (first, *others) = turn(s)
+    fill(first, 129)
+    assert s.grow([first]) == []
+    assert first.is_full
+    assert s.running == [first, *others]
+
+
+def test_oldest_that_needs_memory_is_not_starved_by_small_jobs():
+    s = scheduler(max_running=8, cache_tokens=512, ahead_tokens=100)
+    s.add(long("long", owner="long"))
+    s.add(state("small", owner="small", max_tokens=300))
+    _, (first, _) = turn(s)
+    fill(first, 129)
+    for i in range(100):
+        s.add(state(f"small{i}", owner=f"other{i}"))
+        s.grow([first])
+        turn(s)
+        if not first.is_full:
+            break
+        if i % 2 or s._slots == 8:  # there is never a moment without small ones
+            s.finish(s.running[-1])
+    assert not first.is_full
+    assert i < 3 * 512 // 64
+
+
+def test_sample_that_fills_more_than_there_is_goes_on_when_it_is_alone():
+    s = scheduler(cache_tokens=200, ahead_tokens=100)
+    s.add(long("long", num_samples=2))
+    _, (first,) = turn(s)
+    for length in (129, 257, 513):
+        fill(first, length)
+        assert s.grow([first]) == []
+        assert not first.is_full
 
 
 def test_one_request_always_runs_however_large():
@@ -216,7 +314,7 @@ def served(s, owners, rounds):
     got = dict.fromkeys(owners, 0)
     for _ in range(rounds):
         turn(s)
-        s.charge_decode()
+        s.charge_decode(s.running)
         for x in list(s.running):
             got[x.state.job.owner] += 1
             x.tokens.append(0)

@@ -91,6 +91,7 @@ class ScriptedEngine:
 
     prefilled_tokens = 11
     cached_tokens = 7
+    preemptions = 2
 
     def places(self):
         return {("adapter", "host"): (2, 64)}
@@ -378,7 +379,7 @@ async def test_what_the_engine_did_is_counted(make_jobs):
     seen = rig.jobs.statistics
     assert (seen.training_s, seen.sampling_s) == (4.0, 6.0)
     assert (seen.trained_tokens, seen.sampled_tokens) == (80, 3)
-    assert (seen.prefilled_tokens, seen.cached_tokens) == (11, 7)
+    assert (seen.prefilled_tokens, seen.cached_tokens, seen.preemptions) == (11, 7, 2)
     assert (seen.lanes, seen.samples) == (0, 0)
     assert seen.places == {("adapter", "host"): (2, 64)}
 
