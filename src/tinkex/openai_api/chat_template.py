@@ -110,6 +110,15 @@ class ChatTemplate:
             raise ChatTemplateError(f"The conversation is above {MAX_TEXT} characters.")
         return _cut_after(text, str(messages[-1]["content"])) if continue_last else text
 
+    def behind_answer(self) -> str:
+        """Return what the template writes behind an answer; empty where that cannot be seen."""
+        answer = {"role": "assistant", "content": f"b{_PLACE}"}
+        try:
+            text = self.render([{"role": "user", "content": "a"}, answer], generation_prompt=False)
+        except ChatTemplateError:
+            return ""
+        return text.rpartition(_PLACE)[2] if _PLACE in text else ""
+
 
 def _cut_after(text: str, last: str) -> str:
     """Cut off what a template writes behind the last message."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tinkex.openai_api.chat_template import ChatTemplate
 from tinkex.openai_api.completer import OPTION_FIELDS, ChatPrompt, TextPrompt
 from tinkex.openai_api.refusal import context_length_exceeded, refused, unsupported
+from tinkex.openai_api.sampling import TurnEnd
 from tinkex.openai_api.tool_calls import ToolForm, form_of
 from tinkex.openai_api.vocabulary import Vocabulary
 
@@ -33,10 +34,11 @@ RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A chat template, and how its model writes calls."""
+    """A chat template, how its model writes calls, and the token that ends an answer in it."""
 
     template: ChatTemplate
     tool_form: ToolForm | None
+    turn_end: TurnEnd | None
 
 
 class ModelText:
@@ -68,13 +70,11 @@ class ModelText:
             for key, value in tokenizer.special_tokens_map.items()
             if isinstance(value, str)
         }
-        hidden = [
-            entry.content
-            for entry in self._backend.get_added_tokens_decoder().values()
-            if entry.special
-        ]
+        added = self._backend.get_added_tokens_decoder()
+        hidden = [entry.content for entry in added.values() if entry.special]
+        ends = [TurnEnd(token, entry.content) for token, entry in added.items() if entry.content]
         self._templates = {
-            kind: Template(template, form_of(template, hidden))
+            kind: Template(template, form_of(template, hidden), _turn_end(template, ends))
             for kind, source in sources.items()
             if (template := ChatTemplate(source, marks, clock))
         }
@@ -115,6 +115,14 @@ class ModelText:
         if not isinstance(prompt, ChatPrompt) or not prompt.tools:
             return None
         return self._template(prompt).tool_form
+
+    def turn_end(self, prompt: Prompt) -> TurnEnd | None:
+        """Return the token with which a conversation's answer ends; None where there is none.
+
+        Many a base model's settings name another one as its end, though whoever is trained on its
+        chat template ends each answer with this one.
+        """
+        return self._template(prompt).turn_end if isinstance(prompt, ChatPrompt) else None
 
     def _encode(self, text: str, special: bool) -> list[int]:
         tokens: list[int] = self._backend.encode(text, add_special_tokens=special).ids
@@ -158,6 +166,13 @@ class ModelText:
             f"{self._name} has no chat template: render the conversation yourself, and send it to "
             "/completions.",
         )
+
+
+def _turn_end(template: ChatTemplate, marks: Sequence[TurnEnd]) -> TurnEnd | None:
+    """Find the mark that a template writes first behind an answer."""
+    behind = template.behind_answer().lstrip()
+    found = [mark for mark in marks if behind.startswith(mark.text)]
+    return max(found, key=lambda mark: len(mark.text), default=None)
 
 
 def _checked(tokens: Sequence[int]) -> list[int]:

@@ -120,6 +120,27 @@ async def test_text_is_whole_though_the_tokenizer_was_saved_with_truncation_and_
 
 
 @pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (CHATML.replace("<|im_end|>", "\\n<|endoftext|>"), "<|endoftext|>"),
+        (CHATML.replace("<|im_end|>", ""), None),
+        (CHATML.replace("<|im_end|>", "And <|im_end|>"), None),
+        ("{{ messages | length }}", None),
+        ("{{ raise_exception('no') }}", None),
+    ],
+)
+def test_end_of_an_answer_is_what_the_template_writes_behind_it(text, tokenizer, template, end):
+    some = text(template)
+    found = some.turn_end(ChatPrompt(messages=[ASK]))
+    if end is None:
+        assert found is None
+    else:
+        assert (found.token, found.text) == (tokenizer.convert_tokens_to_ids(end), end)
+    assert some.turn_end(TextPrompt("a")) is None
+
+
+@pytest.mark.parametrize(
     ("prompt", "param"),
     [
         (ChatPrompt(messages=[ASK], tools=[TOOL]), "tools"),

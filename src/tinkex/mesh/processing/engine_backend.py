@@ -247,6 +247,7 @@ class EngineBackend:
             texts.given(job.resume)
         self._jobs += 1
         job_id = str(self._jobs)
+        end = self._text.turn_end(request.prompt)
         flow = TokenFlow(
             asyncio.get_running_loop(),
             request.n,
@@ -259,7 +260,7 @@ class EngineBackend:
                 sampler_id=job.adapter or None,
                 prompt=ModelInput.from_ints(prompt),
                 num_samples=request.n,
-                sampling_params=SamplingParams(**sampling_fields(request)),
+                sampling_params=SamplingParams(**sampling_fields(request, end)),
                 prompt_logprobs=request.prompt_logprobs,
                 topk_prompt_logprobs=request.top_logprobs if request.prompt_logprobs else 0,
                 topk_sample_logprobs=request.top_logprobs,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tinkex.openai_api.completer import CompletionRequest, Prompt
     from tinkex.openai_api.model_text import ModelText
+    from tinkex.openai_api.sampling import TurnEnd
     from tinkex.server.accounts.caller import Caller
     from tinkex.server.models.bases import HostedBase
     from tinkex.server.services import Services
@@ -115,7 +116,7 @@ class ServerCompleter:
             self._warm.keep(snapshot)
         future, _, stream = await self._s.sampling.stream(
             caller.owner,
-            _sample_request(target, prompt, request),
+            _sample_request(target, prompt, request, text.turn_end(request.prompt)),
             key_id=caller.key_id,
             also_stop_at_end=True,
         )
@@ -176,12 +177,12 @@ def _of_checkpoint(row: CheckpointRow, base: HostedBase, base_name: str | None) 
 
 
 def _sample_request(
-    target: _Target, prompt: list[int], request: CompletionRequest
+    target: _Target, prompt: list[int], request: CompletionRequest, end: TurnEnd | None
 ) -> SampleRequest:
     return SampleRequest(
         num_samples=request.n,
         prompt=ModelInput.from_ints(prompt),
-        sampling_params=SamplingParams(**sampling_fields(request)),
+        sampling_params=SamplingParams(**sampling_fields(request, end)),
         base_model=target.base_name,
         model_path=target.model_path,
         topk_sample_logprobs=request.top_logprobs,
