@@ -81,8 +81,8 @@ def sample(
     with service_client(context, local) as service:
         sampler = _sampler(service, model, model_path)
         tokenizer = sampler.get_tokenizer()
-        if stop:
-            params = params.model_copy(update={"stop": _with_own_end(stop, tokenizer)})
+        ends = _ends(stop or [], tokenizer, chats=not raw)
+        params = params.model_copy(update={"stop": ends})
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         tokens = tokenizer.encode(text) if raw else _rendered(messages, tokenizer)
@@ -133,7 +133,8 @@ class _Conversation:
     ) -> None:
         self._sampler = sampler
         self._tokenizer = sampler.get_tokenizer()
-        self._params = params
+        stop = _ends([], self._tokenizer, chats=True)
+        self._params = params.model_copy(update={"stop": stop})
         self._system = system
         self._messages: list[dict[str, str]] = []
         self.reset()
@@ -250,10 +251,24 @@ def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
     return templated(messages, tokenizer, add_generation_prompt=True)
 
 
-def _with_own_end(stop: list[str], tokenizer: Any) -> list[str]:
-    """Add the model's own end, in whose place the stops of a request are."""
-    end = getattr(tokenizer, "eos_token", None)
-    return [*stop, end] if end else stop
+def _ends(stop: list[str], tokenizer: Any, *, chats: bool) -> list[str] | None:
+    """Add the model's own ends, in whose place the stops of a request are.
+
+    Args:
+        stop: strings that are to end a reply, too.
+        tokenizer: the model's.
+        chats: whether the prompt is a conversation, whose template may have another end.
+
+    Returns:
+        The stops; None where the model's own end is all there is.
+    """
+    from tinkex.sft.rendering import turn_end
+
+    own = getattr(tokenizer, "eos_token", None)
+    of_turn = turn_end(tokenizer) if chats else None
+    if not stop and of_turn in {own, None}:
+        return None
+    return [*stop, *(end for end in dict.fromkeys((of_turn, own)) if end)]
 
 
 def _decoded(tokens: list[int], tokenizer: Any) -> str:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from tinkex.sft.conversations import Conversation, Message
 
+_PLACE = "\ue000\ue001"
+"""Behind an answer while a template renders it: its words may stand in what follows."""
+
 
 def shifted_datum(tokens: Sequence[int], learned: Sequence[float] | np.ndarray) -> types.Datum:
     """Build a cross-entropy example: position t of `target_tokens` follows position t of the input.
@@ -153,6 +156,10 @@ def templated(turns: Sequence[dict[str, str]], tokenizer: Any, **options: Any) -
             want users and assistants to take turns.
         MissingPackageError: jinja2 is not installed.
     """
+    return list(_applied(turns, tokenizer, tokenize=True, return_dict=False, **options))
+
+
+def _applied(turns: Sequence[dict[str, str]], tokenizer: Any, **options: Any) -> Any:
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "The base model's tokenizer has no chat template: conversations cannot be rendered."
@@ -164,10 +171,25 @@ def templated(turns: Sequence[dict[str, str]], tokenizer: Any, **options: Any) -
             "Chat templates need the package jinja2: `pip install jinja2`."
         ) from error
     try:
-        tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options)
+        return tokenizer.apply_chat_template(turns, **options)
     except (TemplateError, TypeError, ValueError, LookupError) as error:
         raise InputError(f"The base model's chat template refuses this: {error}") from error
-    return list(tokens)
+
+
+def turn_end(tokenizer: Any) -> str | None:
+    """Return the token that the chat template writes behind an answer; None where it writes none.
+
+    Many a base model's settings name another one as its end, though whoever is trained on its chat
+    template ends each answer with this one.
+    """
+    answer = {"role": "assistant", "content": f"b{_PLACE}"}
+    try:
+        text = str(_applied([{"role": "user", "content": "a"}, answer], tokenizer, tokenize=False))
+    except InputError:
+        return None
+    behind = text.rpartition(_PLACE)[2].lstrip() if _PLACE in text else ""
+    marks = (str(mark) for mark in tokenizer.added_tokens_decoder.values())
+    return max((mark for mark in marks if mark and behind.startswith(mark)), key=len, default=None)
 
 
 def _tokens(messages: Sequence[Message], tokenizer: Any, **options: Any) -> list[int]:

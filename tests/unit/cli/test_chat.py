@@ -10,10 +10,12 @@ import pytest
 from scripted_tinker import API, ok, scripted_peer, service
 
 import tinkex as tinker
-from tinkex.cli.sampling import _Conversation
+from tinkex.cli.sampling import _Conversation, _ends
+from tinkex.engine.models.loader import _ASSETS
 from tinkex.testing.server import PeerResponse
 from tinkex.wire.proto import encode_sample_response
 
+SPROUT = str(_ASSETS / "sprout")
 STREAM = f"{API}/sample_stream"
 
 
@@ -81,3 +83,26 @@ def test_reply_that_fails_in_a_script_ends_it(conversation, peer):
     peer.expect(STREAM, stream(conversation, "Half", whole=False))
     with pytest.raises(tinker.APIConnectionError):
         conversation.say("Good morning")
+
+
+def test_reply_ends_where_the_template_ends_it_though_the_model_names_another_end(
+    peer, monkeypatch
+):
+    from transformers import AutoTokenizer
+
+    with service(peer, max_retries=0) as client:
+        sampler = client.create_sampling_client(base_model="tinkex/sprout").result(10)
+        tokenizer = AutoTokenizer.from_pretrained(SPROUT)
+        monkeypatch.setattr(sampler, "get_tokenizer", lambda: tokenizer)
+        params = tinker.SamplingParams(max_tokens=4)
+        assert _Conversation(sampler, params, None)._params.stop is None
+        tokenizer.eos_token = "<|endoftext|>"
+        stops = ["<|im_end|>", "<|endoftext|>"]
+        assert _Conversation(sampler, params, None)._params.stop == stops
+        assert _ends(["now"], tokenizer, chats=True) == ["now", *stops]
+        assert _ends(["now"], tokenizer, chats=False) == ["now", "<|endoftext|>"]
+        assert _ends([], tokenizer, chats=False) is None
+        tokenizer.chat_template = "{{ messages | length }}"
+        assert _Conversation(sampler, params, None)._params.stop is None
+        tokenizer.chat_template = None  # it is refused when somebody speaks
+        assert _Conversation(sampler, params, None)._params.stop is None
