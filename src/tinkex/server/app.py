@@ -204,6 +204,7 @@ def _services(
                 name, engine.base.tokenizer_id, local=config.listens_on_loopback
             ),
             tokenizer_location=engine.base.tokenizer_id,
+            trust_remote_code=engine.base.trust_remote_code,
         )
         for name, engine in engines.items()
     ]

@@ -82,11 +82,13 @@ class BaseModel:
     """Tokens that end a sequence when a request names no stop."""
     parameter_count: int
     """Parameters, tied ones counted once."""
+    trust_remote_code: bool = False
+    """Whether its tokenizer, too, may run code of its repository."""
 
     @cached_property
     def tokenizer(self) -> TextDecoder | None:
         """The tokenizer, loaded on first use; None where the model has none."""
-        return load_decoder(self.tokenizer_id)
+        return load_decoder(self.tokenizer_id, trust_remote_code=self.trust_remote_code)
 
 
 def load_base_model(
@@ -150,7 +152,12 @@ def load_base_model(
         raise
     except _LOAD_ERRORS as error:
         raise ConfigurationError(_explain(source, error)) from error
-    return wrap_model(model.to(device), name=name or source, tokenizer_id=location)
+    return wrap_model(
+        model.to(device),
+        name=name or source,
+        tokenizer_id=location,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def load_for_engine(
@@ -177,8 +184,16 @@ def load_for_engine(
     )
 
 
-def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:
+def wrap_model(
+    model: Any, *, name: str, tokenizer_id: str = "", trust_remote_code: bool = False
+) -> BaseModel:
     """Freeze a transformers causal LM and check that the engine can drive it.
+
+    Args:
+        model: the transformers module.
+        name: what clients call it.
+        tokenizer_id: folder or hub id where its tokenizer lies.
+        trust_remote_code: whether that may run code of its repository.
 
     Raises:
         ConfigurationError: the engine cannot.
@@ -196,6 +211,7 @@ def wrap_model(model: Any, *, name: str, tokenizer_id: str = "") -> BaseModel:
         architecture=type(model).__name__,
         eos_token_ids=_eos_token_ids(model),
         parameter_count=sum(p.numel() for p in model.parameters()),
+        trust_remote_code=trust_remote_code,
     )
 
 

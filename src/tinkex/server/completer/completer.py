@@ -131,7 +131,9 @@ class ServerCompleter:
         )
 
     async def _text(self, base: HostedBase) -> ModelText:
-        return await self._texts.of(base.name, base.tokenizer_location)
+        return await self._texts.of(
+            base.name, base.tokenizer_location, trust_remote_code=base.trust_remote_code
+        )
 
     async def _target(self, caller: Caller, name: str) -> _Target:
         base_name, _, path = name.rpartition(";")

@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from tinkex._logs import Logger
 
 
-def load_text(name: str, location: str, clock: Clock) -> ModelText | None:
+def load_text(
+    name: str, location: str, clock: Clock, *, trust_remote_code: bool = False
+) -> ModelText | None:
     """Load a base model's tokenizer; None where there is none.
 
     Args:
         name: of the base model.
         location: a folder or hub id.
         clock: see `ModelText`.
+        trust_remote_code: let the model's repository run its own code here.
 
     Raises:
         ChatTemplateError: its chat template is broken.
         EngineError: it cannot be loaded.
     """
-    tokenizer = load_fast_tokenizer(location)
+    tokenizer = load_fast_tokenizer(location, trust_remote_code=trust_remote_code)
     return None if tokenizer is None else ModelText(name, tokenizer, clock)
 
 
@@ -48,8 +51,13 @@ class Texts:
         self._logger = logger
         self._loading: dict[str, asyncio.Future[ModelText | None]] = {}
 
-    async def of(self, name: str, location: str) -> ModelText:
+    async def of(self, name: str, location: str, *, trust_remote_code: bool = False) -> ModelText:
         """Return a base model's.
+
+        Args:
+            name: of the base model.
+            location: a folder or hub id.
+            trust_remote_code: let the model's repository run its own code here.
 
         Raises:
             APIStatusError: it has no tokenizer, or it cannot be loaded now.
@@ -58,7 +66,9 @@ class Texts:
         loading = self._loading.get(name)
         if loading is None:
             loading = asyncio.ensure_future(
-                asyncio.to_thread(load_text, name, location, self._clock)
+                asyncio.to_thread(
+                    load_text, name, location, self._clock, trust_remote_code=trust_remote_code
+                )
             )
             self._loading[name] = loading
         try:

@@ -36,6 +36,8 @@ class HostedBase:
     """What a client's AutoTokenizer can load."""
     tokenizer_location: str = ""
     """What this server's can: a folder or a hub id."""
+    trust_remote_code: bool = False
+    """Whether that may run code of its repository."""
 
 
 class Bases:

@@ -27,7 +27,9 @@ def test_there_is_no_text_without_a_tokenizer(tmp_path):
 async def test_tokenizer_is_loaded_once_for_all_who_wait(monkeypatch):
     loads = []
     load = texts.load_text
-    monkeypatch.setattr(texts, "load_text", lambda *args: loads.append(args) or load(*args))
+    monkeypatch.setattr(
+        texts, "load_text", lambda *args, **options: loads.append(args) or load(*args, **options)
+    )
     found = Texts(VirtualClock(), make_logger("info", io.StringIO()))
     first, second = await asyncio.gather(*(found.of("some/model", SPROUT) for _ in range(2)))
     assert first is second
