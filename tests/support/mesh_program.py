@@ -75,7 +75,7 @@ class ScriptedBackend:
     )
     fingerprint = "scripted"
     slots = 64
-    adapters = ()
+    adapters = adapters_in_use = ()
     failure = ""
 
     def __init__(self, tokens_per_s):

@@ -85,7 +85,7 @@ class ScriptedRun:
 class ScriptedBackend:
     """Samples from the script."""
 
-    adapters = ()
+    adapters = adapters_in_use = ()
     failure = ""
     fingerprint = "script"
     slots = 4

@@ -145,6 +145,8 @@ class PlainBackend:
     def adapters(self):
         return tuple(self.loaded)
 
+    adapters_in_use = adapters
+
     async def start(self):
         pass
 

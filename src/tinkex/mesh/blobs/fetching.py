@@ -45,7 +45,7 @@ class AdapterFetcher:
         store: of this machine.
         peers: calls others.
         sources: gives who has an adapter, likeliest first.
-        in_use: gives the adapters that must not go for another.
+        in_use: gives the adapters whose files must not go for another.
         tasks: own what is being fetched.
     """
 

@@ -85,6 +85,10 @@ class Backend(Protocol):
         """Content ids of the adapters that are loaded, latest used first."""
 
     @property
+    def adapters_in_use(self) -> tuple[str, ...]:
+        """Content ids of those that jobs use now, or whose files are being read."""
+
+    @property
     def failure(self) -> str:
         """Why it can do nothing any more; empty while it can."""
 

@@ -185,6 +185,14 @@ class EngineBackend:
         return tuple(reversed(self._adapters))
 
     @property
+    def adapters_in_use(self) -> tuple[str, ...]:
+        """Content ids of those that jobs use now, or whose files are being read.
+
+        The files of the others may go: the engine has its own copy of what it loaded.
+        """
+        return (*self._loading, *(one for one, uses in self._adapters.items() if uses))
+
+    @property
     def failure(self) -> str:
         """Why it can do nothing any more; empty while it can."""
         return self._thread.failure

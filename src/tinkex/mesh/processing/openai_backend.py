@@ -199,6 +199,7 @@ class OpenAIBackend:
     """
 
     adapters: tuple[str, ...] = ()
+    adapters_in_use: tuple[str, ...] = ()
     failure = ""
 
     def __init__(

@@ -114,15 +114,14 @@ class Processor(ProcessorApi):
             raise EngineBusyError(
                 "This processor is about to stop: use another.", retry_after_ms=LEAVING_RETRY_MS
             )
-        job, waited_s = self._job(message, permit, request), 0.0
+        job, came = self._job(message, permit, request), self._clock.monotonic()
         if job.adapter:
-            came = self._clock.monotonic()
-            await self._fetch(job, request, call)
-            waited_s = self._clock.monotonic() - came
+            await self._fetch(job, request, call, came)
+        waited_s = self._clock.monotonic() - came
         size = message.n - len(request.finished)
         async with self._slots.take(permit.account, size, waited_s=waited_s):
             began, made, outcome = self._clock.monotonic(), 0, "left"
-            run = await self._begin(job, request.permit)
+            run = await self._begin(job, request, call, came)
             try:
                 self._permits.prove(request.permit)  # not earlier: the engine works meanwhile
                 self._permits.keep()
@@ -229,7 +228,15 @@ class Processor(ProcessorApi):
                 "Serve it with a shorter template."
             )
 
-    async def _fetch(self, job: Job, work: Work, call: Call) -> None:
+    async def _fetch(self, job: Job, work: Work, call: Call, came: float) -> None:
+        """Get an adapter's files, if it is not loaded, and load it.
+
+        Args:
+            job: names the adapter.
+            work: has the permit for the files.
+            call: whose permit it is.
+            came: monotonic seconds, since when the gateway hears nothing.
+        """
         if job.adapter in self._backend.adapters:
             return
         self._permits.prove(work.permit)  # before anybody else is asked
@@ -239,8 +246,9 @@ class Processor(ProcessorApi):
         coming = self._files.folder(
             job.adapter, permit=work.fetch, certificate=call.certificate.encoded
         )
+        left_s = came + self._slots.longest_wait_s - self._clock.monotonic()
         try:
-            folder = await within(self._clock, self._slots.longest_wait_s, coming)
+            folder = await within(self._clock, max(0.0, left_s), coming)
         except TimeoutError:
             raise EngineBusyError(
                 "The adapter's files are still on their way to this processor.",
@@ -248,22 +256,21 @@ class Processor(ProcessorApi):
             ) from None
         await self._backend.load_adapter(job.adapter, folder)
 
-    async def _begin(self, job: Job, permit: bytes) -> Run:
+    async def _begin(self, job: Job, work: Work, call: Call, came: float) -> Run:
         try:
-            return await self._run(job)
+            return await self._run(job, work, call, came)
         except TinkerError:
-            self._permits.prove(permit)  # what is wrong with the work is told of it too
+            self._permits.prove(work.permit)  # what is wrong with the work is told of it too
             raise
 
-    async def _run(self, job: Job) -> Run:
+    async def _run(self, job: Job, work: Work, call: Call, came: float) -> Run:
         try:
             return await self._backend.begin(job)
         except NotFoundError:
             if not job.adapter or self._files is None:
                 raise
-        # It had to go for another adapter while this request waited: its files are still here.
-        folder = await self._files.folder(job.adapter, permit=b"", certificate=b"")
-        await self._backend.load_adapter(job.adapter, folder)
+        # It had to go for another adapter while this request waited.
+        await self._fetch(job, work, call, came)
         return await self._backend.begin(job)
 
 

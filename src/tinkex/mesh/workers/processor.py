@@ -154,7 +154,7 @@ class ProcessorWorker(Worker):
             self._store,
             member.peers,
             self._sources,
-            in_use=lambda: self._backend.adapters,
+            in_use=lambda: self._backend.adapters_in_use,
             tasks=self._tasks,
         )
 

@@ -320,6 +320,45 @@ async def test_adapter_that_went_while_its_request_waited_is_loaded_again(tmp_pa
         assert ends[0] != ends[1]
 
 
+def room_for_one(mesh, files):
+    """Let a processor's disk have room for one adapter: the engine has room for many."""
+    mesh.worker._store._max_bytes = 3 * sum(file.stat().st_size for file in files.iterdir()) // 2
+
+
+async def test_files_of_adapters_that_wait_in_the_engine_alone_make_room_for_others(
+    tmp_path, files
+):
+    async with AdapterMesh() as mesh:
+        await mesh.begin(tmp_path / "p")
+        room_for_one(mesh, files)
+        ends = {}
+        for name, seed in (("one", 1), ("two", 7)):
+            made = adapter_folder(tmp_path / f"{name}-files", seed=seed, rank=32)
+            await mesh.owner(tmp_path / name, made)
+            ends[mesh.content] = tokens(await mesh.ask(mesh.adapted()))
+        assert set(mesh.backend.adapters) == set(ends)
+        for mesh.content, before in ends.items():
+            assert tokens(await mesh.ask(mesh.adapted())) == before
+
+
+async def test_adapter_that_went_from_the_disk_too_while_its_request_waited_comes_again(
+    tmp_path, files
+):
+    async with AdapterMesh() as mesh:
+        await mesh.begin(tmp_path / "p", backend=backend_of(max_adapters=1), slots=1)
+        room_for_one(mesh, files)
+        asking = []
+        async with mesh.worker._slots.take("somebody", 1):
+            for waiting, seed in enumerate((1, 7), 1):
+                made = adapter_folder(tmp_path / f"files-{seed}", seed=seed, rank=32)
+                await mesh.owner(tmp_path / f"owner-{seed}", made)
+                asking.append(asyncio.ensure_future(mesh.ask(mesh.adapted())))
+                await until(lambda: mesh.worker.service.description.waiting == waiting)  # noqa: B023
+            assert mesh.worker._store.contents == (mesh.content,)
+        ends = [tokens(await asyncio.wait_for(one, 20)) for one in asking]
+        assert all(len(end) == 12 for end in ends)
+
+
 class OnTheirWay:
     """Files that do not come until a test says so."""
 
