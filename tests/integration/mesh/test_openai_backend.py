@@ -40,6 +40,7 @@ from tinkex.openai_api import (
     TextPrompt,
     TokenPrompt,
 )
+from tinkex.openai_api.refusal import is_context_length_exceeded
 from tinkex.testing import VirtualClock
 
 HI = {"role": "user", "content": "What is 3 plus 4?"}
@@ -55,6 +56,7 @@ class Foreign:
         self.keys = []
         self.status = 200
         self.headers = {}
+        self.refusal = '{"error": {"message": "no"}}'
         self.say = [text("Good"), text("bye"), text("", reason="stop"), usage(3), b"[DONE]"]
         self.gate = asyncio.Event()
         self.gate.set()
@@ -69,7 +71,7 @@ class Foreign:
     async def complete(self, request):
         self.bodies.append((request.url.path, json.loads(await request.body())))
         if self.status != 200:
-            return Response('{"error": {"message": "no"}}', self.status, self.headers)
+            return Response(self.refusal, self.status, self.headers)
 
         async def events():
             for one in self.say:
@@ -393,6 +395,38 @@ async def test_refusals_become_the_errors_that_they_are(foreign, backend, status
     with pytest.raises(error) as raised:
         await ask(backend)
     assert isinstance(raised.value, APIStatusError) == (status == 400)
+
+
+TOO_LONG = {
+    "vLLM": "This model's maximum context length is 4096 tokens. However, you requested 4600",
+    "vLLM, newer": "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's "
+    "maximum context length is 4096 tokens and your request has 4000 input tokens",
+    "vLLM's engine": "The decoder prompt (length 5000) is longer than the maximum model length of",
+    "llama.cpp": "the request exceeds the available context size, try increasing it",
+    "SGLang": "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+}
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+@pytest.mark.parametrize("in_stream", [True, False], ids=["in a stream", "at once"])
+async def test_refusal_of_what_is_too_long_is_told_as_such(foreign, backend, name, in_stream):
+    """Programs look for OpenAI's code and shorten; gateways, for a longer context."""
+    said = {"error": {"message": TOO_LONG[name], "type": "BadRequestError", "code": 400}}
+    if in_stream:
+        foreign.say = [json.dumps(said).encode()]
+    else:
+        foreign.status, foreign.refusal = 400, json.dumps(said)
+    with pytest.raises(BadRequestError) as refused:
+        await ask(backend)
+    assert TOO_LONG[name] in str(refused.value)
+    assert is_context_length_exceeded(refused.value)
+
+
+async def test_other_refusal_is_not_told_as_too_long(foreign, backend):
+    foreign.status, foreign.refusal = 400, '{"error": {"message": "no tools: context is closed"}}'
+    with pytest.raises(BadRequestError) as refused:
+        await ask(backend)
+    assert not is_context_length_exceeded(refused.value)
 
 
 async def test_server_that_hangs_gives_signs_of_life_and_then_up(foreign, backend):

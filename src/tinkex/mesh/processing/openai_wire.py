@@ -7,6 +7,7 @@ server sends is believed further than it can be seen. Sans-IO.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -44,6 +45,11 @@ _REASONS: Mapping[str, FinishReason] = MappingProxyType(
     }
 )
 """Why a completion ended, as servers say it."""
+_TOO_LONG = re.compile(
+    "context_length_exceeded|exceed_context_size|(context|maximum model) (length|size|window)",
+    re.IGNORECASE,
+)
+"""In what servers say of a request that does not fit their context: OpenAI's own code is rare."""
 _FILTERED = "content_filter"
 _BYTES_A_TOKEN = 4
 """An estimate, where a server does not count a prompt before it answers."""
@@ -404,8 +410,8 @@ def failure_of(status: int, said: str, *, retry_after_s: float = RETRY_S) -> Tin
             "The server behind this processor is busy.", retry_after_ms=retry_after_s * 1000
         )
     if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
-        shown = said[:ERROR_BYTES]
-        return refused(f"The server behind this processor refuses the request: {shown}")
+        told = f"The server behind this processor refuses the request: {said[:ERROR_BYTES]}"
+        return context_length_exceeded(told, "prompt") if _TOO_LONG.search(said) else refused(told)
     # A wrong key or a model that is gone is the processor's fault, and no other's.
     return EngineError(f"The server behind this processor answers with status {status}.")
 

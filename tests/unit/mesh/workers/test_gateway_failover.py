@@ -136,6 +136,42 @@ async def test_what_does_not_fit_one_processors_context_goes_to_a_longer_one(wor
     assert error.body["code"] == "context_length_exceeded"
 
 
+async def test_what_a_foreign_server_finds_too_long_once_it_is_asked_goes_to_a_longer_one(world):
+    """Its processor has begun by then: it cannot count a prompt itself."""
+    first, second = await one_first(world)
+    for processor in (first, second):
+        processor.deterministic, processor.context = False, 64
+        processor.raises, processor.lose_after = TOO_LONG, 0
+    gateway = await world.add_gateway()
+    error = await caught(world.answer(gateway))
+    assert isinstance(error, BadRequestError)
+    assert error.body["code"] == "context_length_exceeded"
+    assert len(first.works) + len(second.works) == 1, "those of a length are asked once"
+    longer = await world.add_processor(deterministic=False)
+    await world.look_again(gateway)
+    assert right(await world.answer(gateway))
+    assert len(longer.works) == 1
+
+
+async def test_what_becomes_too_long_at_a_foreign_server_is_not_to_be_sent_again(world):
+    first, second = await one_first(world)
+    first.deterministic = second.deterministic = False
+    first.raises, first.lose_after = TOO_LONG, 2
+    gateway = await world.add_gateway()
+    error = await caught(world.answer(gateway))
+    assert (type(error), str(error)) == (BadRequestError, str(TOO_LONG))
+    assert second.works == []
+
+
+async def test_what_fits_the_context_of_a_processor_that_was_lost_is_not_called_too_long(world):
+    first, second = await one_first(world)
+    first.lose_after = 0
+    second.context, second.raises = 64, TOO_LONG
+    gateway = await world.add_gateway()
+    error = await caught(world.answer(gateway))
+    assert (type(error), error.status_code) == (InternalServerError, 503)
+
+
 async def test_what_fits_the_longest_context_alone_waits_for_it(world):
     first, second = await one_first(world)
     first.context, first.raises = 64, TOO_LONG

@@ -90,6 +90,8 @@ class Job(msgspec.Struct, kw_only=True, eq=False):
     tried: set[PeerId]
     """Processors that were asked; what `wanted` excludes."""
     accepted: bool = False
+    lost: bool = False
+    """Whether a processor that had begun failed: it had room for the request, as far as it said."""
     reproducible: bool = True
     attempts: int = 0
     last_error: TinkerError | None = None
@@ -211,8 +213,11 @@ class Dispatch:
                     await self._ending(relay, attempt)
             except TinkerError as error:
                 another = self._note(job, attempt.offer, error)
+                # A foreign server says that a request is too long once its processor has begun.
+                too_long = is_context_length_exceeded(error)
+                job.lost = job.lost or not too_long
                 if not relay.complete:
-                    if not another:
+                    if not another or (too_long and relay.sent):
                         raise
                     self._check_resumable(job, stream, error)
                     continue
@@ -311,7 +316,7 @@ class Dispatch:
             choice = self._balancer.choose(job.wanted, self._clock.monotonic())
             if isinstance(choice, Offer):
                 return choice
-            if choice is Shortage.UNKNOWN and job.too_long is not None and not job.accepted:
+            if choice is Shortage.UNKNOWN and job.too_long is not None and not job.lost:
                 raise job.too_long  # there is no longer context
         else:
             choice = Shortage.AWAY
