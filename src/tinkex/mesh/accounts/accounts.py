@@ -52,6 +52,9 @@ from tinkex.mesh.accounts.state import Account, AccountsState, Key, Session
 T = TypeVar("T")
 
 MAX_NAME_LENGTH = 64
+LISTED_ENDED = 1000
+"""Keys in a list that were revoked or have expired: one message holds no more than some thousands.
+"""
 MAX_KEY_LIFE_S = 10 * 365 * 86_400.0
 
 
@@ -228,14 +231,17 @@ class Accounts:
         )
         return Decision((created,), NewKey(key, created))
 
-    def keys(self, account_id: str) -> list[Key]:
-        """List an account's keys, newest first.
+    def keys(self, account_id: str, now: float) -> list[Key]:
+        """List an account's keys, newest first: of those that have ended, the newest.
 
         Raises:
             AuthenticationError: the account is closed.
         """
         keys = self._account(account_id).keys.values()
-        return sorted(keys, key=lambda key: key.created.at, reverse=True)
+        newest = sorted(keys, key=lambda key: key.created.at, reverse=True)
+        ended = [key for key in newest if not key.is_live(now)]
+        left_out = {key.created.key_id for key in ended[LISTED_ENDED:]}
+        return [key for key in newest if key.created.key_id not in left_out]
 
     def revoke_key(self, account_id: str, key_id: str, now: float) -> Decision[None]:
         """End a key; harmless twice.

@@ -116,7 +116,7 @@ class ListKeys(Message, frozen=True):
 
 
 class Keys(Message, frozen=True):
-    """An account's keys, newest first."""
+    """An account's keys, newest first: of those that have ended, the latest thousand."""
 
     keys: tuple[KeyInfo, ...]
 

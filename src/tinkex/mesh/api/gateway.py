@@ -69,10 +69,14 @@ class Countersign(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     signature: bytes
 
 
-class ListModels(Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ListModels(
+    Confidential, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """Ask what models there are."""
 
     credential: str
+    name: str | None = None
+    """Only the one that a request would name so; None: all."""
 
 
 class MeshModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +94,7 @@ class MeshModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Models(msgspec.Struct, frozen=True):
-    """The models that a caller may name."""
+    """The models that a caller may name: of what others share the newest, as far as fits."""
 
     models: tuple[MeshModel, ...]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tinkex.errors import (
@@ -9,7 +10,7 @@ from tinkex.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from tinkex.mesh.accounts.accounts import KeyTerms
+from tinkex.mesh.accounts.accounts import LISTED_ENDED, KeyTerms
 from tinkex.mesh.accounts.events import (
     AccountClosed,
     KeyCreated,
@@ -24,7 +25,7 @@ from tinkex.mesh.accounts.events import (
     SigningKeyRevoked,
     encode_events,
 )
-from tinkex.mesh.accounts.state import REMEMBERED_REFRESH_TOKENS
+from tinkex.mesh.accounts.state import REMEMBERED_REFRESH_TOKENS, Key
 from tinkex.mesh.identity import KeyPair
 from tinkex.mesh.quota import LeaseSettled
 from tinkex.mesh.trust.network import found_network
@@ -154,7 +155,7 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(book):
     made = book.key(account, expires_in_s=60, token_cap=9)
     assert made.key.startswith("tmk-")
     assert len(made.key) >= 4 + 43
-    (key,) = book.accounts.keys(account)
+    (key,) = book.accounts.keys(account, NOW)
     assert (book.state.key_name(key), key.created.prefix) == ("laptop", made.key[:12])
     assert (key.created.expires_at, key.created.token_cap) == (NOW + 60, 9)
     assert made.key.encode() not in b"".join(book.private)
@@ -166,11 +167,26 @@ def test_keys_are_listed_newest_first_and_revoked_for_good(book):
         book.key(account, name=name, now=NOW + at).created.key_id
         for at, name in enumerate(("old", "new"))
     )
-    assert [book.state.key_name(key) for key in book.accounts.keys(account)] == ["new", "old"]
+    assert [book.state.key_name(key) for key in book.accounts.keys(account, NOW)] == ["new", "old"]
     book.do(book.accounts.revoke_key(account, old, NOW + 5))
     assert book.accounts.revoke_key(account, old, NOW + 6).events == ()
     assert book.state.key(old).revoked_at == NOW + 5
     assert book.state.key(new).revoked_at is None
+
+
+def test_keys_that_have_ended_are_listed_so_far_as_a_message_holds_them(book):
+    """A job that makes a key for each of its runs, and revokes it, has thousands in the end."""
+    account = book.account()
+    live = book.key(account).created.key_id
+    known = book.state.accounts[account].keys
+    for number in range(LISTED_ENDED + 5):
+        created = msgspec.structs.replace(
+            known[live].created, key_id=f"key-{number}", at=NOW + number
+        )
+        known[created.key_id] = Key(created, revoked_at=NOW + number)
+    listed = [key.created.key_id for key in book.accounts.keys(account, NOW)]
+    assert len(listed) == LISTED_ENDED + 1
+    assert (listed[0], listed[-1]) == (f"key-{LISTED_ENDED + 4}", live)
 
 
 def test_nobody_revokes_anothers_key(book):
@@ -236,7 +252,7 @@ def test_a_closed_account_is_erased_and_its_address_free(book):
     with pytest.raises(AuthenticationError, match="closed"):
         book.accounts.create_key(account_id, terms(), b"", NOW)
     with pytest.raises(AuthenticationError, match="closed"):
-        book.accounts.keys(account_id)
+        book.accounts.keys(account_id, NOW)
 
 
 @pytest.mark.parametrize("again", ["replayed", "restored"])

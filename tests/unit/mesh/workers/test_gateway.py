@@ -522,6 +522,33 @@ async def test_models_are_those_that_processors_run_and_adapters_that_one_may_se
     assert {model.max_context_length for model in mine.models} == {CONTEXT}
 
 
+async def test_list_of_models_is_no_longer_than_a_message_whatever_others_share(world):
+    await world.add_processor()
+    gateway = await world.add_gateway()
+    await publish(world, gateway)
+    for number in range(6000):
+        event = AdapterPublished(
+            account_id=f"acc-{number % 6}",
+            name=f"{number:04}-{'x' * 100}",
+            at=float(number),
+            base_model=MODEL,
+            content=f"{number:064x}",
+            shared=True,
+        )
+        gateway._catalog.apply((number,), event)
+    found = await world.call(gateway, GatewayApi.rpc_models, ListModels(credential="right"))
+    names = [model.name for model in found.models]
+    assert names[:2] == [MODEL, "pirate"]
+    assert f"5999-{'x' * 100}" in names, "what was shared last comes first"
+    assert 1000 < len(names) < 6000
+    for name in (MODEL, "pirate", f"0000-{'x' * 100}", f"{MODEL};0000-{'x' * 100}"):
+        query = ListModels(credential="right", name=name)
+        (one,) = (await world.call(gateway, GatewayApi.rpc_models, query)).models
+        assert name in {one.name, f"{one.base_model};{one.name}"}
+    query = ListModels(credential="bob", name="pirate")
+    assert (await world.call(gateway, GatewayApi.rpc_models, query)).models == ()
+
+
 async def test_model_of_a_processor_that_has_just_come_is_listed_where_none_was_known(world):
     gateway = await world.add_gateway()
     for expected in ([], [MODEL]):

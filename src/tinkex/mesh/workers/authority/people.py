@@ -255,7 +255,7 @@ class People:
             AuthenticationError: the token does not hold.
         """
         state = self._state()
-        found = self._accounts.keys(self._caller(access_token).account_id)
+        found = self._accounts.keys(self._caller(access_token).account_id, self._clock.now())
         return [(key, state.key_name(key)) for key in found]
 
     async def revoke_key(self, access_token: str, key_id: str) -> None:

@@ -97,10 +97,9 @@ class MeshCompleter:
         Raises:
             APIStatusError: 404, when there is none of this name.
         """
-        found = await self._gateways.ask(GatewayApi.rpc_models, ListModels(credential=caller))
-        for model in found.models:
-            if name in {model.name, f"{model.base_model};{model.name}"}:
-                return _card(model, name)
+        query = ListModels(credential=caller, name=name)
+        for model in (await self._gateways.ask(GatewayApi.rpc_models, query)).models:
+            return _card(model, name)
         raise model_not_found(f"There is no model {name!r} for this key.")
 
     async def complete(self, caller: str, request: CompletionRequest) -> MeshCompletion:

@@ -6,7 +6,7 @@ worker and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -30,7 +30,7 @@ from tinkex.mesh.api.gateway import (
     Published,
     UnpublishAdapter,
 )
-from tinkex.mesh.api.processor import CountTokens, ProcessorApi
+from tinkex.mesh.api.processor import CountTokens, ProcessorApi, ServedModel
 from tinkex.mesh.balancer import Balancer, Offer, Wanted
 from tinkex.mesh.catalog import (
     AdapterCatalog,
@@ -57,6 +57,11 @@ COUNT_TIMEOUT_S = 10.0
 OWNED_BY = "mesh"
 MAX_ADAPTERS = 1000
 """Adapters that one account may have published."""
+LISTED_BYTES = 768 * 2**10
+"""Of adapters in a list of models, about: one message holds a megabyte, and accounts may share
+more adapters than that. One's own come first."""
+_MODEL_BYTES = 128
+"""Of a model in a list, beside its names."""
 
 T = TypeVar("T", bound=auth.Attempt)
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -123,30 +128,50 @@ class Gateway(GatewayApi):
         caller = await self._admission.caller(request.credential, READ)
         await self._directory.look()
         served = self._directory.models()
-        found = [
-            MeshModel(
-                name=name,
-                base_model=name,
-                created=int(self._started),
-                owned_by=OWNED_BY,
-                max_context_length=max(one.max_context_length for one in those),
-                processors=len(those),
-            )
-            for name, those in sorted(served.items())
-        ]
-        for adapter in self._catalog.visible(caller.account_id):
-            those = [one for one in served.get(adapter.base_model, ()) if one.adapters]
-            found.append(
-                MeshModel(
-                    name=adapter.name,
-                    base_model=adapter.base_model,
-                    created=int(adapter.at),
-                    owned_by=adapter.account_id,
-                    max_context_length=max((one.max_context_length for one in those), default=0),
-                    processors=len(those),
-                )
-            )
+        if request.name is not None:
+            return Models(tuple(self._named(request.name, caller.account_id, served)))
+        found = [self._base_model(name, those) for name, those in sorted(served.items())]
+        size = 0
+        for adapter in sorted(
+            self._catalog.visible(caller.account_id),
+            key=lambda one: (one.account_id != caller.account_id, -one.at, one.name),
+        ):
+            size += _size_of(adapter)
+            if size > LISTED_BYTES:
+                break
+            found.append(self._adapter(adapter, served))
         return Models(tuple(found))
+
+    def _named(
+        self, name: str, account_id: str, served: Mapping[str, list[ServedModel]]
+    ) -> Iterator[MeshModel]:
+        """Give the model that a name stands for, if there is one."""
+        if name in served:
+            yield self._base_model(name, served[name])
+        elif (adapter := self._catalog.resolve(account_id, name).adapter) is not None:
+            yield self._adapter(adapter, served)
+
+    def _base_model(self, name: str, those: Sequence[ServedModel]) -> MeshModel:
+        return MeshModel(
+            name=name,
+            base_model=name,
+            created=int(self._started),
+            owned_by=OWNED_BY,
+            max_context_length=max(one.max_context_length for one in those),
+            processors=len(those),
+        )
+
+    @staticmethod
+    def _adapter(adapter: AdapterPublished, served: Mapping[str, list[ServedModel]]) -> MeshModel:
+        those = [one for one in served.get(adapter.base_model, ()) if one.adapters]
+        return MeshModel(
+            name=adapter.name,
+            base_model=adapter.base_model,
+            created=int(adapter.at),
+            owned_by=adapter.account_id,
+            max_context_length=max((one.max_context_length for one in those), default=0),
+            processors=len(those),
+        )
 
     async def rpc_count_tokens(self, request: CountPrompt, call: Call) -> Counted:
         """Count a prompt's tokens: a request like others, as a processor works for it."""
@@ -282,3 +307,8 @@ class Gateway(GatewayApi):
 def _from(request: T, call: Call) -> T:
     """Say which client asks, whatever it said itself: attempts are counted by it."""
     return msgspec.structs.replace(request, source=call.peer.raw)
+
+
+def _size_of(adapter: AdapterPublished) -> int:
+    names = (adapter.name, adapter.base_model, adapter.account_id)
+    return _MODEL_BYTES + sum(len(name.encode()) for name in names)
