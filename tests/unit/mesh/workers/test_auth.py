@@ -23,6 +23,7 @@ from tinkex.errors import (
     StorageError,
     TrustError,
 )
+from tinkex.mesh.accounts.credentials import digest
 from tinkex.mesh.accounts.events import (
     KeyPublished,
     PeerJoined,
@@ -456,6 +457,21 @@ async def test_keys_are_made_listed_and_revoked(home):
         home.worker._public.verify(made.key, home.clock.now())
     (listed,) = (await home.call(AuthApi.rpc_list_keys, auth.ListKeys(session.access_token))).keys
     assert listed.revoked_at == home.clock.now()
+
+
+async def test_what_gateways_are_told_at_once_may_be_more_than_an_entry_holds(home):
+    """As after `rotate-root --stolen`, when all keys that there are are told once more."""
+    await home.register()
+    made = await home.new_key(await home.log_in())
+    known = home.worker._public.book._keys[digest(made.key)]
+    told = [
+        msgspec.structs.replace(known, key_id=f"key-{number}", key_hash=number.to_bytes(32))
+        for number in range(4000)
+    ]
+    await home.worker._log.tell(told, [])
+    await home.worker._current()
+    assert all(home.worker._public.book.knows(event) for event in told)
+    assert await home.new_key(await home.log_in())
 
 
 async def test_a_key_makes_no_keys_and_closes_no_account(home):

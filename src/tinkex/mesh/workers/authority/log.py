@@ -21,12 +21,16 @@ from tinkex.mesh.accounts.events import (
     network_form,
     public_form,
 )
-from tinkex.mesh.feeds.entry import Entry
+from tinkex.mesh.feeds.entry import MAX_PAYLOAD_BYTES, Entry
 from tinkex.mesh.identity import PeerId
 from tinkex.mesh.tasks import Tasks
 from tinkex.mesh.trust.network import NetworkInfo
 
 T = TypeVar("T")
+Told = TypeVar("Told", PublicEvent, NetworkEvent)
+
+TOLD_BYTES = MAX_PAYLOAD_BYTES // 4
+"""After so many no more events are put into one entry of what others are told."""
 
 
 class Journal(Protocol):
@@ -251,9 +255,19 @@ class AuthLog:
 
     async def _tell(self) -> None:
         """Write what others are to know; what could not be written is tried before all else."""
-        if self._untold_to_all:
-            await self._network.append(encode_events(self._untold_to_all))
-            self._untold_to_all.clear()
-        if self._untold:
-            await self._public.append(encode_events(self._untold))
-            self._untold.clear()
+        await _written(self._network, self._untold_to_all)
+        await _written(self._public, self._untold)
+
+
+async def _written(journal: Journal, events: list[Told]) -> None:
+    """Write events, in as many entries as they need, and take them off their list.
+
+    All that gateways know is told once more where the root was replaced: no entry holds that.
+    """
+    while events:
+        count, size = 0, 0
+        while count < len(events) and (not count or size < TOLD_BYTES):
+            size += len(encode_events(events[count : count + 1]))
+            count += 1
+        await journal.append(encode_events(events[:count]))
+        del events[:count]
