@@ -16,7 +16,6 @@ from tinkex.client.chunking import Chunk, ChunkLimits, split_data
 from tinkex.client.loop import in_thread
 from tinkex.client.metrics import combine_outputs
 from tinkex.client.sequencer import PART_IS_THERE, may_be_held
-from tinkex.errors import RateLimitError
 from tinkex.types import (
     Datum,
     ForwardBackwardInput,
@@ -120,7 +119,7 @@ class Batches:
                 pending.append(await turn.send(self._poster(server, chunk, batch)))
             except Exception as error:
                 if not batch.forward_only:
-                    is_partial = bool(pending) or _may_be_done(error)
+                    is_partial = bool(pending) or may_be_held(error)
                     if is_partial:
                         error.add_note(PART_IS_THERE)
                     self._sequencer.skip_until_seen(error, turn, is_partial=is_partial)
@@ -162,9 +161,3 @@ class Batches:
     ) -> ForwardBackwardOutput:
         fetches = [operations.fetch(self._connection, one) for one in pending]
         return combine_outputs(await operations.gather(fetches))
-
-
-def _may_be_done(error: Exception) -> bool:
-    """Whether the server may do what was asked, though it ended in `error`."""
-    was_put_off = isinstance(error, RateLimitError) and not error.perhaps_done
-    return may_be_held(error) and not was_put_off

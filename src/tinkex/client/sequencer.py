@@ -50,8 +50,8 @@ T = TypeVar("T")
 _COMPUTING: ContextVar[Sequencer | None] = ContextVar("computing", default=None)
 """Whose call the code that runs is a part of: a custom loss, in its thread."""
 
-_FATE_UNKNOWN = frozenset({408, 409, 425, 429})
-"""4xx statuses after which the server may hold the request all the same."""
+_FATE_UNKNOWN = frozenset({408, 409, 425})
+"""4xx statuses after which the server may hold the request all the same; a 429 puts it off."""
 
 PART_IS_THERE = (
     "A part of its gradient may be on the server: who sends it again adds that part twice. "

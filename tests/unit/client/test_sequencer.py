@@ -75,7 +75,7 @@ async def test_next_post_waits_until_the_one_before_was_answered():
         (status_error(400), 1),
         (status_error(422), 1),
         (status_error(404), 1),
-        (status_error(429), 2),
+        (status_error(429), 1),
         (status_error(409), 2),
         (status_error(503), 2),
         (ConnectionError("reset"), 2),
@@ -84,6 +84,7 @@ async def test_next_post_waits_until_the_one_before_was_answered():
         (CredentialError("the command printed no key"), 1),
         (CertificateError("nobody signed it"), 1),
         (after_an_attempt_without_an_answer(status_error(403)), 2),
+        (after_an_attempt_without_an_answer(status_error(429)), 2),
         (after_an_attempt_without_an_answer(CredentialError("no key any more")), 2),
     ],
 )

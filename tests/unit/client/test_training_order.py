@@ -89,6 +89,18 @@ def test_refused_batch_takes_the_step_that_was_queued_for_its_gradient_with_it(
     assert sequence_ids(peer, "optim_step") == ([1, 2] if call == "forward" else [1])
 
 
+def test_batch_that_was_put_off_to_the_end_leaves_no_gap_that_the_server_waits_for(peer):
+    with service(peer, runtime=Runtime(clock=JumpingClock())) as running:
+        client = training_client(peer, running)
+        peer.always(TRAIN, ok({"detail": "too many requests"}, 429, retry_after="1"))
+        with pytest.raises(tinker.RateLimitError, match="too many requests"):
+            client.forward_backward([datum()], "cross_entropy").result(10)
+        peer.expect(STEP, future("step"))
+        peer.always(POLL, ok({"metrics": {}}))
+        client.optim_step(PARAMS).result(10)
+    assert sequence_ids(peer, "optim_step") == [1]
+
+
 @pytest.mark.parametrize("name", [None, "named"])
 def test_skipped_save_that_nobody_has_read_lets_no_later_step_through(peer, client, name):
     peer.expect(TRAIN, ok({"detail": "not this one"}, 422))
