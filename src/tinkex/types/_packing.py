@@ -24,5 +24,5 @@ def packed(values: Any, code: str) -> npt.NDArray[Any] | None:
         return None
     try:
         return np.frombuffer(struct.pack(f"<{len(values)}{code}", *values), PACKED_DTYPES[code])
-    except (struct.error, OverflowError):
+    except (struct.error, OverflowError, TypeError):
         return None  # NumPy says what is wrong with them, or casts them

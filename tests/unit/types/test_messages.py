@@ -60,6 +60,14 @@ def test_list_that_is_no_array_of_numbers_is_refused(key, values):
         types.Datum(types.ModelInput.from_ints([1]), {key: values})
 
 
+def test_list_of_arrays_is_an_array_of_their_numbers():
+    """As the official package takes one."""
+    given = {"target_tokens": [np.array([1, 2])], "weights": [np.array(0.5), np.array(1.0)]}
+    inputs = types.Datum(types.ModelInput.from_ints([1, 2]), given).loss_fn_inputs
+    assert (inputs["target_tokens"].shape, inputs["target_tokens"].data) == ([1, 2], [1, 2])
+    assert inputs["weights"].data == [0.5, 1.0]
+
+
 def test_provenance_gives_a_new_datum():
     span = types.SampledProvenanceSpan(sequence_id="s", length=1)
     datum = types.Datum(types.ModelInput.from_ints([1]))

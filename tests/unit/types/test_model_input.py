@@ -36,7 +36,11 @@ def test_whole_numbers_kept_as_floats_are_tokens(tokens):
 
 
 @pytest.mark.parametrize(
-    "tokens", [["a"], [1.5], [[1], [2]], [[]], [2**31], [2**63], [2**80], [True], [None], 5, "text"]
+    "tokens",
+    [
+        *(["a"], [1.5], [[1], [2]], [[]], [2**31], [2**63], [2**80], [True], [None], 5, "text"),
+        *([np.array(0.5)], [np.array([1, 2])]),
+    ],
 )
 def test_tokens_that_are_no_flat_list_of_ids_are_refused(tokens):
     with pytest.raises(InputError, match=r"integers|32 bits"):
