@@ -73,10 +73,10 @@ def test_refused_batch_takes_the_step_that_was_queued_for_its_gradient_with_it(
     """Adam moves the weights without a gradient, too: by its momentum."""
     peer.expect(TRAIN, ok({"detail": "not this one"}, status))
     peer.always(POLL, ok({"metrics": {}}))
-    refused = getattr(client, call)([datum()], "cross_entropy")
-    queued = client.optim_step(PARAMS)
     if call == "forward":
         peer.expect(STEP, future("queued"))
+    refused = getattr(client, call)([datum()], "cross_entropy")
+    queued = client.optim_step(PARAMS)
     with pytest.raises(tinker.APIStatusError, match="not this one"):
         refused.result(10)
     if call == "forward":
