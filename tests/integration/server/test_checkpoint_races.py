@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from contextlib import closing
 
 import pytest
 from server_support import batch_json, sample_json
@@ -176,12 +177,12 @@ async def test_copy_that_is_asked_for_twice_at_once_is_one_copy(api):
 async def test_copy_that_was_given_up_half_way_is_made_when_it_is_asked_for_again(api):
     path = await saved(api, await api.model(), 1)
     headers = {"x-idempotency-key": "copy"}
-    with sqlite3.connect(api.services.config.data_dir / DATABASE_NAME) as database:
+    with closing(sqlite3.connect(api.services.config.data_dir / DATABASE_NAME)) as database:
         refuse = "BEFORE INSERT ON training_runs BEGIN SELECT RAISE(FAIL, 'refused'); END"
         database.execute(f"CREATE TRIGGER refusing {refuse}")
     refused = await api.post("/copy_weights", {"source_path": path}, headers=headers)
     assert refused.status_code >= 500
-    with sqlite3.connect(api.services.config.data_dir / DATABASE_NAME) as database:
+    with closing(sqlite3.connect(api.services.config.data_dir / DATABASE_NAME)) as database:
         database.execute("DROP TRIGGER refusing")
     copied = await api.ok("/copy_weights", {"source_path": path}, headers=headers)
     assert {one["tinker_path"] for one in await listed(api)} == {path, copied["tinker_path"]}

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import threading
+from contextlib import closing
 
 import pytest
 from patience import PATIENCE_S
@@ -87,13 +88,13 @@ async def test_sampler_that_the_database_refused_is_not_there_until_it_takes_it(
         path = await saved(api, await api.model(), 1, "save_weights_for_sampler")
         body = {"session_id": await api.session(), "sampling_session_seq_id": 0}
         body["model_path"] = path
-        with sqlite3.connect(database) as connection:
+        with closing(sqlite3.connect(database)) as connection:
             refuse = "BEFORE INSERT ON samplers BEGIN SELECT RAISE(FAIL, 'refused'); END"
             connection.execute(f"CREATE TRIGGER refusing {refuse}")
         assert (await api.post("/create_sampling_session", body)).status_code >= 500
         await api.quiet()
         assert len(api.services.samplers) == 0
-        with sqlite3.connect(database) as connection:
+        with closing(sqlite3.connect(database)) as connection:
             connection.execute("DROP TRIGGER refusing")
         sampler = (await api.ok("/create_sampling_session", body))["sampling_session_id"]
         before = (await sampled(api, sampler, 0))["sequences"][0]

@@ -2,6 +2,7 @@
 
 import sqlite3
 import stat
+from contextlib import closing
 
 import pytest
 
@@ -60,7 +61,8 @@ def test_key_has_256_random_bits_and_is_kept_nowhere(directory, ada, empty_datab
     assert made.secret not in repr(made)
     assert made.key.prefix == made.secret[:12]
     assert directory.key(made.key.key_id) == made.key
-    dump = "\n".join(sqlite3.connect(empty_database).iterdump())
+    with closing(sqlite3.connect(empty_database)) as connection:
+        dump = "\n".join(connection.iterdump())
     assert made.secret not in dump
     assert made.secret[12:] not in dump
     assert made.secret != directory.create_key(ada.account_id, "laptop", ANYTHING).secret

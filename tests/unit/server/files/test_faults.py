@@ -2,6 +2,7 @@
 
 import errno
 import sqlite3
+from contextlib import closing
 
 import pytest
 from sqlalchemy import event, text
@@ -56,11 +57,10 @@ async def test_damaged_page_under_a_running_server_is_told_and_never_read(tmp_pa
     for number in range(5):
         await store.add_session(session(number))
     await store.close()
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         query = "SELECT rootpage FROM sqlite_master WHERE name = 'sessions'"
         page = connection.execute(query).fetchone()[0]
         size = connection.execute("PRAGMA page_size").fetchone()[0]
-    connection.close()
     store = Store(database)
     await store.open()
     await store.sessions("a", limit=1, offset=0)
@@ -94,8 +94,8 @@ def test_engines_error_about_the_disk_becomes_one_and_others_stay():
 
 
 def test_errors_of_the_statement_are_not_the_disks():
-    with pytest.raises(sqlite3.Error) as caught:
-        sqlite3.connect(":memory:").execute("SELECT nonsense FROM nowhere")
+    with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(sqlite3.Error) as caught:
+        connection.execute("SELECT nonsense FROM nowhere")
     assert database_fault(caught.value) is None
     assert database_fault(ValueError()) is None
     assert database_fault(None) is None
