@@ -6,9 +6,13 @@ them, or each of its rounds in a test would take a second.
 Hypothesis measures no time: on a shared machine a slow moment is nobody's fault. Whole programs go
 first, in random order among themselves, as everything else after them. And what made a test fail
 that passed when it was run once more is shown: it is a bug all the same.
+
+Ctrl-C works in the programs that tests start: a shell that runs something in the background has it
+ignore SIGINT, and all that it starts.
 """
 
 import gc
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +25,9 @@ settings.register_profile(
 settings.load_profile("shared machine")
 
 gc.disable()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
