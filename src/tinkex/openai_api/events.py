@@ -45,10 +45,15 @@ class EventReply(StreamingResponse):
         )
         self._events = events
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the stream, as long as the client is there."""
+        # Starlette's own way ends the source by a cancel scope, in which each `await` is cancelled
+        # anew: what winds up what was begun would never come to its end.
+        sending = asyncio.ensure_future(self.stream_response(send))
+        gone = asyncio.ensure_future(self.listen_for_disconnect(receive))
         try:
-            await super().__call__(scope, receive, send)
+            if await _ended_before(sending, gone):
+                await sending
         finally:
             await self._events.aclose()
 
@@ -100,11 +105,16 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
+    if not await _ended_before(task, gone):
+        raise ClientGoneError
+    return await task
+
+
+async def _ended_before(task: asyncio.Future[Any], gone: asyncio.Future[None]) -> bool:
+    """Wait for the end of a task, and cancel it if the client is gone before; say whether not."""
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGoneError
-        return await task
+        return task.done()
     finally:
         for one in (task, gone):
             one.cancel()

@@ -399,11 +399,17 @@ async def test_prompts_are_told_apart(face, completer, piece, prompt, expected):
     assert [choice["index"] for choice in response.json()["choices"]] == list(range(len(expected)))
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_client_that_hangs_up_ends_the_work(completer, stream):
+@pytest.mark.parametrize(
+    ("path", "stream", "heard"),
+    [(CHAT, False, 0), (CHAT, True, 0), (CHAT, True, 1), (PLAIN, True, 0), (PLAIN, True, 1)],
+)
+async def test_client_that_hangs_up_ends_the_work(completer, piece, path, stream, heard):
+    """Before it heard anything, and in the middle of an answer."""
     begun = asyncio.Event()
 
     async def silence():
+        for _ in range(heard):
+            yield piece("a")
         begun.set()
         await asyncio.Event().wait()
         yield None
@@ -424,9 +430,10 @@ async def test_client_that_hangs_up_ends_the_work(completer, stream):
     (route,) = (
         route
         for route in OpenAIRoutes(completer, lambda _: "me", VirtualClock()).routes()
-        if route.path == CHAT
+        if route.path == path
     )
-    body = json.dumps({"model": "one", "messages": HELLO, "stream": stream}).encode()
+    asked = {"messages": HELLO} if path == CHAT else {"prompt": "a"}
+    body = json.dumps({"model": "one", "stream": stream, **asked}).encode()
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     sent = []
 
@@ -439,10 +446,10 @@ async def test_client_that_hangs_up_ends_the_work(completer, stream):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     await asyncio.wait_for(route.app(scope, receive, send), 5)
     assert script.cancelled
-    assert sent[0]["status"] == 499
+    assert sent[0]["status"] == (200 if heard else 499)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
+from tinkex.openai_api.events import EventReply
 from tinkex.server.openapi.describe import Media, described
 from tinkex.server.refusal import not_found
 from tinkex.server.routes.messages import (
@@ -95,8 +95,4 @@ class SamplingRoutes:
         future, sequence_ids, tokens = await self._s.sampling.stream(
             caller.owner, message, key_id=caller.key_id
         )
-        return StreamingResponse(
-            events(self._s.futures, future, sequence_ids, tokens),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store"},
-        )
+        return EventReply(events(self._s.futures, future, sequence_ids, tokens))

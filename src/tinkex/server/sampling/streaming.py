@@ -24,7 +24,7 @@ from tinkex.wire.proto import encode_sample_response
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from tinkex.engine.sampling.sequence import SampledToken
     from tinkex.server.futures import Future, FutureStore
@@ -69,7 +69,7 @@ class TokenStream:
 
 async def events(
     futures: FutureStore, future: Future, sequence_ids: list[str], tokens: TokenStream
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Give the events of a sample as they happen; a client that goes away ends the sample."""
     try:
         yield _event({"type": "started", "sequence_ids": sequence_ids})

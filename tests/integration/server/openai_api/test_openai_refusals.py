@@ -151,13 +151,20 @@ async def ended(server):
     return futures.open_count, left
 
 
+async def used(server):
+    """Return what the key of these tests has used."""
+    services = server.services
+    key_id = services.accounts.authenticator.caller(KEY).key_id
+    return await services.ledger.used(key_id)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_hangs_up_ends_the_sampling(server, client, stream):
     body = {"model": SPROUT, "prompt": "Once", "max_tokens": 1900, "n": 16, "stream": stream}
     body["temperature"] = 2  # so hot, it does not end a story by itself
     headers = {"authorization": f"Bearer {KEY}"}
-    before = on_the_loop(server, ended(server))
-    assert before == (0, False)
+    assert on_the_loop(server, ended(server)) == (0, False)
+    failed = on_the_loop(server, used(server)).failed_requests
     if stream:
         with httpx.stream(
             "POST", f"{server.url}/v1/completions", json=body, headers=headers
@@ -167,18 +174,14 @@ def test_client_that_hangs_up_ends_the_sampling(server, client, stream):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=0.5)
     assert on_the_loop(server, ended(server)) == (0, False)
+    assert on_the_loop(server, used(server)).failed_requests == failed + 1
     assert client.completions.create(model=SPROUT, prompt="a").usage.prompt_tokens == 1
 
 
 def test_what_is_sampled_counts_on_the_key(server, client):
-    async def used():
-        services = server.services
-        key_id = services.accounts.authenticator.caller(KEY).key_id
-        return await services.ledger.used(key_id)
-
-    before = on_the_loop(server, used())
+    before = on_the_loop(server, used(server))
     usage = client.completions.create(model=SPROUT, prompt="One two", n=2, max_tokens=3).usage
-    after = on_the_loop(server, used())
+    after = on_the_loop(server, used(server))
     assert after.sampled_tokens - before.sampled_tokens == usage.completion_tokens
     prompt = after.prefilled_tokens + after.cached_tokens
     assert prompt - before.prefilled_tokens - before.cached_tokens == usage.prompt_tokens
